@@ -173,16 +173,12 @@ CODES: dict[str, ErrorCode] = {
     "device_memory": ErrorCode(ResourceError, False, "the device has too little memory for this entry"),
     "processor_failed": ErrorCode(ProcessorError, False, "the processor raised an exception"),
     "processor_timeout": ErrorCode(ProcessorError, False, "the processor ran past its limit"),
-    "processor_output": ErrorCode(
-        ProcessorError, False, "the processor returned something that is no output"
-    ),
+    "processor_output": ErrorCode(ProcessorError, False, "the processor returned something that is no output"),
     "processor_input": ErrorCode(ProcessorError, False, "the processor cannot take this media type"),
     "wrong_state": ErrorCode(StateError, False, "the job's state does not allow this"),
     "exists": ErrorCode(StateError, False, "a thing of this name exists already"),
     "cancelled": ErrorCode(StateError, False, "the job was cancelled"),
-    "audit_unwritable": ErrorCode(
-        AuditError, True, "the audit log cannot be written, so the act was not done"
-    ),
+    "audit_unwritable": ErrorCode(AuditError, True, "the audit log cannot be written, so the act was not done"),
     "audit_broken": ErrorCode(AuditError, False, "the audit log does not match its checkpoints"),
     "key_locked": ErrorCode(KeyFileError, False, "wrong passphrase or credential"),
     "key_invalid": ErrorCode(KeyFileError, False, "a key file or public key is malformed"),

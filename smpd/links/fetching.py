@@ -1,0 +1,95 @@
+"""What smpd asks of a fetch process. One process serves one remote and holds only that remote's secret.
+
+The first request is :class:`Setup`, with the ring's descriptor; it is answered by ``None``. Paths are relative to the
+remote's root (bucket and prefix, login folder, local folder). No message has room for a key.
+"""
+
+import msgspec
+
+from smp_proto.control import AnyRemoteConfig, AnyRemoteSecret, ObjectInfo
+
+
+class Request(msgspec.Struct, tag_field="op"):
+    """Base of the requests."""
+
+
+class Setup(Request, tag="setup"):
+    """Who to talk to, with what, and the geometry of the ring whose descriptor comes along. Reply: None."""
+
+    config: AnyRemoteConfig
+    slots: int
+    slot_bytes: int
+    secret: AnyRemoteSecret | None = None
+    connections: int = 4
+
+
+class Stat(Request, tag="stat"):
+    """Size and pin of one object. Reply: ObjectInfo. Errors: no_such_object, no_such_bucket, remote_*."""
+
+    path: str
+
+
+class List(Request, tag="list"):
+    """All objects below a prefix, in order. DATA: Listed, in batches. Reply: None."""
+
+    prefix: str
+    recursive: bool = True
+
+
+class Listed(msgspec.Struct):
+    """A batch of a listing."""
+
+    objects: list[ObjectInfo]
+
+
+class Read(Request, tag="read"):
+    """Bytes ``[offset, offset + length)`` of an object into a slot, at ``at``. Reply: None.
+
+    Exactly ``length`` bytes are in the slot when the reply comes. The pin (of Stat) must still hold, both by
+    what the server is asked (If-Match) and by what it answers (ETag, Content-Range, size and mtime), else
+    ``source_changed``. A body cut short is ``remote_unreachable`` (retryable), never a short success.
+    """
+
+    path: str
+    pin: str
+    offset: int
+    length: int
+    slot: int
+    at: int = 0
+
+
+class Write(Request, tag="write"):
+    """Upload ``size`` bytes of the descriptor that comes along, from its offset 0, to ``path``. Reply: ObjectInfo.
+
+    S3: multipart above one part, aborted on failure or cancel. SFTP and local: a temporary name, then rename.
+    An existing object of that name is replaced. DATA: Progress.
+    """
+
+    path: str
+    size: int
+
+
+class Progress(msgspec.Struct):
+    """Bytes moved so far."""
+
+    done: int
+
+
+class Delete(Request, tag="delete"):
+    """Remove one object; one that is not there is no error. Reply: None."""
+
+    path: str
+
+
+class Probe(Request, tag="probe"):
+    """Connect, authenticate and list at most one object. Reply: Probed. Errors: remote_*, no_such_bucket."""
+
+
+class Probed(msgspec.Struct):
+    """What a probe found: e.g. server software, cipher, TLS version, and how long the round trip took."""
+
+    milliseconds: float
+    facts: dict[str, str] = {}
+
+
+AnyRequest = Setup | Stat | List | Read | Write | Delete | Probe

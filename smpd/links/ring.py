@@ -1,0 +1,114 @@
+"""A ring: N slots of shared memory in one memfd, touched once and reused for ever.
+
+The side that hands out slots (always smpd) keeps a :class:`Slots`; the other side only maps and fills or
+drains what it is told. A slot is bytes ``[slot * slot_bytes, (slot + 1) * slot_bytes)`` of the memfd.
+"""
+
+import contextlib
+import fcntl
+import mmap
+import os
+from collections.abc import AsyncIterator
+
+import anyio
+
+from smp_proto.errors import ResourceError
+
+_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+
+
+class Ring:
+    """A mapped ring. ``fd`` may be sent to the process that shares it."""
+
+    def __init__(self, fd: int, slots: int, slot_bytes: int) -> None:
+        self.fd = fd
+        self.slots = slots
+        self.slot_bytes = slot_bytes
+        if os.fstat(fd).st_size != slots * slot_bytes:
+            raise ResourceError("internal", "a ring arrived with a size other than announced")
+        self._map = mmap.mmap(fd, slots * slot_bytes, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+        self._view = memoryview(self._map)
+
+    @classmethod
+    def create(cls, name: str, slots: int, slot_bytes: int) -> "Ring":
+        """Allocate a ring and touch every page of it.
+
+        Its size is sealed, so that the other process cannot shrink it and turn our next access into SIGBUS.
+
+        Raises:
+            ResourceError: ``disk_full`` when memory for it is not to be had.
+        """
+        fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            # Allocating here instead of at first touch turns a lack of memory into an error, not a SIGBUS.
+            os.posix_fallocate(fd, 0, slots * slot_bytes)
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+            return cls(fd, slots, slot_bytes)
+        except OSError as error:
+            os.close(fd)
+            raise ResourceError(
+                "disk_full",
+                f"no memory for a ring of {slots} slots of {slot_bytes} bytes",
+                hint="lower ring.slots in the configuration, or free memory",
+            ) from error
+
+    def slot(self, index: int) -> memoryview:
+        """The writable bytes of one slot; the caller releases the view."""
+        if not 0 <= index < self.slots:
+            raise IndexError(index)
+        return self._view[index * self.slot_bytes : (index + 1) * self.slot_bytes]
+
+    def offset(self, index: int) -> int:
+        """Where a slot starts in the memfd, in bytes."""
+        return index * self.slot_bytes
+
+    def wipe(self, index: int, length: int | None = None) -> None:
+        """Zero the first ``length`` bytes of a slot, or all of it."""
+        length = self.slot_bytes if length is None else length
+        with self.slot(index) as view, memoryview(bytes(min(length, 1 << 20))) as zeros:
+            for start in range(0, length, max(len(zeros), 1)):
+                part = min(len(zeros), length - start)
+                view[start : start + part] = zeros[:part]
+
+    def close(self) -> None:
+        """Unmap and close. Views still exported keep the memory mapped until they go."""
+        self._view.release()
+        with contextlib.suppress(BufferError):
+            self._map.close()
+        os.close(self.fd)
+
+
+class Slots:
+    """The free slots of a ring. Waiting for one is the back-pressure of the whole pipeline.
+
+    Waiters are served in the order they came: ranges take slots in order, so the range that everything
+    after it waits for always has one.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._free = list(range(count))
+        self._tokens = anyio.Semaphore(count, max_value=count)
+
+    async def take(self) -> int:
+        """Wait for a free slot and take it."""
+        await self._tokens.acquire()
+        return self._free.pop()
+
+    def give(self, index: int) -> None:
+        """Return a slot."""
+        self._free.append(index)
+        self._tokens.release()
+
+    @property
+    def free(self) -> int:
+        """How many slots could be taken now."""
+        return self._tokens.value
+
+    @contextlib.asynccontextmanager
+    async def lease(self) -> AsyncIterator[int]:
+        """A slot for the length of a block."""
+        index = await self.take()
+        try:
+            yield index
+        finally:
+            self.give(index)
