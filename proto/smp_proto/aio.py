@@ -1,30 +1,27 @@
-"""The one anyio driver of the codec: used by the daemon, by the worker links and by the async client.
+"""The one anyio driver of the protocol: used by the daemon, by the worker links and by the async client.
 
 ``Channel`` moves frames and descriptors over a Unix stream socket. ``Caller`` asks (REQUEST, then DATA until
 END); ``serve`` answers. Either side of a link or control connection is one of the two.
 """
 
-import array
 import contextlib
-import os
-import socket
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import anyio
+import anyio.lowlevel
 import msgspec
 from anyio.abc import TaskGroup
 
+from smp_proto.channel import Channel, close_all, decode, encode
 from smp_proto.errors import DaemonError, ErrorBody, SmpError
-from smp_proto.wire import FDS_MAX, Frame, FrameDecoder, FrameType, encode_frame
+from smp_proto.wire import BODY_MAX_BYTES, STREAM_MAX, Frame, FrameType
 
-_RECEIVE_BYTES = 1 << 18
+__all__ = ["Caller", "Channel", "End", "Exchange", "Handler", "close_all", "decode", "encode", "serve"]
+
 _STREAMS_MAX = 256
-_FDS_PENDING_MAX = 4 * FDS_MAX
-_INT_BYTES = array.array("i").itemsize
-_INBOX_MAX = 1024
 _FAULT = SmpError("internal", "a fault in SMP", hint="see the daemon's log; please report it")
 T = TypeVar("T")
 
@@ -36,153 +33,69 @@ class End(msgspec.Struct, omit_defaults=True):
     error: ErrorBody | None = None
 
 
-def encode(body: Any) -> bytes:
-    """Encode one message body (msgpack, maps)."""
-    return msgspec.msgpack.encode(body)
-
-
-def decode(body: bytes | msgspec.Raw, kind: type[T]) -> T:
-    """Decode one message body.
-
-    Raises:
-        DaemonError: ``protocol`` when the body is not a ``kind``.
-    """
-    try:
-        return msgspec.msgpack.decode(body, type=kind)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-        raise DaemonError(
-            "protocol", f"a message does not fit the protocol: {error}", hint="update the older side"
-        ) from error
-
-
-class Channel:
-    """Frames over a connected Unix stream socket, which it owns."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        sock.setblocking(False)
-        self.socket = sock
-        self._decoder = FrameDecoder()
-        self._ready: deque[Frame] = deque()
-        self._fds: deque[int] = deque()
-        self._send_lock = anyio.Lock()
-
-    async def send(self, frame_type: FrameType, stream: int, body: bytes = b"", fds: Sequence[int] = ()) -> None:
-        """Send one frame; the descriptors stay open here.
-
-        Raises:
-            anyio.BrokenResourceError: the peer is gone.
-        """
-        data = memoryview(encode_frame(frame_type, stream, body, len(fds)))
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-        # Shielded: half a frame would garble every later one. A peer that stops reading is the caller's
-        # to notice; closing the socket ends the wait.
-        async with self._send_lock:
-            with anyio.CancelScope(shield=True):
-                while data:
-                    try:
-                        sent = self.socket.sendmsg([data], rights)
-                    except (BlockingIOError, InterruptedError):
-                        await anyio.wait_writable(self.socket)
-                        continue
-                    except (OSError, ValueError) as error:
-                        raise anyio.BrokenResourceError from error
-                    data, rights = data[sent:], []
-
-    async def receive(self) -> tuple[Frame, list[int]]:
-        """Return the next frame and its descriptors, which the caller must close.
-
-        Raises:
-            anyio.EndOfStream: the peer closed between frames.
-            anyio.BrokenResourceError: the connection broke inside one.
-            DaemonError: ``protocol``.
-        """
-        while not self._ready:
-            try:
-                data, ancillary, flags, _ = self.socket.recvmsg(
-                    _RECEIVE_BYTES, socket.CMSG_SPACE(FDS_MAX * _INT_BYTES), socket.MSG_CMSG_CLOEXEC
-                )
-            except (BlockingIOError, InterruptedError):
-                await anyio.wait_readable(self.socket)
-                continue
-            except (OSError, ValueError) as error:
-                raise anyio.BrokenResourceError from error
-            self._take_descriptors(ancillary, flags)
-            if not data:
-                raise anyio.BrokenResourceError if self._decoder.partial else anyio.EndOfStream
-            self._decoder.feed(data)
-            self._ready.extend(self._decoder.frames())
-        frame = self._ready.popleft()
-        if frame.fds > len(self._fds):
-            raise DaemonError("protocol", f"a frame announced {frame.fds} descriptors and brought fewer")
-        return frame, [self._fds.popleft() for _ in range(frame.fds)]
-
-    def _take_descriptors(self, ancillary: list[tuple[int, int, bytes]], flags: int) -> None:
-        for level, kind, data in ancillary:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                fds = array.array("i")
-                fds.frombytes(data[: len(data) - len(data) % _INT_BYTES])
-                self._fds.extend(fds)
-        if flags & socket.MSG_CTRUNC or len(self._fds) > _FDS_PENDING_MAX:
-            raise DaemonError("protocol", "descriptors were lost or sent without being announced")
-
-    def close(self) -> None:
-        """Close the socket and every descriptor not yet handed out."""
-        anyio.notify_closing(self.socket)
-        self.socket.close()
-        while self._fds:
-            os.close(self._fds.popleft())
-
-
 class Exchange:
-    """One open stream, on either side: DATA both ways until END."""
+    """One open stream, on either side: DATA both ways until END. One task at a time receives."""
 
     def __init__(self, channel: Channel, stream: int) -> None:
         self.channel = channel
         self.stream = stream
-        send, self._inbox = anyio.create_memory_object_stream[tuple[Frame, list[int]]](_INBOX_MAX)
-        self._outbox = send
+        self._inbox: deque[tuple[Frame, list[int]]] = deque()
+        self._arrived = anyio.Event()
+        self._closed = False
         self._result: bytes | None = None
 
     def deliver(self, frame: Frame, fds: list[int]) -> None:
         """Hand in a received frame; called by the connection's reader only.
 
         Raises:
-            DaemonError: ``protocol`` when the peer sends faster than is read, which no SMP peer does.
+            DaemonError: ``protocol`` when too much is unread on this connection.
         """
-        try:
-            self._outbox.send_nowait((frame, fds))
-        except anyio.WouldBlock:
+        if self._closed:
             close_all(fds)
-            raise DaemonError("protocol", f"more than {_INBOX_MAX} unread messages on one stream") from None
-        except (anyio.BrokenResourceError, anyio.ClosedResourceError):
-            close_all(fds)
+            return
+        self._inbox.append((frame, fds))
+        self._arrived.set()
+        if frame.type is FrameType.DATA:
+            self.channel.count_unread(1, frame, fds)
 
     async def send(self, body: Any, fds: Sequence[int] = ()) -> None:
         """Send one DATA message."""
         await self.channel.send(FrameType.DATA, self.stream, encode(body), fds)
 
     async def receive(self, kind: type[T]) -> tuple[T, list[int]]:
-        """Return the next DATA message and its descriptors.
+        """Return the next DATA message and its descriptors, which the caller must close.
 
         Raises:
             anyio.EndOfStream: the peer sent END with a reply; see :meth:`result`.
             SmpError: the peer sent END with an error, or the connection is gone (``worker_died`` or
                 ``daemon_down``, as the connection was told).
         """
-        frame, fds = await self._inbox.receive()
+        await anyio.lowlevel.checkpoint()
+        while not self._inbox:
+            if self._closed:
+                raise anyio.EndOfStream
+            self._arrived = anyio.Event()
+            await self._arrived.wait()
+        frame, fds = self._inbox.popleft()
         if frame.type is FrameType.DATA:
+            self.channel.count_unread(-1, frame, fds)
             try:
                 return decode(frame.body, kind), fds
             except DaemonError:
                 close_all(fds)
                 raise
         close_all(fds)
-        self._outbox.close()
+        self._closed = True
         end = decode(frame.body, End)
         if end.error is not None:
             raise SmpError.from_body(end.error)
         self._result = bytes(end.ok)
         raise anyio.EndOfStream
+
+    @property
+    def ended(self) -> bool:
+        """Whether END was received: the peer is done with the request."""
+        return self._closed
 
     async def messages(self, kind: type[T]) -> AsyncIterator[T]:
         """Yield DATA messages until END; descriptors that come along are refused."""
@@ -204,19 +117,23 @@ class Exchange:
                 break
         return decode(self._result or b"\xc0", kind)
 
+    async def cancel(self) -> None:
+        """Send CANCEL and wait for END: then the peer has let go of whatever the request named."""
+        with contextlib.suppress(anyio.EndOfStream, anyio.BrokenResourceError, SmpError):
+            if not self._closed:
+                await self.channel.send(FrameType.CANCEL, self.stream)
+            while True:
+                close_all((await self.receive(msgspec.Raw))[1])
+
     def close(self) -> None:
         """Release what was received and not read."""
-        self._outbox.close()
-        with contextlib.suppress(anyio.WouldBlock, anyio.EndOfStream, anyio.ClosedResourceError):
-            while True:
-                close_all(self._inbox.receive_nowait()[1])
-        self._inbox.close()
-
-
-def close_all(fds: Sequence[int]) -> None:
-    """Close descriptors that nobody took."""
-    for fd in fds:
-        os.close(fd)
+        self._closed = True
+        self._arrived.set()
+        while self._inbox:
+            frame, fds = self._inbox.popleft()
+            close_all(fds)
+            if frame.type is FrameType.DATA:
+                self.channel.count_unread(-1, frame, fds)
 
 
 class Caller:
@@ -232,7 +149,7 @@ class Caller:
         self._lost = lost
         self._open: dict[int, Exchange] = {}
         self._next = 1
-        self._gone = False
+        self._gone = anyio.Event()
         self._group: TaskGroup | None = None
 
     async def __aenter__(self) -> Self:
@@ -254,22 +171,26 @@ class Caller:
     @property
     def alive(self) -> bool:
         """Whether the peer was still there when last heard of."""
-        return not self._gone
+        return not self._gone.is_set()
+
+    async def wait_closed(self) -> None:
+        """Wait until the peer is gone."""
+        await self._gone.wait()
 
     @contextlib.asynccontextmanager
     async def open(self, request: Any, fds: Sequence[int] = ()) -> AsyncIterator[Exchange]:
         """Send REQUEST and yield the exchange; leaving before END sends CANCEL."""
-        if self._gone:
+        if not self.alive:
             raise self._lost()
         exchange = Exchange(self._channel, self._take_stream())
         self._open[exchange.stream] = exchange
         try:
             with self._peer():
-                await self._channel.send(FrameType.REQUEST, exchange.stream, encode(request), fds)
+                await self._request(exchange, request, fds)
                 yield exchange
         finally:
             # The stream's number stays taken until END comes, so that a late frame finds its stream.
-            if exchange.stream in self._open and not self._gone:
+            if exchange.stream in self._open and self.alive:
                 with anyio.CancelScope(shield=True), contextlib.suppress(anyio.BrokenResourceError):
                     await self._channel.send(FrameType.CANCEL, exchange.stream)
             exchange.close()
@@ -285,9 +206,18 @@ class Caller:
             async with self.open(request, fds) as exchange:
                 return await exchange.result(kind)
 
+    async def _request(self, exchange: Exchange, request: Any, fds: Sequence[int]) -> None:
+        try:
+            await self._channel.send(FrameType.REQUEST, exchange.stream, encode(request), fds)
+        except BaseException:
+            self._open.pop(exchange.stream, None)  # never asked, so there is nothing to cancel or to wait for
+            raise
+
     def _take_stream(self) -> int:
         stream = self._next
-        self._next = stream % 0xFFFF_FFFF + 1
+        while stream in self._open:
+            stream = stream % STREAM_MAX + 1
+        self._next = stream % STREAM_MAX + 1
         return stream
 
     @contextlib.contextmanager
@@ -314,7 +244,8 @@ class Caller:
         except DaemonError as violation:
             error = violation
         finally:
-            self._gone = True
+            self._gone.set()
+            self._channel.shutdown()
             body = encode(End(error=(error or self._lost()).body()))
             for exchange in self._open.values():
                 exchange.deliver(Frame(FrameType.END, exchange.stream, body), [])
@@ -322,6 +253,38 @@ class Caller:
 
 
 Handler = Callable[[bytes, list[int], Exchange], Awaitable[Any]]
+_STOPPING = encode(End(error=DaemonError("daemon_down", "the daemon is stopping", hint="ask it again").body()))
+_CANCELLED = encode(End(error=SmpError("cancelled", "the request was cancelled").body()))
+
+
+async def _answer(reply: Awaitable[Any], unexpected: Callable[[Exception], None]) -> bytes:
+    """Await a handler and return the body of END. An SmpError out of a task group counts as that error."""
+    try:
+        try:
+            body = encode(End(ok=msgspec.Raw(encode(await reply))))
+        except SmpError as error:
+            body = encode(End(error=error.body()))
+        except ExceptionGroup as errors:
+            known = _first_known(errors)
+            if known is None:
+                raise
+            body = encode(End(error=known.body()))
+        if len(body) > BODY_MAX_BYTES:
+            raise ValueError(f"a reply of {len(body)} bytes does not fit a frame")
+        return body
+    except (anyio.BrokenResourceError, anyio.EndOfStream):
+        return _CANCELLED
+    except Exception as error:  # noqa: BLE001 - one request's fault must not end the others
+        unexpected(error)
+        return encode(End(error=_FAULT.body()))
+
+
+def _first_known(errors: BaseExceptionGroup[BaseException]) -> SmpError | None:
+    known, rest = errors.split(SmpError)
+    if known is None or rest is not None:
+        return None
+    first = known.exceptions[0]
+    return _first_known(first) if isinstance(first, BaseExceptionGroup) else first
 
 
 async def serve(
@@ -344,23 +307,19 @@ async def serve(
     scopes: dict[int, tuple[anyio.CancelScope, Exchange]] = {}
 
     async def answer(frame: Frame, fds: list[int], scope: anyio.CancelScope, exchange: Exchange) -> None:
-        end = End(error=SmpError("cancelled", "the request was cancelled").body())
+        end = _STOPPING
         try:
             with scope:
-                try:
-                    end = End(ok=msgspec.Raw(encode(await handler(frame.body, fds, exchange))))
-                except SmpError as error:
-                    end = End(error=error.body())
-                except (anyio.BrokenResourceError, anyio.EndOfStream):
-                    return
-                except Exception as error:  # noqa: BLE001 - one request's fault must not end the others
-                    unexpected(error)
-                    end = End(error=_FAULT.body())
+                end = await _answer(handler(frame.body, fds, exchange), unexpected)
+            if scope.cancelled_caught:
+                end = _CANCELLED
         finally:
-            scopes.pop(frame.stream, None)
             exchange.close()
             with anyio.CancelScope(shield=True), contextlib.suppress(anyio.BrokenResourceError):
-                await channel.send(FrameType.END, frame.stream, encode(end))
+                await channel.send(FrameType.END, frame.stream, end)
+            # Only now may the number be used again, and only now is this request no longer counted as open:
+            # a peer that asks and never reads would otherwise pile up replies without limit.
+            del scopes[frame.stream]
 
     try:
         async with anyio.create_task_group() as group:
@@ -381,7 +340,10 @@ async def serve(
                         close_all(fds)  # it crossed our END
                     else:
                         close_all(fds)
-                        raise DaemonError("protocol", f"{frame.type.name} refused on stream {frame.stream}")
+                        raise DaemonError(
+                            "protocol",
+                            f"{frame.type.name} refused on stream {frame.stream}, {len(scopes)} of {streams_max} open",
+                        )
             group.cancel_scope.cancel()
     except BaseExceptionGroup as errors:
         violation, rest = errors.split(DaemonError)

@@ -20,13 +20,17 @@ FINAL_STATES: frozenset[str] = frozenset({"done", "failed", "quarantined", "canc
 
 
 class Hello(msgspec.Struct):
-    """The first frame each way. The daemon answers once the client's has come."""
+    """The first frame each way. The daemon answers once the client's has come.
+
+    ``error`` is set when the daemon will not serve this connection, which it then closes.
+    """
 
     protocol_min: int
     protocol_max: int
     version: str
     boot_id: str = ""
     role: str = ""
+    error: ErrorBody | None = None
 
 
 # ── remotes ────────────────────────────────────────────────────────────────────────────────────────────
@@ -237,9 +241,13 @@ class PutFile(msgspec.Struct):
 
 
 class Sealing(msgspec.Struct):
-    """DATA to the client while a put seals its files."""
+    """DATA to the client while a put seals its files: after each file, and within large ones.
+
+    A client keeps at most 128 files ahead of ``done_files``: their descriptors wait, and a connection holds 256.
+    """
 
     done_bytes: int
+    done_files: int = 0
 
 
 class JobsRequest(Request, tag="jobs"):

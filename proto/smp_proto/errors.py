@@ -4,6 +4,8 @@ An error that crosses a socket travels as an :class:`ErrorBody` and is raised ag
 the same family. ``CODES`` is the whole list; ``docs/errors.md`` is tested against it.
 """
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any, ClassVar, NamedTuple
 
 import msgspec
@@ -141,6 +143,7 @@ CODES: dict[str, ErrorCode] = {
     "daemon_down": ErrorCode(DaemonError, True, "nothing answers on the control socket"),
     "protocol": ErrorCode(DaemonError, False, "the peer sent what the protocol does not allow"),
     "protocol_version": ErrorCode(DaemonError, False, "the two sides share no protocol version"),
+    "busy": ErrorCode(DaemonError, True, "too many connections or requests are open"),
     "lagged": ErrorCode(DaemonError, True, "a watch fell behind; resume from the sequence in details"),
     "forbidden": ErrorCode(DeniedError, False, "the caller's role does not allow this"),
     "no_such_job": ErrorCode(NotFoundError, False, "no job has this id"),
@@ -184,3 +187,19 @@ CODES: dict[str, ErrorCode] = {
     "key_invalid": ErrorCode(KeyFileError, False, "a key file or public key is malformed"),
     "internal": ErrorCode(SmpError, False, "a fault in SMP itself"),
 }
+
+
+@contextlib.contextmanager
+def one_error() -> Iterator[None]:
+    """Let one error leave a task group as itself: the first SmpError in it, else the first other exception.
+
+    When a task of a group fails, the others are cancelled; what a person needs is why the first one failed.
+    """
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        known = group.subgroup(SmpError)
+        first: BaseException = known or group
+        while isinstance(first, BaseExceptionGroup):
+            first = first.exceptions[0]
+        raise first from group

@@ -20,6 +20,7 @@ PROTOCOL_MIN = 1
 PROTOCOL_MAX = 1
 BODY_MAX_BYTES = 1 << 20
 FDS_MAX = 64
+STREAM_MAX = 0xFFFF_FFFF
 _HEADER = PackedStruct(">IIBB")
 HEADER_BYTES = _HEADER.size
 
@@ -49,10 +50,7 @@ def encode_frame(frame_type: FrameType, stream: int, body: bytes = b"", fds: int
     Raises:
         DaemonError: ``protocol`` when the body, the stream or the number of descriptors is out of bounds.
     """
-    if len(body) > BODY_MAX_BYTES:
-        raise _violation(f"a frame body of {len(body)} bytes is over the limit of {BODY_MAX_BYTES}")
-    if not 0 <= fds <= FDS_MAX:
-        raise _violation(f"a frame cannot carry {fds} descriptors; the limit is {FDS_MAX}")
+    _check_header(len(body), stream, frame_type, fds)
     return _HEADER.pack(len(body), stream, frame_type, fds) + body
 
 
@@ -96,8 +94,10 @@ def _check_header(length: int, stream: int, kind: int, fds: int) -> FrameType:
         frame_type = FrameType(kind)
     except ValueError:
         raise _violation(f"unknown frame type {kind}") from None
-    if fds > FDS_MAX:
+    if not 0 <= fds <= FDS_MAX:
         raise _violation(f"a frame announces {fds} descriptors; the limit is {FDS_MAX}")
+    if not 0 <= stream <= STREAM_MAX:
+        raise _violation(f"no stream has the number {stream}")
     if (frame_type is FrameType.HELLO) != (stream == 0):
         raise _violation(f"{frame_type.name} on stream {stream}")
     if frame_type is FrameType.CANCEL and (length or fds):

@@ -1,0 +1,178 @@
+"""Frames and descriptors over one connected Unix stream socket, and the encoding of message bodies.
+
+This is the lowest layer that does I/O; streams and their rules are in :mod:`smp_proto.aio`.
+"""
+
+import array
+import contextlib
+import os
+import socket
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import anyio
+import anyio.lowlevel
+import msgspec
+
+from smp_proto.errors import DaemonError
+from smp_proto.wire import FDS_MAX, Frame, FrameDecoder, FrameType, encode_frame
+
+STALL_S = 30.0
+UNREAD_BYTES_MAX = 32 << 20
+UNREAD_FDS_MAX = 256
+UNREAD_MESSAGES_MAX = 4096
+_RECEIVE_BYTES = 1 << 16
+_INT_BYTES = array.array("i").itemsize
+T = TypeVar("T")
+
+
+def encode(body: Any) -> bytes:
+    """Encode one message body (msgpack, maps)."""
+    return msgspec.msgpack.encode(body)
+
+
+def decode(body: bytes | msgspec.Raw, kind: type[T]) -> T:
+    """Decode one message body.
+
+    Raises:
+        DaemonError: ``protocol`` when the body is not a ``kind``.
+    """
+    try:
+        return msgspec.msgpack.decode(body, type=kind)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        raise DaemonError(
+            "protocol", f"a message does not fit the protocol: {error}", hint="update the older side"
+        ) from error
+
+
+class Channel:
+    """Frames over a connected Unix stream socket, which it owns.
+
+    Args:
+        sock: the connected socket.
+        stall_s: seconds after which a peer that reads nothing is given up and the connection shut down.
+    """
+
+    def __init__(self, sock: socket.socket, *, stall_s: float = STALL_S) -> None:
+        sock.setblocking(False)
+        self.socket = sock
+        self._stall_s = stall_s
+        self._decoder = FrameDecoder()
+        self._ready: deque[Frame] = deque()
+        self._fds: deque[int] = deque()
+        self._send_lock = anyio.Lock()
+        self._unread = [0, 0, 0]
+
+    async def send(self, frame_type: FrameType, stream: int, body: bytes = b"", fds: Sequence[int] = ()) -> None:
+        """Send one frame; the descriptors stay open here.
+
+        Raises:
+            anyio.BrokenResourceError: the peer is gone, or has read nothing for ``stall_s``.
+        """
+        data = memoryview(encode_frame(frame_type, stream, body, len(fds)))
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+        # Shielded: half a frame would garble every later one.
+        async with self._send_lock:
+            with anyio.CancelScope(shield=True):
+                while data:
+                    try:
+                        sent = self.socket.sendmsg([data], rights)
+                    except (BlockingIOError, InterruptedError):
+                        await self._writable()
+                        continue
+                    except (OSError, ValueError) as error:
+                        raise anyio.BrokenResourceError from error
+                    data, rights = data[sent:], []
+
+    async def _writable(self) -> None:
+        try:
+            with anyio.fail_after(self._stall_s):
+                await anyio.wait_writable(self.socket)
+        except (TimeoutError, anyio.ClosedResourceError) as error:
+            # What was sent may end inside a frame, so nothing can follow it; our own reader is to notice, too.
+            self.shutdown()
+            raise anyio.BrokenResourceError from error
+
+    async def receive(self) -> tuple[Frame, list[int]]:
+        """Return the next frame and its descriptors, which the caller must close.
+
+        Raises:
+            anyio.EndOfStream: the peer closed between frames.
+            anyio.BrokenResourceError: the connection broke inside one.
+            DaemonError: ``protocol``.
+        """
+        while not self._ready:
+            # A peer that never pauses must not keep the event loop from everyone else.
+            await anyio.lowlevel.checkpoint()
+            try:
+                data, ancillary, flags, _ = self.socket.recvmsg(
+                    _RECEIVE_BYTES, socket.CMSG_SPACE(FDS_MAX * _INT_BYTES), socket.MSG_CMSG_CLOEXEC
+                )
+            except (BlockingIOError, InterruptedError):
+                await self._readable()
+                continue
+            except (OSError, ValueError) as error:
+                raise anyio.BrokenResourceError from error
+            self._take_descriptors(ancillary)
+            if not data:
+                raise anyio.BrokenResourceError if self._decoder.partial else anyio.EndOfStream
+            self._decoder.feed(data)
+            self._ready.extend(self._decoder.frames())
+            self._check_descriptors(flags)
+        frame = self._ready.popleft()
+        return frame, [self._fds.popleft() for _ in range(frame.fds)]
+
+    async def _readable(self) -> None:
+        try:
+            await anyio.wait_readable(self.socket)
+        except anyio.ClosedResourceError as error:
+            raise anyio.BrokenResourceError from error
+
+    def _take_descriptors(self, ancillary: list[tuple[int, int, bytes]]) -> None:
+        for level, kind, data in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                fds = array.array("i")
+                fds.frombytes(data[: len(data) - len(data) % _INT_BYTES])
+                self._fds.extend(fds)
+
+    def _check_descriptors(self, flags: int) -> None:
+        """Each whole frame must have brought what it announced.
+
+        The kernel ends a read after the bytes that descriptors came with (unix(7)), so any to spare can only
+        belong to a frame of which a part is here.
+        """
+        spare = len(self._fds) - sum(frame.fds for frame in self._ready)
+        if flags & socket.MSG_CTRUNC or not 0 <= spare <= FDS_MAX or (spare and not self._decoder.partial):
+            self._ready.clear()
+            raise DaemonError("protocol", "a frame brought more or fewer descriptors than it announced")
+
+    def count_unread(self, sign: int, frame: Frame, fds: Sequence[int]) -> None:
+        """Keep the account of what was received and not read, which bounds what a peer can make us hold.
+
+        Raises:
+            DaemonError: ``protocol`` when the peer sends faster than is read, which no SMP peer does.
+        """
+        for index, amount in enumerate((1, len(frame.body), len(fds))):
+            self._unread[index] += sign * amount
+        messages, size, descriptors = self._unread
+        if sign > 0 and (messages > UNREAD_MESSAGES_MAX or size > UNREAD_BYTES_MAX or descriptors > UNREAD_FDS_MAX):
+            raise DaemonError("protocol", "too many unread messages, bytes or descriptors on one connection")
+
+    def shutdown(self) -> None:
+        """End the conversation both ways, so that whoever waits on this socket, on either side, notices."""
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Close the socket and every descriptor not yet handed out."""
+        anyio.notify_closing(self.socket)
+        self.socket.close()
+        while self._fds:
+            os.close(self._fds.popleft())
+
+
+def close_all(fds: Sequence[int]) -> None:
+    """Close descriptors that nobody took."""
+    for fd in fds:
+        os.close(fd)

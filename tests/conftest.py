@@ -1,0 +1,117 @@
+"""What holds for every async test: nothing of ours blocks its event loop, and it leaves no task and no descriptor."""
+
+import asyncio
+import contextlib
+import functools
+import gc
+import inspect
+import os
+import re
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from blockbuster import BlockBuster, BlockBusterFunction
+
+TESTS = str(Path(__file__).parent)
+OURS = ["smpd", "smp_proto", "smpctl"]
+# Calls on files that blockbuster does not look at by itself.
+FILE_CALLS = ("open", "fsync", "fdatasync", "posix_fallocate", "ftruncate", "pread", "preadv", "pwrite")
+# (file, function) where an event loop may wait, each with its reason.
+EXCEPTIONS = [
+    # Without the daemon's own set-up of the log, structlog prints tracebacks with the lines of the source.
+    ("structlog/_base.py", "_process_event"),
+    # asyncio forks in the event loop: milliseconds, once for each worker process.
+    ("asyncio/unix_events.py", "_start"),
+    # A fetch process imports its one library when it is told which, and botocore reads its tables of services
+    # at the first request. That process has nothing else to do yet.
+    ("smpd/fetch/service.py", "make_remote"),
+    ("smpd/fetch/s3.py", "_client"),
+]
+
+
+def pytest_configure() -> None:
+    """A suite started in the background has SIGINT ignored, and so would every program that it starts."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Watch every async test."""
+    for item in items:
+        if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.obj):
+            item.obj = _watched(item.obj)
+
+
+def _watched(test: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+    @functools.wraps(test)
+    async def watched(*arguments: Any, **options: Any) -> None:
+        tasks = asyncio.all_tasks()
+        with _blocking_calls_fail():
+            await test(*arguments, **options)
+        left = [task for task in asyncio.all_tasks() - tasks if not task.done()]
+        assert not left, f"tasks are left: {left}"
+
+    return watched
+
+
+@pytest.fixture(autouse=True)
+def no_descriptor_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """An async test and its own fixtures close what they open; where tests share a process this is overridden."""
+    if not inspect.iscoroutinefunction(inspect.unwrap(getattr(request, "function", None) or len)):
+        yield
+        return
+    before = _descriptors()
+    yield
+    if _descriptors().keys() - before.keys():
+        gc.collect()
+    # An event loop comes and goes on its own; a pipe leads to a server that the tests of a module share.
+    new = {fd: link for fd, link in _descriptors().items() if fd not in before}
+    leaked = {fd: link for fd, link in new.items() if not re.search("eventpoll|eventfd|pipe:", link)}
+    assert not leaked, f"descriptors are left open: {leaked}"
+
+
+@contextlib.contextmanager
+def _blocking_calls_fail() -> Iterator[None]:
+    """A blocking call of ours in an event loop raises BlockingError."""
+    watch = BlockBuster(OURS)
+    for name in FILE_CALLS:
+        watch.functions[f"os.{name}"] = BlockBusterFunction(None, f"os.{name}", scanned_modules=OURS)
+    for function in watch.functions.values():
+        function.can_block_predicate = _or_of_a_test(function.can_block_predicate)
+        for file, where in EXCEPTIONS:
+            function.can_block_in(file, where)
+    watch.activate()
+    try:
+        yield
+    finally:
+        watch.deactivate()
+
+
+def _or_of_a_test(allowed: Callable[..., bool]) -> Callable[..., bool]:
+    """Also let a test itself block: nobody but it waits for its event loop."""
+
+    def predicate(*arguments: Any, **options: Any) -> bool:
+        if allowed(*arguments, **options):
+            return True
+        frame = sys._getframe(2)
+        while frame is not None:  # out to the innermost coroutine
+            if frame.f_code.co_filename.startswith(TESTS):
+                return True
+            if frame.f_code.co_flags & (inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR):
+                return False
+            frame = frame.f_back
+        return False
+
+    return predicate
+
+
+def _descriptors() -> dict[str, str]:
+    """Open descriptors and what they lead to."""
+    found = {}
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # the listing's own
+            found[fd] = os.readlink(f"/proc/self/fd/{fd}")
+    return found
