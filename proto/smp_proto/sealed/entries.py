@@ -1,0 +1,145 @@
+"""The entries of a bundle: their names, their places and their digests."""
+
+import unicodedata
+from collections.abc import Sequence
+from typing import Annotated
+
+import msgspec
+
+from smp_proto.errors import UsageError
+from smp_proto.sealed.canonical import decode
+
+NAME_MAX_BYTES = 1024
+COMPONENT_MAX_BYTES = 255
+# Control characters, lone surrogates, line and paragraph separators: nothing a terminal or a log may obey.
+_REFUSED_CATEGORIES = frozenset({"Cc", "Cs", "Zl", "Zp"})
+
+Scalar = str | int | float | bool
+Attributes = dict[str, Scalar | list[Scalar]]
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """One file of a bundle.
+
+    Attributes:
+        name: relative POSIX path, see :func:`valid_entry_name`.
+        offset: where it begins in the bundle's plaintext.
+        size: bytes; 0 is allowed.
+        sha256: of its plaintext, 32 bytes.
+        media_type: such as ``application/dicom``, up to 255 printable ASCII characters; may be empty.
+        attributes: facts for a processor, such as a shape; values are scalars or lists of them.
+    """
+
+    name: str
+    offset: Annotated[int, msgspec.Meta(ge=0)]
+    size: Annotated[int, msgspec.Meta(ge=0)]
+    sha256: Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+    media_type: Annotated[str, msgspec.Meta(max_length=255, pattern=r"^[ -~]*\Z")] = ""
+    attributes: Attributes = {}
+
+
+def valid_entry_name(name: str) -> bool:
+    """Whether a name is a relative path that stays below where it is put, on any file system.
+
+    Refused: absolute, an empty, ``.`` or ``..`` component, a backslash, control characters, over 1024 bytes
+    of UTF-8 or 255 in one component.
+    """
+    if "\\" in name or any(unicodedata.category(c) in _REFUSED_CATEGORIES for c in name):
+        return False
+    encoded = name.encode()
+    if len(encoded) > NAME_MAX_BYTES:
+        return False
+    parts = encoded.split(b"/")
+    return all(part not in (b"", b".", b"..") and len(part) <= COMPONENT_MAX_BYTES for part in parts)
+
+
+class NameSet:
+    """Names that can all be made into files at once, also where case and Unicode normal form do not count."""
+
+    def __init__(self) -> None:
+        self._names: set[str] = set()
+        self._folders: set[str] = set()
+
+    def add(self, name: str) -> None:
+        """Take one more name.
+
+        Raises:
+            ValueError: it is not valid, there already, or one of the two would be the other's folder.
+        """
+        if not valid_entry_name(name):
+            raise ValueError("its name is no relative path, or has characters that are not allowed")
+        folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+        if folded in self._names or folded in self._folders:
+            raise ValueError("its name is there already")
+        self._names.add(folded)
+        while (folded := folded.rpartition("/")[0]) and folded not in self._folders:
+            if folded in self._names:
+                raise ValueError("its folder has the name of another entry")
+            self._folders.add(folded)
+
+
+def pack_entries(entries: Sequence[Entry]) -> bytes:
+    """The index's plaintext.
+
+    Raises:
+        UsageError: ``bad_request``; a media type or an attribute is none that a reader would take.
+    """
+    try:
+        packed = msgspec.msgpack.encode(entries)
+        decode(tuple[Entry, ...], packed)
+    except (OverflowError, TypeError, ValueError):
+        hint = "attributes are text, 64-bit integers, floats, booleans, or lists of these"
+        raise UsageError("bad_request", "a media type or an attribute cannot be stored", hint=hint) from None
+    return packed
+
+
+def check_entries(entries: Sequence[Entry], plain_bytes: int) -> None:
+    """Whether an index can be: names of a :class:`NameSet`, entries filling the plaintext in order, no gap.
+
+    Raises:
+        ValueError: saying what is wrong, without a name.
+    """
+    if not entries:
+        raise ValueError("there is no entry")
+    names = NameSet()
+    position = 0
+    for entry in entries:
+        names.add(entry.name)
+        if entry.offset != position:
+            raise ValueError("an entry does not begin where the one before it ends")
+        position += entry.size
+    if position != plain_bytes:
+        raise ValueError(f"the entries are {position} bytes in all, not {plain_bytes}")
+
+
+def guess_media_type(name: str, head: bytes = b"") -> str:
+    """A media type from the first bytes (132 are enough), else from the ending of the name."""
+    if head[128:132] == b"DICM":
+        return "application/dicom"
+    for magic, media_type in _MAGICS.items():
+        if head.startswith(magic):
+            return media_type
+    if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
+        return "image/webp"
+    return _ENDINGS.get(name.rpartition(".")[2].lower(), "application/octet-stream")
+
+
+_MAGICS = {
+    b"\x89PNG\r\n\x1a\n": "image/png",
+    b"\xff\xd8\xff": "image/jpeg",
+    b"II*\0": "image/tiff",
+    b"MM\0*": "image/tiff",
+    b"GIF8": "image/gif",
+    b"\x93NUMPY": "application/x-npy",
+}
+_ENDINGS = {
+    "dcm": "application/dicom",
+    "png": "image/png",
+    "jpg": "image/jpeg",
+    "jpeg": "image/jpeg",
+    "tif": "image/tiff",
+    "tiff": "image/tiff",
+    "gif": "image/gif",
+    "webp": "image/webp",
+    "npy": "application/x-npy",
+}

@@ -1,0 +1,97 @@
+"""Names, the index and media types."""
+
+import posixpath
+import unicodedata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from smp_proto.sealed.entries import Entry, NameSet, check_entries, guess_media_type, valid_entry_name
+
+ZERO = bytes(32)
+NAMES = st.text(st.sampled_from("aAbBßéE\u0301./\\ \0\n\u2028"), max_size=12) | st.text(max_size=12)
+
+
+@pytest.mark.parametrize(
+    "name", ["a", "a/b.dcm", "..a", "a..", ".hidden", "ünï/ñ", "a b", "x" * 255, "/".join(["x" * 200] * 5)]
+)
+def test_good_names(name: str) -> None:
+    """Relative paths, also with dots, spaces and Unicode, up to the limits."""
+    assert valid_entry_name(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "/", "/a", "a/", "a//b", ".", "..", "a/..", "../a", "./a", "a\\b", "a\0", "a\nb", "\x7f", "\x85",
+     "a\u2029", "\ud800", "x" * 256, "é" * 128, "x/" * 512 + "y"],
+)  # fmt: skip
+def test_bad_names(name: str) -> None:
+    """What would leave the folder, hide, or not be a file's name somewhere."""
+    assert not valid_entry_name(name)
+
+
+@given(NAMES)
+def test_a_valid_name_stays_below(name: str) -> None:
+    """Joined to a folder and normalised, a valid name is the same path below that folder."""
+    if valid_entry_name(name):
+        assert posixpath.normpath(f"/root/{name}") == f"/root/{name}"
+        assert not any(unicodedata.category(c) == "Cc" for c in name)
+        assert len(name.encode()) <= 1024
+
+
+@given(st.lists(NAMES.filter(valid_entry_name), max_size=6))
+def test_name_sets_against_brute_force(names: list[str]) -> None:
+    """Names are taken exactly while no two fold to the same or to each other's folder."""
+
+    def fold(name: str) -> str:
+        return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+    known, taken = NameSet(), []
+    for name in names:
+        clash = any(
+            fold(name) == other or fold(name).startswith(other + "/") or other.startswith(fold(name) + "/")
+            for other in taken
+        )
+        try:
+            known.add(name)
+        except ValueError:
+            assert clash
+            return
+        assert not clash
+        taken.append(fold(name))
+
+
+def test_entries_fill_the_plaintext() -> None:
+    """Gaps, overlaps, a wrong sum, no entry and clashing names are refused; empty entries are not."""
+    good = [Entry("a", 0, 0, ZERO), Entry("b", 0, 5, ZERO, "x/y"), Entry("c", 5, 0, ZERO)]
+    check_entries(good, 5)
+    for bad, size in [
+        ([], 0),
+        (good, 6),
+        (good, 4),
+        ([Entry("a", 1, 5, ZERO)], 5),
+        ([Entry("a", 0, 3, ZERO), Entry("b", 2, 2, ZERO)], 5),
+        ([Entry("a", 0, 3, ZERO), Entry("b", 4, 2, ZERO)], 5),
+        ([Entry("a", 0, 5, ZERO), Entry("a/b", 5, 0, ZERO)], 5),
+    ]:
+        with pytest.raises(ValueError, match="entr"):
+            check_entries(bad, size)
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "expected"),
+    [
+        ("a.bin", bytes(128) + b"DICM", "application/dicom"),
+        ("a.png", b"\xff\xd8\xff\xe0", "image/jpeg"),
+        ("a", b"\x89PNG\r\n\x1a\n", "image/png"),
+        ("a", b"RIFF\0\0\0\0WEBPVP8 ", "image/webp"),
+        ("a", b"\x93NUMPY\1\0", "application/x-npy"),
+        ("IM.DCM", b"", "application/dicom"),
+        ("noending", b"hello", "application/octet-stream"),
+        ("", b"", "application/octet-stream"),
+    ],
+)
+def test_media_types(name: str, head: bytes, expected: str) -> None:
+    """The first bytes decide, then the ending."""
+    assert expected == guess_media_type(name, head)
