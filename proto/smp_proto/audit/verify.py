@@ -1,0 +1,192 @@
+"""Verifying a log offline: record by record against its checkpoints and against one held elsewhere.
+
+The log's own checkpoints show damage and careless editing. Whoever holds the signing key can rewrite the log
+and sign it again; that shows only against an *outside* checkpoint, and only for the records it covers.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from smp_proto.errors import AuditError, UsageError
+
+from .merkle import Tree, inclusion_path, leaf_hash, root_of, verify_inclusion
+from .note import Checkpoint, VerifierKey, open_checkpoint
+from .record import parse_line
+
+MAX_FINDINGS = 100
+
+
+class AuditReport(msgspec.Struct, frozen=True):
+    """A log that verified.
+
+    Args:
+        size: number of records.
+        root: root over all of them.
+        checkpoints_ok: how many of the log's own checkpoints match.
+        covered: how many records the last matching checkpoint covers.
+        findings: what a person should look at although nothing is broken; at most :data:`MAX_FINDINGS`.
+    """
+
+    size: int
+    root: bytes
+    checkpoints_ok: int
+    covered: int
+    findings: tuple[str, ...]
+
+
+def broken(record: int, message: str) -> AuditError:
+    """``audit_broken``, naming the first record that is, or may be, bad."""
+    return AuditError(
+        "audit_broken",
+        message,
+        hint="keep the log and its checkpoints as evidence, compare them with a backup or with checkpoints "
+        "held elsewhere, and only then start a new log in an empty directory",
+        details={"record": record},
+    )
+
+
+class LogVerifier:
+    """Holds a log, fed line by line, against checkpoints; memory stays O(log n).
+
+    Args:
+        checkpoints: the log's own, as signed notes in the order they were made.
+        keys: the log's key, and its earlier ones if it had others; all bear the log's origin as name.
+        outside: a signed checkpoint that was held where the log's keeper could not change it.
+
+    Raises:
+        AuditError: ``audit_broken``, here and in each method; ``details["record"]`` is the first bad record.
+    """
+
+    def __init__(self, checkpoints: Iterable[bytes], keys: Sequence[VerifierKey], outside: bytes | None = None) -> None:
+        self.tree = Tree()
+        self.checkpoints_ok = 0
+        self.covered = 0
+        self._keys = keys
+        self._notes = iter(checkpoints)
+        self._outside = self._open(outside, "the outside checkpoint") if outside is not None else None
+        self._time = ""
+        self._findings: list[str] = []
+        self._next = self._advance()
+        self._compare()
+
+    def feed(self, line: bytes) -> None:
+        """Take the next line, newline included."""
+        number = self.tree.size
+        try:
+            record = parse_line(line)
+        except ValueError as exc:
+            raise broken(number, f"record {number} is not a record: {exc}") from exc
+        if record.seq != number:
+            raise broken(number, f"record {number} bears the number {record.seq}: records are missing or moved")
+        if record.time < self._time:
+            self._find(f"record {number}: the clock went back from {self._time} to {record.time}")
+        if record.event == "audit.recovered":
+            self._find(f"record {number}: the log was recovered after a crash or a failed write")
+        self._time = record.time
+        self.tree.append(leaf_hash(line[:-1]))
+        self._compare()
+
+    def finish(self) -> AuditReport:
+        """The report, once all lines were fed."""
+        size = self.tree.size
+        for checkpoint, name in ((self._outside, "the outside checkpoint"), (self._next, "a checkpoint")):
+            if checkpoint is not None:
+                raise broken(size, f"the log ends after {size} records, but {name} covers {checkpoint.size}")
+        if self.covered < size:
+            self._find(f"records {self.covered} to {size - 1} are covered by no checkpoint yet")
+        return AuditReport(size, self.tree.root(), self.checkpoints_ok, self.covered, tuple(self._findings))
+
+    def _open(self, note: bytes, name: str) -> Checkpoint:
+        try:
+            checkpoint = open_checkpoint(note, self._keys)
+        except AuditError as exc:
+            raise broken(self.covered, f"{name} is not valid: {exc.message}") from exc
+        if all(checkpoint.origin != key.name for key in self._keys):
+            raise broken(self.covered, f"{name} is of another log: {checkpoint.origin}")
+        return checkpoint
+
+    def _advance(self) -> Checkpoint | None:
+        note = next(self._notes, None)
+        return None if note is None else self._open(note, f"checkpoint {self.checkpoints_ok} of the log")
+
+    def _compare(self) -> None:
+        """Hold the tree against each checkpoint of its size."""
+        size, outside = self.tree.size, self._outside
+        if outside is not None and outside.size == size:
+            self._match(outside, "the outside checkpoint", 0)
+            self._outside = None
+        while self._next is not None and self._next.size <= size:
+            self._match(self._next, f"checkpoint {self.checkpoints_ok} of the log", self.covered)
+            self.covered = size
+            self.checkpoints_ok += 1
+            self._next = self._advance()
+
+    def _match(self, checkpoint: Checkpoint, name: str, since: int) -> None:
+        size = self.tree.size
+        if checkpoint.size != size:
+            raise broken(since, f"{name} covers {checkpoint.size} records, fewer than the one before it")
+        if checkpoint.root != self.tree.root():
+            raise broken(
+                since,
+                f"{name} does not match: among the records {since} to {size - 1} at least one was changed, "
+                "moved or replaced",
+            )
+
+    def _find(self, finding: str) -> None:
+        if len(self._findings) < MAX_FINDINGS:
+            self._findings.append(finding)
+
+
+def verify_log(
+    lines: Iterable[bytes],
+    checkpoints: Iterable[bytes],
+    keys: Sequence[VerifierKey],
+    outside: bytes | None = None,
+) -> AuditReport:
+    """Verify a whole log, lines with their newlines; arguments and errors as for :class:`LogVerifier`."""
+    verifier = LogVerifier(checkpoints, keys, outside)
+    for line in lines:
+        verifier.feed(line)
+    return verifier.finish()
+
+
+class InclusionProof(msgspec.Struct, frozen=True):
+    """That one record (its line without newline) is in a log of ``size`` records, by its path of siblings."""
+
+    index: int
+    size: int
+    record: bytes
+    path: tuple[bytes, ...]
+    root: bytes
+
+    def holds(self, checkpoint: Checkpoint) -> bool:
+        """Whether the record is what ``checkpoint`` covers at this index."""
+        hashed = leaf_hash(self.record)
+        return checkpoint.size == self.size and verify_inclusion(
+            hashed, self.index, self.size, self.path, checkpoint.root
+        )
+
+
+def prove(lines: Iterable[bytes], index: int, size: int | None = None) -> InclusionProof:
+    """Prove record ``index`` to whoever holds a checkpoint over ``size`` records (all, when None).
+
+    Raises:
+        UsageError: ``bad_request``, when there is no such record.
+    """
+    hashes: list[bytes] = []
+    record = b""
+    for number, line in enumerate(lines):
+        if number == size:
+            break
+        leaf = line.removesuffix(b"\n")
+        hashes.append(leaf_hash(leaf))
+        record = leaf if number == index else record
+    if not 0 <= index < len(hashes) or len(hashes) < (size or 0):
+        raise UsageError(
+            "bad_request",
+            f"the log has {len(hashes)} records: none to prove at {index}",
+            hint="give a record number below the size of the checkpoint, and the whole log",
+        )
+    path = tuple(inclusion_path(hashes, index))
+    return InclusionProof(index, len(hashes), record, path, root_of(hashes))

@@ -1,0 +1,395 @@
+"""The append-only log: group commit, checkpoints, recovery.
+
+One thread at a time, the leader, touches the files; the others queue their records and wait. So records that
+arrive together share one fsync, and their order in the file is the order in which they got their numbers.
+
+Any failure of a write or an fsync latches the log: every call that would write is refused until :meth:`retry`
+has read back from the disk exactly what was acknowledged.
+"""
+
+import contextlib
+import hmac
+import os
+import sqlite3
+import threading
+import time
+from base64 import b64decode, b64encode
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+from cryptography.exceptions import InvalidTag
+
+from smp_proto.audit.merkle import leaf_hash
+from smp_proto.audit.note import Checkpoint, VerifierKey, iter_notes, sign_note
+from smp_proto.audit.record import AuditRecord, FieldValue, encode_line, format_time
+from smp_proto.audit.verify import LogVerifier, broken
+from smp_proto.errors import AuditError, SmpError, UsageError
+from smpd.host.durable import sync_folder
+
+from .details import DetailKeys
+from .files import AppendFile, read_lines
+
+LOG_NAME = "audit.jsonl"
+CHECKPOINTS_NAME = "checkpoints"
+DETAILS_NAME = "details.sqlite"
+CHECKPOINT_RECORDS = 1000
+CHECKPOINT_S = 60.0
+_MARK_RECORDS = 1024  # a byte offset is remembered for each so many records
+_SELF = "smpd"
+
+
+class _Entry:
+    """A record on its way to the disk; settled when ``synced`` or ``failure`` is set."""
+
+    __slots__ = ("failure", "line", "synced")
+
+    def __init__(self, line: bytes) -> None:
+        self.line = line
+        self.synced = False
+        self.failure = ""
+
+
+class AuditLog:
+    """The audit log in one directory: opened or created, and all of it verified against its checkpoints.
+
+    Any thread may use it; every call may block.
+
+    Args:
+        directory: of the log alone; made with mode 0700.
+        sign: Ed25519 over what it is given, 64 bytes.
+        key: the public key that belongs to ``sign``; its name is the log's origin.
+        pseudonym_key: HMAC key for subjects, 32 bytes; the log takes it over and wipes it when closed.
+        detail_key: seals the data keys of details, 32 bytes; taken over likewise.
+        clock: seconds since the epoch, for the records only.
+        earlier_keys: keys that signed older checkpoints.
+        checkpoint_records: sign after so many records.
+        checkpoint_s: sign after so many seconds, at the next record or :meth:`checkpoint`.
+
+    Raises:
+        AuditError: ``audit_unwritable`` from here and from each call that writes: the act must not be done.
+            ``audit_broken`` from here and from :meth:`retry`, when the disk does not hold what was signed.
+    """
+
+    def __init__(
+        self,
+        directory: str,
+        *,
+        sign: Callable[[bytes], bytes],
+        key: VerifierKey,
+        pseudonym_key: bytearray,
+        detail_key: bytearray,
+        clock: Callable[[], float] = time.time,
+        earlier_keys: Sequence[VerifierKey] = (),
+        checkpoint_records: int = CHECKPOINT_RECORDS,
+        checkpoint_s: float = CHECKPOINT_S,
+    ) -> None:
+        self.directory = os.path.abspath(directory)
+        self._sign = sign
+        self._keys = (key, *earlier_keys)
+        self._pseudonym_key = pseudonym_key
+        self._detail_key = detail_key
+        self._clock = clock
+        self._checkpoint_records = checkpoint_records
+        self._checkpoint_s = checkpoint_s
+        self._changed = threading.Condition()  # guards all that follows
+        self._busy = False  # a leader is at work; only it touches the files and the tree
+        self._failure = ""
+        self._closed = False
+        self._dropped = 0
+        self._covered = 0
+        self._files = contextlib.ExitStack()
+        self._queue: list[_Entry] = []
+        self._flight: list[_Entry] = []
+        try:
+            if not os.path.isdir(self.directory):
+                os.mkdir(self.directory, mode=0o700)
+                sync_folder(os.path.dirname(self.directory))
+            os.chmod(self.directory, 0o700)
+            dropped = self._load()
+            self._details = DetailKeys(self._path(DETAILS_NAME), detail_key)
+        except (OSError, sqlite3.Error) as exc:
+            self._files.close()
+            raise self._unwritable(str(exc)) from exc
+        if dropped:
+            with contextlib.suppress(AuditError):  # a full disk: the log is latched, and retry() records it
+                self._record_recovery("a torn line at start", dropped)
+
+    def __enter__(self) -> "AuditLog":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    @property
+    def size(self) -> int:
+        """Number of records on the disk."""
+        return self._tree.size
+
+    @property
+    def failure(self) -> str:
+        """Why the log refuses to write, or empty."""
+        return self._failure
+
+    def pseudonym(self, name: str) -> str:
+        """What stands for an object's name: HMAC-SHA-256 in hex."""
+        return hmac.digest(self._pseudonym_key, name.encode("utf-8", "surrogateescape"), "sha256").hex()
+
+    def append(
+        self,
+        event: str,
+        *,
+        actor: str,
+        job: str = "",
+        subject: str = "",
+        outcome: str = "",
+        detail: dict[str, Any] | None = None,
+        **fields: FieldValue,
+    ) -> int:
+        """Write one record and return its number; it is on the disk then, and the act may be done.
+
+        Args:
+            event: what is about to be done, as ``object.open``.
+            actor: who asked.
+            job: id of the job.
+            subject: the object's name in the clear; only its pseudonym is written.
+            outcome: for a record that follows an act.
+            detail: anything, encrypted under the subject's data key.
+            fields: small facts; nothing about a patient.
+
+        Raises:
+            UsageError: ``bad_request``, when the record cannot be encoded, or a detail has no subject.
+        """
+        name = self.pseudonym(subject) if subject else ""
+        blob = "" if detail is None else self._sealed(name, detail)
+        with self._changed:
+            self._refuse_if_failed()
+            seq = self._tree.size + len(self._flight) + len(self._queue)
+            now = format_time(self._clock())
+            entry = _Entry(encode_line(AuditRecord(seq, now, event, actor, job, name, outcome, fields, blob)))
+            self._queue.append(entry)
+            while self._busy and not entry.synced and not entry.failure:
+                self._changed.wait()
+            lead = not entry.synced and not entry.failure
+            self._busy = self._busy or lead
+        if lead:
+            with contextlib.suppress(OSError, SmpError), self._leading():
+                self._commit()
+        if not entry.synced:
+            raise self._unwritable(entry.failure)
+        return seq
+
+    def checkpoint(self) -> bytes:
+        """Sign a checkpoint if there are records without one; return the newest (empty for an empty log)."""
+        self._lead(self._write_checkpoint)
+        return self._newest
+
+    def retry(self) -> None:
+        """After a failure: reopen, read back from the disk what was acknowledged, and go on from there."""
+        reason = self._failure
+        if reason:
+            self._lead(self._reload, failed=True)
+            self._record_recovery(reason, self._dropped)
+
+    def shred(self, subject: str, *, actor: str) -> int:
+        """Record, then destroy the data key of a subject: its details so far can never be read again."""
+        seq = self.append("detail.shred", actor=actor, subject=subject)
+        try:
+            self._details.destroy(self.pseudonym(subject))
+        except sqlite3.Error as exc:
+            raise self._unwritable(f"the detail keys: {exc}") from exc
+        return seq
+
+    def detail(self, record: AuditRecord) -> dict[str, Any] | None:
+        """The detail of a record in the clear; None when it has none or its key was destroyed."""
+        if not record.detail:
+            return None
+        try:
+            return self._details.unseal(record.subject, b64decode(record.detail))
+        except (sqlite3.Error, InvalidTag) as exc:
+            raise AuditError(
+                "audit_broken",
+                f"the detail of record {record.seq} cannot be opened",
+                hint=f"restore {DETAILS_NAME} from a backup, or check which key sealed it",
+                details={"record": record.seq},
+            ) from exc
+
+    def read(self, since: int, limit: int) -> list[bytes]:
+        """Up to ``limit`` lines, newlines included, from record ``since`` on; only what is on the disk."""
+        with self._changed:
+            end = self._log_size
+            if not 0 <= since < self._tree.size:
+                return []
+            start = self._marks[since // _MARK_RECORDS]
+        skip = since % _MARK_RECORDS
+        return list(islice(read_lines(self._path(LOG_NAME), start, end), skip, skip + limit))
+
+    def tail(self, count: int) -> list[bytes]:
+        """The last ``count`` lines."""
+        return self.read(max(0, self._tree.size - count), count)
+
+    def checkpoints(self) -> list[bytes]:
+        """All checkpoints, oldest first, as signed notes."""
+        return list(iter_notes(read_lines(self._path(CHECKPOINTS_NAME), 0, self._notes_size)))
+
+    def close(self) -> None:
+        """Sign what has no checkpoint yet, release the files, wipe the keys; a second call does nothing."""
+        with self._changed:
+            if self._closed:
+                return
+            healthy = not self._failure
+        try:
+            if healthy:
+                self._lead(self._write_checkpoint)
+        finally:
+            with self._changed:
+                while self._busy:
+                    self._changed.wait()
+                self._closed = True
+                self._fail("it is closed")
+                self._files.close()
+                self._details.close()
+                for key in (self._pseudonym_key, self._detail_key):
+                    key[:] = bytes(len(key))
+
+    def _sealed(self, subject: str, detail: dict[str, Any]) -> str:
+        try:
+            if not subject:
+                raise ValueError("it has no subject")
+            return b64encode(self._details.seal(subject, detail)).decode()
+        except (TypeError, ValueError) as exc:
+            raise UsageError(
+                "bad_request",
+                f"the detail of an audit record cannot be written: {exc}",
+                hint="name the subject it is about, and give JSON values",
+            ) from exc
+        except (sqlite3.Error, InvalidTag) as exc:
+            raise self._unwritable(f"{DETAILS_NAME}: {str(exc) or 'a data key does not open'}") from exc
+
+    def _path(self, name: str) -> str:
+        return os.path.join(self.directory, name)
+
+    def _unwritable(self, reason: str) -> AuditError:
+        return AuditError(
+            "audit_unwritable",
+            f"the audit log in {self.directory} cannot be written: {reason}",
+            hint="free space on its disk or repair it; the log then reopens and goes on",
+        )
+
+    def _refuse_if_failed(self) -> None:
+        if self._failure:
+            raise self._unwritable(self._failure)
+
+    def _fail(self, reason: str) -> None:
+        """Latch the log and turn away who waits; the caller holds the lock."""
+        self._failure = reason
+        for entry in (*self._flight, *self._queue):
+            entry.failure = reason
+        self._flight, self._queue = [], []
+        self._changed.notify_all()
+
+    # --- the leader's work ---
+
+    def _lead(self, work: Callable[[], None], *, failed: bool = False) -> None:
+        """Become the leader and do ``work``; ``failed`` allows it on a failed log that is not closed."""
+        with self._changed:
+            while self._busy:
+                self._changed.wait()
+            if self._closed or not failed:
+                self._refuse_if_failed()
+            self._busy = True
+        try:
+            with self._leading():
+                work()
+        except OSError as exc:
+            raise self._unwritable(str(exc)) from exc
+
+    @contextlib.contextmanager
+    def _leading(self) -> Iterator[None]:
+        """Latch the log if the leader fails, and in any case let the next one lead."""
+        try:
+            yield
+        except BaseException as exc:
+            with self._changed:
+                self._fail(str(exc) or type(exc).__name__)
+            raise
+        finally:
+            with self._changed:
+                self._busy = False
+                self._changed.notify_all()
+
+    def _commit(self) -> None:
+        """Write all that is queued, sync once, acknowledge, and sign a checkpoint when one is due."""
+        with self._changed:
+            self._flight, self._queue = self._queue, []
+        self._log.append(b"".join(entry.line for entry in self._flight))
+        with self._changed:
+            for entry in self._flight:
+                if self._tree.size % _MARK_RECORDS == 0:
+                    self._marks.append(self._log_size)
+                self._tree.append(leaf_hash(entry.line[:-1]))
+                self._log_size += len(entry.line)
+                entry.synced = True
+            self._flight = []
+            self._changed.notify_all()
+        due = time.monotonic() - self._signed_at >= self._checkpoint_s
+        if due or self._tree.size - self._covered >= self._checkpoint_records:
+            self._write_checkpoint()
+
+    def _write_checkpoint(self) -> None:
+        size = self._tree.size
+        if size == self._covered:
+            return
+        text = Checkpoint(self._keys[0].name, size, self._tree.root()).text()
+        note = sign_note(text, self._keys[0], self._sign)
+        self._notes.append(note)
+        self._notes_size += len(note)
+        self._newest, self._covered, self._signed_at = note, size, time.monotonic()
+
+    # --- opening ---
+
+    def _load(self, log_end: int | None = None, notes_end: int | None = None) -> int:
+        """Open the files, verify them up to the given ends (or all), cut off the rest; return the bytes cut.
+
+        A last line or note that is torn counts as the rest, unless a checkpoint covers it.
+        """
+        with contextlib.ExitStack() as stack:
+            log = stack.enter_context(contextlib.closing(AppendFile(self._path(LOG_NAME))))
+            notes = stack.enter_context(contextlib.closing(AppendFile(self._path(CHECKPOINTS_NAME))))
+            sync_folder(self.directory)
+            notes_size, newest = 0, b""
+            for note in iter_notes(read_lines(self._path(CHECKPOINTS_NAME), 0, notes_end)):
+                if note.endswith(b"\n") and b"\n\n" in note[:-1]:
+                    notes_size, newest = notes_size + len(note), note
+            whole_notes = iter_notes(read_lines(self._path(CHECKPOINTS_NAME), 0, notes_size))
+            verifier = LogVerifier(whole_notes, self._keys)
+            marks: list[int] = []
+            log_size = 0
+            lines = read_lines(self._path(LOG_NAME), 0, log_end)
+            for line in lines:
+                if not line.endswith(b"\n") and not any(b"\n" in rest for rest in lines):
+                    break
+                if verifier.tree.size % _MARK_RECORDS == 0:
+                    marks.append(log_size)
+                verifier.feed(line)
+                log_size += len(line)
+            verifier.finish()
+            dropped = log.cut(log_size) + notes.cut(notes_size)
+            self._files = stack.pop_all()
+        self._log, self._notes, self._tree, self._marks = log, notes, verifier.tree, marks
+        self._log_size, self._notes_size = log_size, notes_size
+        self._newest, self._covered, self._signed_at = newest, verifier.covered, time.monotonic()
+        return dropped
+
+    def _reload(self) -> None:
+        if not self._failure:
+            return
+        acknowledged = self._tree.size, self._tree.root()
+        self._files.close()
+        self._dropped = self._load(self._log_size, self._notes_size)
+        if (self._tree.size, self._tree.root()) != acknowledged:
+            raise broken(self._tree.size, "the disk does not hold the records that were acknowledged")
+        self._failure = ""
+
+    def _record_recovery(self, reason: str, dropped: int) -> None:
+        self.append("audit.recovered", actor=_SELF, reason=reason[:200], bytes_dropped=dropped)

@@ -1,0 +1,42 @@
+"""A signing key, and a way to open the log of a directory with fixed keys."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from nacl.signing import SigningKey
+
+from smp_proto.audit.note import VerifierKey
+from smpd.audit import AuditLog
+
+SIGNER = SigningKey(bytes(range(32)))
+KEY = VerifierKey("audit.example/box1", bytes(SIGNER.verify_key))
+
+
+def sign(text: bytes) -> bytes:
+    return SIGNER.sign(text).signature
+
+
+@pytest.fixture
+def open_log(tmp_path: Path) -> Callable[..., AuditLog]:
+    def opened(directory: str | Path = tmp_path / "audit", **changes: Any) -> AuditLog:
+        settings: dict[str, Any] = {
+            "sign": sign,
+            "key": KEY,
+            "pseudonym_key": bytearray(b"p" * 32),
+            "detail_key": bytearray(b"d" * 32),
+        }
+        return AuditLog(str(directory), **(settings | changes))
+
+    return opened
+
+
+@pytest.fixture
+def signer() -> Callable[[bytes], bytes]:
+    return sign
+
+
+@pytest.fixture
+def key() -> VerifierKey:
+    return KEY
