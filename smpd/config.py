@@ -1,0 +1,287 @@
+"""The daemon's configuration: one TOML file, ``SMPD_SECTION_KEY`` overrides, defaults from the environment.
+
+This module reads and checks; it creates nothing. No key holds a secret: secrets are named as files or systemd
+credentials. ``docs/configuration.md`` documents each key and is tested against :data:`SECTIONS`.
+"""
+
+import difflib
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from smp_proto.errors import UsageError
+from smpd.host.credentials import check_secret
+
+MIB = 1 << 20
+ENV_PREFIX = "SMPD_"
+CLIENT_VARIABLE = "SMPD_SOCKET"  # where smpctl looks for us; whoever has it set can still start a daemon
+SYSTEM_FILE = "/etc/smpd/config.toml"
+CREDENTIAL_NAME = "smpd.key"
+BUILT_IN_PROCESSORS = ("digest", "tensor.stats", "image.resize", "image.blur", "image.sharpen", "image.edges")
+
+Seconds = Annotated[float, Meta(gt=0, le=86_400)]
+Few = Annotated[int, Meta(ge=1, le=64)]
+Count = Annotated[int, Meta(ge=1, le=4096)]
+Group = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{0,32}$")]
+
+
+class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Base of the sections."""
+
+
+class Paths(Section, frozen=True):
+    """Where things are. Absolute; the defaults depend on who runs the daemon (:func:`default_paths`)."""
+
+    state: str = ""
+    runtime: str = ""
+    socket: str = ""
+
+
+class Control(Section, frozen=True):
+    """Who may ask for what, and how much one caller may hold."""
+
+    viewer_group: Group = "smpd"
+    operator_group: Group = "smpd-operator"
+    admin_group: Group = "smpd-admin"
+    socket_mode: Annotated[str, Meta(pattern="^0[67][0-7]0$")] = "0660"
+    connections_max: Count = 64
+    connections_user_max: Count = 16
+    requests_max: Annotated[int, Meta(ge=1, le=256)] = 64
+    stall_s: Seconds = 10.0
+
+
+class Fetch(Section, frozen=True):
+    """The processes that speak to remotes, and the ring they fill."""
+
+    processes: Few = 2
+    slots: Annotated[int, Meta(ge=2, le=1024)] = 16
+    slot_bytes: Annotated[int, Meta(ge=MIB, le=256 * MIB, multiple_of=MIB)] = 8 * MIB
+    connections: Few = 8
+    idle_s: Seconds = 300.0
+
+
+class Compute(Section, frozen=True):
+    """The processes that hold the device. ``memory_bytes`` 0 means no limit."""
+
+    device: Annotated[str, Meta(pattern=r"^(auto|cpu|mps|(cuda|rocm|xpu)(:\d{1,2})?)$")] = "auto"
+    sandbox: Literal["auto", "required", "off"] = "auto"
+    processors: tuple[Annotated[str, Meta(min_length=1, max_length=128)], ...] = BUILT_IN_PROCESSORS
+    timeout_s: Seconds = 600.0
+    memory_bytes: Annotated[int, Meta(ge=0, le=1 << 46)] = 0
+    slots: Annotated[int, Meta(ge=2, le=1024)] = 16
+    result_slots: Annotated[int, Meta(ge=2, le=1024)] = 4
+    idle_s: Seconds = 900.0
+
+
+class Jobs(Section, frozen=True):
+    """How many jobs run at once, and how failed ones are tried again."""
+
+    running_max: Few = 4
+    attempts: Annotated[int, Meta(ge=1, le=100)] = 4
+    backoff_base_s: Seconds = 2.0
+    backoff_max_s: Seconds = 60.0
+
+
+class Keys(Section, frozen=True):
+    """What unlocks the identity: files, never the secret itself."""
+
+    credential_file: str = ""
+    passphrase_file: str = ""
+
+
+class Audit(Section, frozen=True):
+    """When a checkpoint is signed: after so many records or so many seconds, whichever is first."""
+
+    checkpoint_records: Annotated[int, Meta(ge=1, le=1_000_000)] = 1000
+    checkpoint_s: Seconds = 60.0
+
+
+class Log(Section, frozen=True):
+    """The daemon's log, on standard error. ``auto`` is ``console`` on a terminal and ``json`` elsewhere."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "json", "console"] = "auto"
+
+
+class Config(msgspec.Struct, frozen=True):
+    """The effective configuration. ``origins`` says of each ``section.key`` where its value came from."""
+
+    paths: Paths
+    control: Control
+    fetch: Fetch
+    compute: Compute
+    jobs: Jobs
+    keys: Keys
+    audit: Audit
+    log: Log
+    origins: dict[str, str]
+
+
+SECTIONS: dict[str, type[Section]] = {
+    "paths": Paths,
+    "control": Control,
+    "fetch": Fetch,
+    "compute": Compute,
+    "jobs": Jobs,
+    "keys": Keys,
+    "audit": Audit,
+    "log": Log,
+}
+
+
+def known_keys() -> dict[str, Any]:
+    """Every ``section.key`` with its type."""
+    return {f"{name}.{f.name}": f.type for name, kind in SECTIONS.items() for f in msgspec.structs.fields(kind)}
+
+
+def default_paths(environ: Mapping[str, str]) -> dict[str, str]:
+    """State and runtime folder: systemd's, else the system's for root, else the person's (XDG base directories)."""
+    uid = os.geteuid()
+    state = environ.get("XDG_STATE_HOME") or os.path.join(_home(environ), ".local", "state")
+    runtime = environ.get("XDG_RUNTIME_DIR", "")
+    found = {
+        "state": "/var/lib/smpd" if uid == 0 else os.path.join(state, "smpd"),
+        "runtime": os.path.join(runtime, "smpd") if runtime else f"/tmp/smpd-{uid}",  # noqa: S108 - 0700, owner checked
+    }
+    if uid == 0:
+        found["runtime"] = "/run/smpd"
+    for key in found:
+        if listed := environ.get(f"{key.upper()}_DIRECTORY"):
+            found[key] = listed.split(":")[0]
+    return found
+
+
+def default_file(environ: Mapping[str, str]) -> str:
+    """Where the configuration is looked for when it is not named."""
+    if listed := environ.get("CONFIGURATION_DIRECTORY"):
+        return os.path.join(listed.split(":")[0], "config.toml")
+    if os.geteuid() == 0 or "STATE_DIRECTORY" in environ:
+        return SYSTEM_FILE
+    return os.path.join(environ.get("XDG_CONFIG_HOME") or os.path.join(_home(environ), ".config"), "smpd/config.toml")
+
+
+def load_config(path: str | None = None, environ: Mapping[str, str] = os.environ) -> Config:
+    """Read, merge and check the configuration: overrides, then the file, then the defaults.
+
+    Raises:
+        UsageError: ``bad_config``, with a message that names the key and where it was set.
+    """
+    keys = known_keys()
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for key, value, origin in (*_from_file(path, environ), *_from_environ(environ)):
+        if key not in keys:
+            raise _bad(f"{origin} sets {key}, which is not known", _nearest(key, keys))
+        values[key] = _typed(key, value, keys[key], origin)
+        origins[key] = origin
+    for key, value in _from_surroundings(environ, values).items():
+        values.setdefault(key, value)
+        origins.setdefault(key, "environment")
+    sections: dict[str, Any] = {}
+    for name, kind in SECTIONS.items():
+        given = {f.name: values.get(f"{name}.{f.name}", msgspec.UNSET) for f in msgspec.structs.fields(kind)}
+        sections[name] = kind(**{key: value for key, value in given.items() if value is not msgspec.UNSET})
+    config = Config(**sections, origins={key: origins.get(key, "default") for key in keys})
+    _check(config, environ)
+    return config
+
+
+def check_config(config: Config) -> str:
+    """The effective values, as TOML, with a comment on each that says where it came from."""
+    lines: list[str] = []
+    for name, kind in SECTIONS.items():
+        lines.append(f"[{name}]")
+        section = getattr(config, name)
+        for field in msgspec.structs.fields(kind):
+            value = msgspec.json.encode(getattr(section, field.name)).decode()
+            lines.append(f"{field.name} = {value}  # {config.origins[f'{name}.{field.name}']}")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _from_file(path: str | None, environ: Mapping[str, str]) -> Iterator[tuple[str, Any, str]]:
+    source = path or default_file(environ)
+    try:
+        with open(source, "rb") as file:
+            table = tomllib.load(file)
+    except FileNotFoundError:
+        if path is None:
+            return
+        raise _bad(f"the configuration {source} does not exist", "check the path after --config") from None
+    except OSError as error:
+        raise _bad(f"the configuration {source} cannot be read: {error.strerror}", "check its permissions") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise _bad(f"the configuration {source} is no TOML: {error}", "mend the line named") from None
+    for name, section in table.items():
+        if name not in SECTIONS:
+            raise _bad(f"{source} has a section [{name}], which is not known", _nearest(name, SECTIONS))
+        if not isinstance(section, dict):
+            raise _bad(f"{source} sets {name} to a value; it is a section", f"write [{name}] and its keys below it")
+        yield from ((f"{name}.{key}", value, source) for key, value in section.items())
+
+
+def _from_environ(environ: Mapping[str, str]) -> Iterator[tuple[str, Any, str]]:
+    names = {ENV_PREFIX + key.replace(".", "_").upper(): key for key in known_keys()}
+    for variable, text in sorted(environ.items()):
+        if not variable.startswith(ENV_PREFIX) or variable == CLIENT_VARIABLE:
+            continue
+        if variable not in names:
+            raise _bad(f"the environment sets {variable}, which is not known", _nearest(variable, names))
+        key = names[variable]
+        value = [part.strip() for part in text.split(",") if part.strip()] if key == "compute.processors" else text
+        yield key, value, variable
+
+
+def _typed(key: str, value: Any, kind: Any, origin: str) -> Any:
+    try:
+        return msgspec.convert(value, kind, strict=not origin.startswith(ENV_PREFIX))
+    except msgspec.ValidationError as error:
+        raise _bad(f"{key} in {origin}: {str(error).split(' - at')[0]}", "see docs/configuration.md") from None
+
+
+def _from_surroundings(environ: Mapping[str, str], values: Mapping[str, Any]) -> dict[str, str]:
+    paths = default_paths(environ)
+    runtime = values.get("paths.runtime", paths["runtime"])
+    found = {f"paths.{key}": value for key, value in paths.items()}
+    found["paths.socket"] = os.path.join(runtime, "smpd.sock")
+    credential = os.path.join(environ.get("CREDENTIALS_DIRECTORY", ""), CREDENTIAL_NAME)
+    if os.path.isabs(credential) and os.path.exists(credential) and "keys.passphrase_file" not in values:
+        found["keys.credential_file"] = credential
+    return found
+
+
+def _check(config: Config, environ: Mapping[str, str]) -> None:
+    for section in ("paths", "keys"):
+        for name, value in msgspec.structs.asdict(getattr(config, section)).items():
+            if "\0" in value or (value and not os.path.isabs(value)):
+                raise _bad(f"{section}.{name} is {value!r}", "write an absolute path")
+    if len(os.fsencode(config.paths.socket)) > 107:
+        raise _bad("paths.socket is longer than the 107 bytes of unix(7)", "choose a shorter path")
+    if config.jobs.backoff_max_s < config.jobs.backoff_base_s:
+        raise _bad("jobs.backoff_max_s is less than jobs.backoff_base_s", "raise the first or lower the second")
+    if config.control.connections_user_max > config.control.connections_max:
+        raise _bad("control.connections_user_max is more than control.connections_max", "lower it")
+    if len(set(config.compute.processors)) != len(config.compute.processors):
+        raise _bad("compute.processors names a processor twice", "name each once")
+    if config.keys.credential_file and config.keys.passphrase_file:
+        raise _bad("keys.credential_file and keys.passphrase_file are both set", "keep the one that is in use")
+    for path in (config.keys.credential_file, config.keys.passphrase_file):
+        if path:
+            check_secret(path, environ)
+
+
+def _home(environ: Mapping[str, str]) -> str:
+    return environ.get("HOME") or os.path.expanduser("~")
+
+
+def _nearest(name: str, known: Mapping[str, Any]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]}?" if close else "see docs/configuration.md"
+
+
+def _bad(message: str, hint: str) -> UsageError:
+    return UsageError("bad_config", message, hint=hint)

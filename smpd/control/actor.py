@@ -1,0 +1,113 @@
+"""Who is on the other end of a connection, as the kernel attests it, and the role that gives them."""
+
+import contextlib
+import grp
+import os
+import pwd
+import socket
+import struct
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from smp_proto.control import Role
+from smpd.config import Control
+
+_UCRED = struct.Struct("=iII")
+_SO_PEERGROUPS = 59  # include/uapi/asm-generic/socket.h; Python has no name for it
+_GROUPS_BYTES = 1024  # the most that socket.getsockopt takes
+
+
+class Actor(NamedTuple):
+    """A caller. ``role`` is empty when they have none; ``label`` is for people and the audit log."""
+
+    uid: int
+    gid: int
+    pid: int
+    role: Role | None
+    label: str
+
+
+class Peer(NamedTuple):
+    """What the kernel noted of a peer when it connected: a later setuid or exec does not change it.
+
+    ``groups`` is None where the kernel does not tell (before 4.13, or more than 256 groups).
+    """
+
+    uid: int
+    gid: int
+    pid: int
+    groups: frozenset[int] | None
+
+
+class RoleGroups(NamedTuple):
+    """The numeric groups behind the roles, looked up once at start; None for a group that does not exist."""
+
+    admin: int | None
+    operator: int | None
+    viewer: int | None
+
+    @classmethod
+    def lookup(cls, config: Control) -> "RoleGroups":
+        """Find the configured groups."""
+        return cls(_gid(config.admin_group), _gid(config.operator_group), _gid(config.viewer_group))
+
+    def role_of(self, uid: int, groups: Iterable[int]) -> Role | None:
+        """The highest role: root and the daemon's own user are admin, others by group."""
+        held = frozenset(groups)
+        if uid in (0, os.geteuid()) or self.admin in held:
+            return "admin"
+        if self.operator in held:
+            return "operator"
+        return "viewer" if self.viewer in held else None
+
+
+def peer_of(sock: socket.socket) -> Peer:
+    """Credentials (SO_PEERCRED) and supplementary groups (SO_PEERGROUPS) of a connection, see unix(7).
+
+    Both are those of the moment of connect(2), so no process can slip in under a reused pid.
+    """
+    pid, uid, gid = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    try:
+        raw = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _GROUPS_BYTES)
+    except OSError:
+        return Peer(uid, gid, pid, None)
+    return Peer(uid, gid, pid, frozenset(number for (number,) in struct.iter_unpack("=I", raw)))
+
+
+def is_worker(peer: Peer) -> bool:
+    """Whether a connection comes from a process that this one started, or from what such a process started.
+
+    They run as our own user, who is an administrator, and have no business at this socket. A process of our user that
+    is gone already is taken for one of them: it waits for no answer.
+    """
+    if peer.uid != os.geteuid() or peer.pid == os.getpid():
+        return False
+    pid = peer.pid
+    while pid > 0:
+        try:
+            with open(f"/proc/{pid}/stat", "rb") as file:
+                # The name before it may hold anything (proc_pid_stat(5)).
+                pid = int(file.read().rpartition(b")")[2].split()[1])
+        except OSError:
+            return pid == peer.pid
+        if pid == os.getpid():
+            return True
+    return False
+
+
+def actor_of(peer: Peer, groups: RoleGroups) -> Actor:
+    """Name the peer and give it its role. It may ask a directory service, so call it in a thread."""
+    name = ""
+    with contextlib.suppress(KeyError):
+        name = pwd.getpwuid(peer.uid).pw_name
+    held = peer.groups
+    if held is None:
+        held = frozenset(os.getgrouplist(name, peer.gid)) if name else frozenset()
+    role = groups.role_of(peer.uid, held | {peer.gid})
+    return Actor(peer.uid, peer.gid, peer.pid, role, f"{name or 'uid'}({peer.uid})")
+
+
+def _gid(name: str) -> int | None:
+    with contextlib.suppress(KeyError):
+        return grp.getgrnam(name).gr_gid if name else None
+    return None

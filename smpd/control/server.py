@@ -1,0 +1,188 @@
+"""Accepts connections, agrees on a version, finds out who asks, and hands requests to their handlers.
+
+A handler is called with the actor, the request and the exchange, after the role was checked. Closing a
+connection cancels what is still being answered on it (a watch above all); jobs are no part of a connection and
+go on. A handler whose act must not be left half done shields that part.
+"""
+
+import contextlib
+import functools
+import socket
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, cast
+
+import anyio
+import anyio.abc
+import anyio.lowlevel
+import structlog
+
+from smp_proto.aio import Channel, Exchange, close_all, decode, encode, serve
+from smp_proto.control import AnyRequest, Hello, Request
+from smp_proto.errors import DaemonError, DeniedError, SmpError
+from smp_proto.wire import PROTOCOL_MAX, PROTOCOL_MIN, FrameType, encode_frame
+from smpd.config import Control
+from smpd.control.actor import Actor, Peer, RoleGroups, actor_of, is_worker, peer_of
+from smpd.control.roles import REQUESTS, denied, require
+
+Handler = Callable[[Actor, Any, Exchange], Awaitable[Any]]
+_REQUEST = cast("type[Request]", AnyRequest)
+_HELLO_S = 5.0
+_ACCEPT_PAUSE_S = 0.1
+_log = structlog.get_logger(__name__)
+
+
+class ControlServer:
+    """The daemon's end of the control socket.
+
+    Args:
+        sockets: listening Unix stream sockets; closed when :meth:`serve` ends.
+        handlers: one for each request of the protocol.
+        config: groups and limits.
+        version: of smpd, told in HELLO.
+        boot_id: of this run of smpd, told in HELLO.
+        groups: the numeric groups of the roles; looked up from ``config`` when None.
+        hello_s: how long a connection may take to say HELLO.
+
+    Raises:
+        ValueError: a request has no handler.
+    """
+
+    def __init__(
+        self,
+        sockets: Sequence[socket.socket],
+        handlers: Mapping[type[Request], Handler],
+        config: Control,
+        *,
+        version: str,
+        boot_id: str,
+        groups: RoleGroups | None = None,
+        hello_s: float = _HELLO_S,
+    ) -> None:
+        if missing := REQUESTS - handlers.keys():
+            raise ValueError(f"no handler for {', '.join(sorted(kind.__name__ for kind in missing))}")
+        self._sockets = sockets
+        self._handlers = handlers
+        self._config = config
+        self._hello = Hello(PROTOCOL_MIN, PROTOCOL_MAX, version, boot_id)
+        self._groups = groups or RoleGroups.lookup(config)
+        self._hello_s = hello_s
+        self._open: Counter[int] = Counter()
+
+    @property
+    def connections(self) -> int:
+        """How many connections are open."""
+        return self._open.total()
+
+    async def serve(self) -> None:
+        """Accept and answer until cancelled."""
+        try:
+            async with anyio.create_task_group() as group:
+                for listener in self._sockets:
+                    group.start_soon(self._accept, listener, group)
+        finally:
+            for listener in self._sockets:
+                listener.close()
+
+    async def _accept(self, listener: socket.socket, group: anyio.abc.TaskGroup) -> None:
+        listener.setblocking(False)
+        while True:
+            await anyio.lowlevel.checkpoint()
+            try:
+                sock = listener.accept()[0]
+            except (BlockingIOError, InterruptedError):
+                await anyio.wait_readable(listener)
+                continue
+            except OSError as error:  # out of descriptors or memory; those waiting stay in the backlog
+                _log.warning("accept failed", errno=error.errno)
+                await anyio.sleep(_ACCEPT_PAUSE_S)
+                continue
+            peer = peer_of(sock)
+            if self.connections >= self._config.connections_max or (
+                self._open[peer.uid] >= self._config.connections_user_max
+            ):
+                self._turn_away(sock, peer)
+                continue
+            self._open[peer.uid] += 1
+            group.start_soon(self._connection, sock, peer)
+
+    def _turn_away(self, sock: socket.socket, peer: Peer) -> None:
+        """Say why at once, without waiting for anything this peer may or may not do."""
+        _log.warning("connection refused: too many are open", uid=peer.uid)
+        busy = DaemonError("busy", "too many connections are open", hint="close some clients, or try again later")
+        with sock, contextlib.suppress(OSError):
+            sock.setblocking(False)
+            sock.send(encode_frame(FrameType.HELLO, 0, self._greeting(None, busy)))
+
+    async def _connection(self, sock: socket.socket, peer: Peer) -> None:
+        channel = Channel(sock, stall_s=self._config.stall_s)
+        try:
+            with anyio.fail_after(self._hello_s):
+                actor = await self._welcome(channel, peer)
+            await serve(
+                channel,
+                functools.partial(self._answer, actor),
+                unexpected=_report_fault,
+                streams_max=self._config.requests_max,
+            )
+        except SmpError as error:
+            _log.warning("connection dropped", uid=peer.uid, pid=peer.pid, code=error.code, reason=error.message)
+        except (anyio.EndOfStream, anyio.BrokenResourceError, TimeoutError):
+            _log.debug("connection ended before HELLO", uid=peer.uid, pid=peer.pid)
+        finally:
+            channel.close()
+            self._open[peer.uid] -= 1
+            self._open += Counter()  # forgets users at zero
+
+    async def _welcome(self, channel: Channel, peer: Peer) -> Actor:
+        """Exchange HELLO.
+
+        Raises:
+            DaemonError: ``protocol`` or ``protocol_version``.
+            DeniedError: ``forbidden`` when the peer has no role at all, or is a worker of ours.
+        """
+        frame, fds = await channel.receive()
+        close_all(fds)
+        if frame.type is not FrameType.HELLO or fds:
+            raise DaemonError("protocol", f"the first frame is {frame.type.name} and not HELLO")
+        theirs = decode(frame.body, Hello)
+        actor = await anyio.to_thread.run_sync(actor_of, peer, self._groups)
+        error: SmpError | None = None
+        if await anyio.to_thread.run_sync(is_worker, peer):
+            error = DeniedError("forbidden", "processes that smpd started may not ask it for anything")
+        elif theirs.protocol_min > PROTOCOL_MAX or theirs.protocol_max < PROTOCOL_MIN:
+            error = _no_overlap(theirs)
+        elif actor.role is None:
+            error = denied(f"{actor.label} has no role on this box", "viewer", self._config)
+        await channel.send(FrameType.HELLO, 0, self._greeting(actor, error))
+        if error is not None:
+            raise error
+        return actor
+
+    def _greeting(self, actor: Actor | None, error: SmpError | None) -> bytes:
+        hello = self._hello
+        role = (actor.role if actor and not error else None) or ""
+        body = error.body() if error else None
+        return encode(Hello(hello.protocol_min, hello.protocol_max, hello.version, hello.boot_id, role, body))
+
+    async def _answer(self, actor: Actor, body: bytes, fds: list[int], exchange: Exchange) -> Any:
+        if fds:
+            close_all(fds)
+            raise DaemonError("protocol", "descriptors came with a request; they travel with DATA")
+        request = decode(body, _REQUEST)
+        require(actor, type(request), self._config)
+        return await self._handlers[type(request)](actor, request, exchange)
+
+
+def _no_overlap(theirs: Hello) -> DaemonError:
+    older = "smpd" if theirs.protocol_min > PROTOCOL_MAX else "the client"
+    return DaemonError(
+        "protocol_version",
+        f"the client speaks protocol {theirs.protocol_min} to {theirs.protocol_max}, "
+        f"smpd {PROTOCOL_MIN} to {PROTOCOL_MAX}",
+        hint=f"upgrade {older}",
+    )
+
+
+def _report_fault(error: Exception) -> None:
+    _log.error("a handler failed", exc_info=error)

@@ -1,0 +1,149 @@
+"""Events: published once by the daemon, followed by any number of watchers at their own pace.
+
+There are no queues for watchers. The hub keeps a bounded history of state changes and the latest progress of
+each job; a watcher is a position in it. So a slow watcher costs nothing, progress coalesces by itself, no
+state change is left out, and one that falls off the end of the history is told so (``lagged``).
+"""
+
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from itertools import takewhile
+from typing import Any, NamedTuple
+
+import anyio
+import msgspec
+
+from smp_proto.aio import Exchange, encode
+from smp_proto.control import FINAL_STATES, Event, JobView, Watch
+from smp_proto.errors import DaemonError
+from smpd.control.actor import Actor
+
+Snapshot = Callable[[list[str]], Awaitable[Sequence[JobView]]]
+HISTORY = 4096
+PROGRESS_S = 0.1
+_BATCH = 64
+
+
+class _Entry(NamedTuple):
+    event: Event
+    job_id: str
+    final: bool
+
+
+class Events:
+    """The hub. All methods belong to the event loop's thread.
+
+    Args:
+        snapshot: returns the jobs named, or all of them for an empty list; raises ``no_such_job``.
+        history: how many state changes are kept.
+        progress_s: the least time between two reports of progress to one watcher.
+        start: the number before the first. By default the microseconds since the epoch, so that a number from
+            an earlier run of the daemon is seen to be too old.
+    """
+
+    def __init__(
+        self, snapshot: Snapshot, *, history: int = HISTORY, progress_s: float = PROGRESS_S, start: int | None = None
+    ) -> None:
+        self._snapshot = snapshot
+        self._changes: deque[_Entry] = deque(maxlen=history)
+        self._progress: dict[str, _Entry] = {}
+        self._seq = time.time_ns() // 1000 if start is None else start
+        self._forgotten = self._seq
+        self._progress_s = progress_s
+        self._published = anyio.Event()
+        self._changed = anyio.Event()
+
+    @property
+    def seq(self) -> int:
+        """The number of the latest event."""
+        return self._seq
+
+    def publish(self, kind: str, body: Any, *, job_id: str = "", progress: bool = False) -> int:
+        """Announce something and return its number.
+
+        Args:
+            kind: of the event; ``job`` for a JobView.
+            body: what it carries.
+            job_id: the job it is about; empty when it is about none.
+            progress: that a later one of the same job makes this one moot.
+        """
+        self._seq += 1
+        final = isinstance(body, JobView) and body.state in FINAL_STATES
+        entry = _Entry(Event(self._seq, kind, msgspec.Raw(encode(body))), job_id, final)
+        if progress:
+            self._progress[job_id] = entry
+        else:
+            self._progress.pop(job_id, None)
+            if len(self._changes) == self._changes.maxlen:
+                self._forgotten = self._changes[0].event.seq
+            self._changes.append(entry)
+            self._changed.set()
+            self._changed = anyio.Event()
+        self._published.set()
+        self._published = anyio.Event()
+        return self._seq
+
+    async def watch(self, _actor: Actor, request: Watch, exchange: Exchange) -> None:
+        """Handler of ``watch``: the snapshot, or what came after ``since``, then events as they happen.
+
+        Ends when all jobs named are final. An event may repeat what the snapshot showed.
+
+        Raises:
+            NotFoundError: ``no_such_job``.
+            DaemonError: ``lagged`` when events were lost; ``since`` in its details is where to resume.
+        """
+        wanted = frozenset(request.jobs)
+        position = request.since or self._seq
+        running: set[str] = set()
+        if request.since:
+            position = await self._send_after(position, wanted, running, exchange)
+        if wanted or not request.since:
+            views = await self._snapshot(request.jobs)
+            await _send_snapshot(views, position, exchange)
+            running = {view.id for view in views if view.state not in FINAL_STATES}
+        while True:
+            position = await self._send_after(position, wanted, running, exchange)
+            if wanted and not running:
+                return
+            published, changed = self._published, self._changed
+            await published.wait()
+            with anyio.move_on_after(self._progress_s):  # progress waits a little for more; a change does not
+                await changed.wait()
+
+    async def _send_after(self, position: int, wanted: frozenset[str], running: set[str], exchange: Exchange) -> int:
+        """Send what came after ``position`` until there is no more; return the new position."""
+        while position < self._seq:
+            batch, position = self._after(position, wanted)
+            for entry in batch:
+                await exchange.send(entry.event)
+                if entry.final:
+                    running.discard(entry.job_id)
+        if position > self._seq:
+            raise _lagged(position)
+        return position
+
+    def _after(self, position: int, wanted: frozenset[str]) -> tuple[list[_Entry], int]:
+        if position < self._forgotten:
+            raise _lagged(position)
+        newer = [*takewhile(lambda entry: entry.event.seq > position, reversed(self._changes))]
+        newer += (entry for entry in self._progress.values() if entry.event.seq > position)
+        found = [entry for entry in newer if not wanted or entry.job_id in wanted]
+        found.sort(key=lambda entry: entry.event.seq)
+        return found[:_BATCH], found[_BATCH - 1].event.seq if len(found) > _BATCH else self._seq
+
+
+async def _send_snapshot(views: Sequence[JobView], position: int, exchange: Exchange) -> None:
+    """Send the jobs as they are. Only the last carries a number: half a snapshot is nothing to resume from."""
+    for index, view in enumerate(views, 1):
+        seq = position if index == len(views) else 0
+        await exchange.send(Event(seq, "snapshot", msgspec.Raw(encode(view))))
+
+
+def _lagged(position: int) -> DaemonError:
+    return DaemonError(
+        "lagged",
+        f"the events after number {position} are not kept any more",
+        hint="watch again from the number in details; 0 begins with a snapshot",
+        details={"since": 0},
+    )

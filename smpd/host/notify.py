@@ -1,0 +1,57 @@
+"""Telling the service manager how we are (sd_notify(3)), and its watchdog (sd_watchdog_enabled(3))."""
+
+import contextlib
+import os
+import socket
+from collections.abc import Mapping
+
+import anyio
+
+
+class Notifier:
+    """Sends state lines to ``$NOTIFY_SOCKET``; does nothing where there is none.
+
+    Args:
+        environ: where the address is looked up; a path, or ``@name`` for the abstract namespace.
+    """
+
+    def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
+        address = environ.get("NOTIFY_SOCKET", "")
+        self._address = "\0" + address[1:] if address.startswith("@") else address
+        self._watchdog_s = _watchdog_s(environ)
+
+    def ready(self, status: str) -> None:
+        """Start-up is complete."""
+        self._send("READY=1", f"STATUS={status}")
+
+    def stopping(self) -> None:
+        """Shutdown has begun."""
+        self._send("STOPPING=1")
+
+    def status(self, text: str) -> None:
+        """One line for ``systemctl status``."""
+        self._send("STATUS=" + text.replace("\n", " "))
+
+    async def feed_watchdog(self) -> None:
+        """Report being alive at half the interval asked for, for ever; returns at once when none is asked for.
+
+        It runs in the event loop on purpose: a loop that is stuck is what the watchdog is to catch.
+        """
+        while self._watchdog_s:
+            self._send("WATCHDOG=1")
+            await anyio.sleep(self._watchdog_s / 2)
+
+    def _send(self, *lines: str) -> None:
+        if not self._address:
+            return
+        # A manager that does not listen is no reason to stop serving.
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.setblocking(False)
+            sock.sendto("\n".join(lines).encode(), self._address)
+
+
+def _watchdog_s(environ: Mapping[str, str]) -> float:
+    if environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
+        return 0.0
+    interval = environ.get("WATCHDOG_USEC", "")
+    return int(interval) / 1e6 if interval.isdecimal() else 0.0

@@ -1,0 +1,37 @@
+"""Making this process a poor target: no core dump, no tracing by its own user, secrets not swapped out."""
+
+import ctypes
+import os
+import resource
+
+from smp_proto.errors import ResourceError
+
+_PR_SET_DUMPABLE = 4
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def harden() -> None:
+    """Forbid core dumps, ptrace and /proc/PID/mem for other processes of this user (prctl(2), PR_SET_DUMPABLE).
+
+    Raises:
+        ResourceError: ``sandbox`` when the kernel refuses; keys must not be loaded then.
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
+        reason = os.strerror(ctypes.get_errno())
+        raise ResourceError(
+            "sandbox", f"the kernel refuses PR_SET_DUMPABLE: {reason}", hint="check the seccomp profile"
+        )
+    os.umask(0o077)
+
+
+def lock_memory(buffer: bytearray) -> bool:
+    """Keep a buffer's pages out of swap (mlock(2)); False where the limit LimitMEMLOCK does not allow it.
+
+    The buffer must not change its length while locked. Its pages stay locked until the process ends, or until
+    the allocator gives them back.
+    """
+    if not buffer:
+        return True
+    view = (ctypes.c_char * len(buffer)).from_buffer(buffer)
+    return bool(_libc.mlock(ctypes.c_void_p(ctypes.addressof(view)), ctypes.c_size_t(len(buffer))) == 0)

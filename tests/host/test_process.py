@@ -1,0 +1,149 @@
+"""Hardening, memory figures and logs, in real processes where they change one."""
+
+import io
+import json
+import logging
+import os
+import subprocess
+import sys
+
+import pytest
+import structlog
+from hypothesis import given
+from hypothesis import strategies as st
+
+from smpd.host.logs import FORBIDDEN, REMOVED, configure_logs, remove_forbidden
+from smpd.host.memory import peak_rss_bytes
+from smpd.host.process import lock_memory
+
+HARDEN = """
+import ctypes, os, resource
+from smpd.host.process import harden
+harden()
+print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0), resource.getrlimit(resource.RLIMIT_CORE), oct(os.umask(0)))
+"""
+
+
+def test_harden():
+    """Afterwards the process is not dumpable, has no core dumps and makes files for itself only."""
+    done = subprocess.run([sys.executable, "-c", HARDEN], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "0 (0, 0) 0o77"
+
+
+def test_lock_memory():
+    """Locking a buffer shows in VmLck, or says that it could not; an empty one is no question."""
+    buffer = bytearray(1 << 16)
+    assert lock_memory(buffer) in (True, False)
+    assert lock_memory(bytearray())
+    buffer.append(1)  # no export is left behind
+
+
+def test_peak_rss():
+    """The peak of a living process is what it used; a process that is gone has none."""
+    assert peak_rss_bytes(os.getpid()) > 1 << 20
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    assert peak_rss_bytes(child.pid) == 0
+
+
+@pytest.fixture
+def log():
+    """Set up logging into a buffer, and undo it."""
+    out = io.StringIO()
+    root = logging.getLogger()
+    level, handlers = root.level, root.handlers[:]
+
+    def start(level: str = "info", form: str = "json", **environ: str) -> io.StringIO:
+        configure_logs(level, form, out, environ)
+        return out
+
+    yield start
+    structlog.reset_defaults()
+    root.setLevel(level)
+    root.handlers[:] = handlers
+
+
+def test_json_lines(log):
+    """One JSON object a line, with level and time; below the level nothing."""
+    out = log("warning")
+    structlog.get_logger().info("quiet")
+    structlog.get_logger().warning("loud", job="j1", n=3)
+    (line,) = out.getvalue().splitlines()
+    shown = json.loads(line)
+    assert (shown["event"], shown["level"], shown["job"], shown["n"]) == ("loud", "warning", "j1", 3)
+    assert shown["timestamp"].endswith("Z")
+
+
+def test_console(log):
+    """The console form is for people, and keeps the same things out."""
+    out = log(form="console")
+    structlog.get_logger().info("hello", secret="hunter2", job="j1")
+    assert "hello" in out.getvalue()
+    assert "hunter2" not in out.getvalue()
+
+
+def test_auto_is_json_without_a_terminal(log):
+    """`auto` gives JSON where no terminal is."""
+    out = log(form="auto")
+    structlog.get_logger().info("x")
+    assert json.loads(out.getvalue())["event"] == "x"
+
+
+def test_journal_priorities(log):
+    """Under the journal each line begins with its priority."""
+    out = log(JOURNAL_STREAM="8:1")
+    structlog.get_logger().error("bad")
+    structlog.get_logger().info("fine")
+    assert [line[:3] for line in out.getvalue().splitlines()] == ["<3>", "<6>"]
+
+
+@given(
+    st.sampled_from(sorted(FORBIDDEN)),
+    st.sampled_from(["{}", "remote_{}", "X-{}", "{}"]),
+    st.lists(st.sampled_from("dl"), max_size=4),
+)
+def test_forbidden_keys_never_show(word, form, nesting):
+    """A forbidden key's value is gone at any depth, in any case, with any prefix; its neighbours stay."""
+    value = {form.format(word).upper(): "hunter2", "count": 1}
+    for kind in nesting:
+        value = {"inner": value} if kind == "d" else [value]
+    cleaned = repr(remove_forbidden(None, "", {"event": "e", "value": value}))
+    assert "hunter2" not in cleaned
+    assert REMOVED in cleaned
+    assert "'count': 1" in cleaned
+
+
+def test_identifiers_stay():
+    """Keys that identify without naming are kept."""
+    kept = {"event": "e", "key_id": "abc", "job_id": "j", "remote": "pacs", "code": "corrupt"}
+    assert remove_forbidden(None, "", dict(kept)) == kept
+
+
+def test_exceptions_show_place_and_type_only(log):
+    """An exception is logged by type and place, also inside a group; its text is not."""
+    out = log()
+    try:
+        raise ExceptionGroup("hunter2", [KeyError("hunter2"), OSError(2, "hunter2", "patient.dcm")])
+    except ExceptionGroup:
+        structlog.get_logger().exception("failed")
+    shown = json.loads(out.getvalue())
+    assert shown["exception"] == "ExceptionGroup(KeyError, FileNotFoundError)"
+    assert "test_process.py" in shown["at"][0]
+    assert "hunter2" not in out.getvalue()
+    assert "patient" not in out.getvalue()
+
+
+def test_bytes_do_not_show(log):
+    """Bytes in a log call are never printed."""
+    out = log()
+    structlog.get_logger().info("x", blob=b"hunter2", more=[bytearray(b"hunter2")])
+    assert "hunter2" not in out.getvalue()
+
+
+def test_libraries_log_without_their_arguments(log):
+    """A library's warning comes through with its template, not with what would be filled in."""
+    out = log()
+    logging.getLogger("asyncio").warning("slow %s", "patient.dcm")
+    logging.getLogger("asyncio").info("chatter")
+    shown = json.loads(out.getvalue())
+    assert (shown["logger"], shown["template"], shown["level"]) == ("asyncio", "slow %s", "warning")
