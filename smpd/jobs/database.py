@@ -1,0 +1,222 @@
+"""The daemon's one SQLite file: its settings, its schema, and its errors by name.
+
+What a commit acknowledged is on the disk (WAL with synchronous=FULL). All calls block and are safe from any thread;
+asynchronous code goes through ``anyio.to_thread``. A deleted row is overwritten (secure_delete).
+"""
+
+import errno
+import os
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from typing import Any
+
+from smp_proto.errors import IntegrityError, ResourceError, SmpError
+
+BUSY_TIMEOUT_S = 5.0
+
+SETTINGS = (
+    "journal_mode=WAL",
+    "synchronous=FULL",  # NORMAL loses the last commits in a power cut
+    "foreign_keys=ON",
+    "secure_delete=ON",
+    "cell_size_check=ON",
+    "trusted_schema=OFF",
+    "journal_size_limit=16777216",  # bytes of WAL kept after a checkpoint
+)
+
+# Index i brings a file from user_version i to i + 1. Entries are never edited once released.
+MIGRATIONS: tuple[str, ...] = (
+    """
+    CREATE TABLE jobs (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,   -- order of submission; no clock is asked
+        id TEXT NOT NULL UNIQUE,
+        token BLOB NOT NULL UNIQUE,                 -- keyed digest of owner and idempotency key
+        owner TEXT NOT NULL,
+        state TEXT NOT NULL DEFAULT 'queued',
+        priority TEXT NOT NULL,
+        attempt INTEGER NOT NULL DEFAULT 0,
+        delay REAL NOT NULL DEFAULT 0,              -- seconds, the whole of the last backoff
+        due REAL NOT NULL DEFAULT 0,                -- monotonic clock
+        created REAL NOT NULL,                      -- wall clock, for display only
+        updated REAL NOT NULL DEFAULT 0,
+        total_bytes INTEGER NOT NULL DEFAULT 0,
+        done_bytes INTEGER NOT NULL DEFAULT 0,
+        phase TEXT NOT NULL DEFAULT '',
+        spec BLOB NOT NULL,                         -- sealed
+        ending BLOB NOT NULL DEFAULT x''            -- sealed: error, result, transfer
+    );
+    CREATE INDEX jobs_by_state ON jobs (state, number);
+    CREATE TABLE sources (
+        job TEXT PRIMARY KEY REFERENCES jobs (id) ON DELETE CASCADE,
+        body BLOB NOT NULL                          -- sealed: pin, size, envelope
+    );
+    CREATE TABLE ranges (
+        job TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE,
+        range INTEGER NOT NULL,
+        leaves BLOB NOT NULL,                       -- sealed, so that a flipped bit is seen
+        PRIMARY KEY (job, range)
+    ) WITHOUT ROWID;
+    CREATE TABLE vault (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        id TEXT NOT NULL UNIQUE,
+        job TEXT NOT NULL UNIQUE,
+        object_id BLOB NOT NULL,
+        sender BLOB NOT NULL,
+        size INTEGER NOT NULL,
+        entries INTEGER NOT NULL,
+        created REAL NOT NULL
+    );
+    CREATE TABLE remotes (name TEXT PRIMARY KEY, body BLOB NOT NULL);               -- sealed
+    CREATE TABLE trust (number INTEGER PRIMARY KEY AUTOINCREMENT, body BLOB NOT NULL);   -- sealed
+    """,
+)
+
+_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+_DISK = {
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_BUSY,
+}
+
+
+def disk_error(error: OSError, what: str) -> ResourceError:
+    """Name a failed system call: ``disk_full`` for ENOSPC and EDQUOT, else ``disk_failed``."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ResourceError("disk_full", f"no space is left for {what}", hint="free some space; the work goes on then")
+    return ResourceError("disk_failed", f"the disk failed for {what}: {error.strerror}", hint="look at the kernel log")
+
+
+class Database:
+    """An open database.
+
+    Args:
+        path: the file; created with mode 0600 when absent. Its directory must exist.
+        migrations: the schema, step by step.
+
+    Raises:
+        IntegrityError: ``unsupported``, when a newer SMP wrote the file. It is left as it was.
+        ResourceError: ``disk_failed`` when it is damaged or unreadable, ``disk_full``.
+    """
+
+    def __init__(self, path: str, migrations: Sequence[str] = MIGRATIONS) -> None:
+        self._path = path
+        self._lock = threading.RLock()
+        try:
+            _create(path)
+        except OSError as error:
+            raise disk_error(error, f"the database {path}") from error
+        with self._named_errors():
+            self._connection = sqlite3.connect(
+                path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
+            )
+        try:
+            with self._named_errors():
+                self._open(migrations)
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def _open(self, migrations: Sequence[str]) -> None:
+        execute = self._connection.execute
+        # A flipped bit may leave no UTF-8; the reader of the row shall find out, not the cursor of all rows.
+        self._connection.text_factory = lambda text: text.decode(errors="replace")
+        version = execute("PRAGMA user_version").fetchone()[0]
+        if version > len(migrations):
+            raise IntegrityError(
+                "unsupported",
+                f"the database {self._path} has version {version}, this smpd knows up to {len(migrations)}",
+                hint="start the newer smpd that wrote it, or restore the backup made before it; nothing was changed",
+            )
+        for setting in SETTINGS:
+            execute(f"PRAGMA {setting}")
+        if self._found_wrong():
+            execute("REINDEX")  # an index says nothing that its table does not; rows are proved by their seals
+            if wrong := self._found_wrong():
+                raise self._damaged(wrong)
+        with closing(sqlite3.connect(":memory:", isolation_level=None)) as model:
+            _migrate(model, migrations[:version])
+            if _schema(model) != _schema(self._connection):
+                raise self._damaged(f"its schema is not that of version {version}")
+        _migrate(self._connection, migrations, version)
+
+    def _found_wrong(self) -> str:
+        # Not quick_check: it does not compare indexes with tables, and a damaged index hides jobs.
+        found = str(self._connection.execute("PRAGMA integrity_check(1)").fetchone()[0])
+        return "" if found == "ok" else found
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """Everything done on the connection inside is committed as one, or not at all. Not to be nested.
+
+        Raises:
+            ResourceError: ``disk_full``, ``disk_failed``; nothing was done.
+        """
+        with self._lock, self._named_errors():
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._connection
+                self._connection.execute("COMMIT")
+            finally:
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+
+    def rows(self, sql: str, values: Iterable[object] = ()) -> list[tuple[Any, ...]]:
+        """Return all rows of a query."""
+        with self._lock, self._named_errors():
+            return self._connection.execute(sql, tuple(values)).fetchall()
+
+    def close(self) -> None:
+        """Checkpoint and close."""
+        with self._lock, self._named_errors():
+            self._connection.close()
+
+    @contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise self._named(error) from error
+        except UnicodeDecodeError as error:  # SQLite quotes a damaged schema in its message
+            raise self._damaged("its schema is not text") from error
+
+    def _named(self, error: sqlite3.Error) -> SmpError:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the low byte is the primary code
+        if code == sqlite3.SQLITE_FULL:
+            return disk_error(OSError(errno.ENOSPC, str(error)), f"the database {self._path}")
+        if code in _DAMAGED:
+            return self._damaged(str(error))
+        if code in _DISK:
+            return disk_error(OSError(errno.EIO, str(error)), f"the database {self._path}")
+        return SmpError("internal", f"the database {self._path} refused a statement: {error}")
+
+    def _damaged(self, found: str) -> ResourceError:
+        return ResourceError(
+            "disk_failed",
+            f"the database {self._path} is damaged: {found.splitlines()[-1]}",
+            hint="restore it from a backup, or move it away to start with no jobs, remotes and trust; "
+            "the sealed objects in the vault are not touched",
+            retryable=False,
+        )
+
+
+def _migrate(connection: sqlite3.Connection, migrations: Sequence[str], version: int = 0) -> None:
+    for number, step in enumerate(migrations[version:], version + 1):
+        connection.executescript(f"BEGIN IMMEDIATE; {step}; PRAGMA user_version={number}; COMMIT;")
+
+
+def _schema(connection: sqlite3.Connection) -> list[tuple[Any, ...]]:
+    return connection.execute("SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY name").fetchall()
+
+
+def _create(path: str) -> None:
+    """Create the file with mode 0600 and make its name durable, or check that it is a plain file."""
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+    directory = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

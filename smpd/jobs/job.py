@@ -1,0 +1,107 @@
+"""A job as it was read, what it is pinned to, and how far it is."""
+
+import base64
+import os
+from collections.abc import Callable
+
+import msgspec
+
+from smp_proto.control import AnyJobSpec, JobState, JobView, Priority, Result, Transfer
+from smp_proto.errors import ErrorBody
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """A job as it was when read.
+
+    Args:
+        id: 16 characters, sorted by time for people only.
+        number: order of submission.
+        owner: ``uid:label`` of who submitted it.
+        created, updated: seconds since the epoch, for display only.
+        attempt: which try this is, from 1; 0 before the first.
+        delay: seconds of the last backoff.
+        due: when a waiting job is due, on the system's monotonic clock.
+        error: why it is waiting, failed or quarantined.
+    """
+
+    id: str
+    number: int
+    spec: AnyJobSpec
+    state: JobState
+    priority: Priority
+    owner: str
+    created: float
+    updated: float
+    attempt: int = 0
+    delay: float = 0.0
+    due: float = 0.0
+    total_bytes: int = 0
+    done_bytes: int = 0
+    phase: str = ""
+    error: ErrorBody | None = None
+    result: Result | None = None
+    transfer: Transfer = msgspec.field(default_factory=Transfer)
+
+
+class Source(msgspec.Struct, frozen=True):
+    """What a job is pinned to: the object may not change between its attempts.
+
+    Args:
+        pin: as in ``ObjectInfo.pin``.
+        size: bytes of the object.
+        envelope: the tail of a sealed object, once it was fetched and verified.
+    """
+
+    pin: str
+    size: int
+    envelope: bytes | None = None
+
+
+class Progress:
+    """How far a running job is. Its runner calls this on the event loop; ``changed`` announces it."""
+
+    def __init__(self, job: Job, changed: Callable[[], None]) -> None:
+        self.total_bytes = job.total_bytes
+        self.done_bytes = job.done_bytes
+        self.phase = job.phase
+        self._changed = changed
+
+    def of(self, job: Job) -> Job:
+        """The job with this progress."""
+        return msgspec.structs.replace(job, total_bytes=self.total_bytes, done_bytes=self.done_bytes, phase=self.phase)
+
+    def update(
+        self, *, total_bytes: int | None = None, done_bytes: int | None = None, phase: str | None = None
+    ) -> None:
+        """Set what is given."""
+        if total_bytes is not None:
+            self.total_bytes = total_bytes
+        if done_bytes is not None:
+            self.done_bytes = done_bytes
+        if phase is not None:
+            self.phase = phase
+        self._changed()
+
+    def advance(self, count: int) -> None:
+        """Add ``count`` bytes to those done."""
+        self.update(done_bytes=self.done_bytes + count)
+
+
+def new_job_id(now: float) -> str:
+    """Return 16 characters of ``[0-9a-v]``: 32 bits of seconds, 48 random bits."""
+    return base64.b32hexencode((int(now) & 0xFFFFFFFF).to_bytes(4, "big") + os.urandom(6)).decode().lower()
+
+
+def view(job: Job) -> JobView:
+    """Return the job as shown."""
+    return JobView(
+        kind=str(job.spec.__struct_config__.tag),
+        source=getattr(job.spec, "source", ""),
+        target=getattr(job.spec, "target", ""),
+        processor=getattr(job.spec, "processor", ""),
+        retry_at=job.updated + job.delay if job.state == "waiting" else 0.0,
+        **{name: getattr(job, name) for name in _SHOWN},
+    )
+
+
+_SHOWN = tuple(name for name in Job.__struct_fields__ if name in JobView.__struct_fields__)

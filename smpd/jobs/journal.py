@@ -1,0 +1,298 @@
+"""The jobs as they are on disk. Each change is one transaction, checked against the table of moves.
+
+Object names occur only inside sealed columns. The order of jobs is the order of submission, and the wall clock is
+written for display only. Progress of a running job is kept in memory and written when the job moves.
+All calls block; asynchronous code goes through ``anyio.to_thread``.
+"""
+
+import sqlite3
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from smp_proto.control import AnyJobSpec, JobState, JobView, Priority, Result, Transfer
+from smp_proto.errors import ErrorBody, IntegrityError, NotFoundError, StateError
+from smpd.jobs.database import Database
+from smpd.jobs.job import Job, Progress, Source, new_job_id, view
+from smpd.jobs.seal import StateSeal
+from smpd.jobs.states import ENDED, STATES, Move, next_state
+
+# Both groups are associated data of the row's sealed columns, so that a flipped bit in any of them is seen.
+_FIXED = ("id", "owner", "priority", "created")
+_CHANGING = ("state", "attempt", "delay", "due", "updated", "total_bytes", "done_bytes", "phase")
+_PLAIN = (*_FIXED, *_CHANGING)
+_SELECT = f"SELECT {', '.join(_PLAIN)}, number, token, spec, ending FROM jobs"  # noqa: S608 - the names above
+
+# An error's details come from many hands: what msgpack cannot say is named by its type only.
+_encode = msgspec.msgpack.Encoder(enc_hook=lambda value: f"<{type(value).__name__}>").encode
+_decode = msgspec.msgpack.decode
+
+
+class Journal:
+    """The job table.
+
+    Args:
+        db: an open database.
+        seal: seals specs, errors, results, sources and leaves.
+        wall: the clock for what is displayed.
+    """
+
+    def __init__(self, db: Database, seal: StateSeal, *, wall: Callable[[], float] = time.time) -> None:
+        self._db = db
+        self._seal = seal
+        self._wall = wall
+        self._live: dict[str, Progress] = {}
+
+    def add(
+        self, spec: AnyJobSpec, *, owner: str, key: str, priority: Priority = "normal", job_id: str = ""
+    ) -> tuple[Job, bool]:
+        """Keep a new job, queued. The same ``owner`` and ``key`` again return the job that is there.
+
+        Args:
+            spec: what to do.
+            owner: ``uid:label``.
+            key: the caller's idempotency key.
+            priority: its place in the queue.
+            job_id: from :func:`new_job_id`, where something on disk was named by it before; made here when empty.
+
+        Returns:
+            The job, and whether it was created.
+
+        Raises:
+            StateError: ``exists``, when the key was used for another spec.
+        """
+        now = self._wall()
+        job_id = job_id or new_job_id(now)
+        token = self._seal.digest("job key", owner, key)
+        with self._db.transaction() as connection:
+            found = connection.execute(f"{_SELECT} WHERE token=?", (token,)).fetchone()
+            if found is not None:
+                job = self._job(found)
+                if job.spec != spec:
+                    hint = "use a new key for a new job"
+                    raise StateError("exists", f"this key was used before, for job {job.id}", hint=hint)
+                return job, False
+            fixed = (job_id, owner, priority, now)
+            sealed = self._seal.seal(_encode(spec), _context("spec", [*fixed, token]))
+            sql = "INSERT INTO jobs (id, owner, priority, created, token, spec) VALUES (?, ?, ?, ?, ?, ?)"
+            number = connection.execute(sql, (*fixed, token, sealed)).lastrowid or 0
+            job = Job(
+                id=job_id,
+                number=number,
+                spec=spec,
+                state="queued",
+                priority=priority,
+                owner=owner,
+                created=now,
+                updated=now,
+            )
+            self._write(connection, job)
+            return job, True
+
+    def get(self, job_id: str) -> Job:
+        """Return one job.
+
+        Raises:
+            NotFoundError: ``no_such_job``.
+            IntegrityError: ``corrupt``, when its record is damaged.
+        """
+        rows = self._db.rows(f"{_SELECT} WHERE id=?", (job_id,))
+        if not rows:
+            raise _unknown(job_id)
+        return self._job(rows[0])
+
+    def list(self, states: Iterable[JobState] = (), limit: int = -1) -> Sequence[Job]:
+        """Return jobs in these states (none given: in any), newest first. Damaged records are left out."""
+        wanted = tuple(states) or STATES
+        marks = ",".join("?" * len(wanted))
+        sql = f"{_SELECT} WHERE state IN ({marks}) ORDER BY number DESC LIMIT ?"
+        return self._read(self._db.rows(sql, (*wanted, limit)))[0]
+
+    def damaged(self) -> tuple[str, ...]:
+        """Return the ids of jobs whose record does not open."""
+        return tuple(self._read(self._db.rows(_SELECT))[1])
+
+    def counts(self) -> dict[str, int]:
+        """Return how many jobs are in each state; every state is named."""
+        found = dict(self._db.rows("SELECT state, count(*) FROM jobs GROUP BY state"))
+        return {state: found.get(state, 0) for state in STATES}
+
+    def move(
+        self,
+        job_id: str,
+        move: Move,
+        *,
+        error: ErrorBody | None = None,
+        result: Result | None = None,
+        transfer: Transfer | None = None,
+        delay: float = 0.0,
+        due: float = 0.0,
+    ) -> Job:
+        """Move a job along the table of states.
+
+        Args:
+            job_id: which job.
+            move: which move.
+            error: why; without it an earlier error is forgotten.
+            result: what was delivered; without it an earlier result is forgotten.
+            transfer: added to what moved before.
+            delay: for ``retry``, seconds of backoff.
+            due: for ``retry``, when it ends on the monotonic clock.
+
+        A move to the end (``done``, ``cancelled``) also deletes what was kept for resuming.
+
+        Raises:
+            StateError: ``wrong_state``.
+            NotFoundError: ``no_such_job``.
+        """
+        with self._db.transaction() as connection:
+            job = self._find(connection, job_id)
+            state = next_state(job.state, move, job_id)
+            attempt = {"start": job.attempt + 1, "resume": 0, "recover": max(0, job.attempt - 1)}.get(move, job.attempt)
+            moved = msgspec.structs.replace(
+                job,
+                state=state,
+                attempt=attempt,
+                delay=delay,
+                due=due,
+                updated=self._wall(),
+                error=error,
+                result=result,
+                transfer=_sum(job.transfer, transfer),
+            )
+            self._write(connection, moved)
+            if state in ENDED:
+                connection.execute("DELETE FROM ranges WHERE job=?", (job_id,))
+                connection.execute("DELETE FROM sources WHERE job=?", (job_id,))
+        if state != "running":
+            self._live.pop(job_id, None)
+        return moved
+
+    def recover(self) -> tuple[str, ...]:
+        """Put every job that was running when the daemon died back into the queue; return their ids.
+
+        A crash is not the job's fault, so the attempt does not count.
+        """
+        ids = [str(row[0]) for row in self._db.rows("SELECT id FROM jobs WHERE state='running' ORDER BY number")]
+        damaged = set(self.damaged())
+        return tuple(self.move(job_id, "recover").id for job_id in ids if job_id not in damaged)
+
+    def add_transfer(self, job_id: str, transfer: Transfer) -> Job:
+        """Add what an attempt moved to the job's figures, whether the attempt succeeds or not."""
+        with self._db.transaction() as connection:
+            job = self._find(connection, job_id)
+            job = msgspec.structs.replace(job, transfer=_sum(job.transfer, transfer))
+            self._write(connection, job)
+        return job
+
+    def track(self, job_id: str, progress: Progress) -> None:
+        """Show this progress with the job until it moves on."""
+        self._live[job_id] = progress
+
+    def set_source(self, job_id: str, pin: str, size: int, envelope: bytes | None = None) -> None:
+        """Pin a job to an object. Replaces an earlier pin."""
+        body = self._seal.seal(_encode(Source(pin, size, envelope)), f"job {job_id} source")
+        with self._db.transaction() as connection:
+            self._find(connection, job_id)
+            connection.execute("INSERT OR REPLACE INTO sources (job, body) VALUES (?, ?)", (job_id, body))
+
+    def source(self, job_id: str) -> Source | None:
+        """Return what a job is pinned to, None before it is. A damaged record counts as none: it is asked for again."""
+        rows = self._db.rows("SELECT body FROM sources WHERE job=?", (job_id,))
+        if not rows:
+            return None
+        try:
+            return _decode(self._seal.open(rows[0][0], f"job {job_id} source"), type=Source)
+        except IntegrityError:
+            return None
+
+    def mark_ranges(self, job_id: str, ranges: Mapping[int, bytes]) -> None:
+        """Record spooled ranges, by index, with the leaves (digests) of their segments. Durable on return."""
+        rows = [(job_id, i, self._seal.seal(leaves, f"job {job_id} range {i}")) for i, leaves in ranges.items()]
+        with self._db.transaction() as connection:
+            self._find(connection, job_id)
+            connection.executemany("INSERT OR REPLACE INTO ranges (job, range, leaves) VALUES (?, ?, ?)", rows)
+
+    def ranges(self, job_id: str) -> dict[int, bytes]:
+        """Return the leaves of each spooled range by index. One that is damaged is left out, to be fetched again."""
+        found = {}
+        for index, leaves in self._db.rows("SELECT range, leaves FROM ranges WHERE job=? ORDER BY range", (job_id,)):
+            try:
+                found[index] = self._seal.open(leaves, f"job {job_id} range {index}")
+            except IntegrityError:
+                continue
+        return found
+
+    def clear_ranges(self, job_id: str) -> None:
+        """Forget what was spooled and what it was pinned to: the job starts over."""
+        with self._db.transaction() as connection:
+            connection.execute("DELETE FROM ranges WHERE job=?", (job_id,))
+            connection.execute("DELETE FROM sources WHERE job=?", (job_id,))
+
+    def view(self, job: Job) -> JobView:
+        """Return the job as shown."""
+        return view(job)
+
+    def _read(self, rows: Iterable[tuple[Any, ...]]) -> tuple[Sequence[Job], Sequence[str]]:
+        """Split rows into jobs and the ids of damaged ones: one bad record must not hide the others."""
+        jobs, damaged = [], []
+        for row in rows:
+            try:
+                jobs.append(self._job(row))
+            except IntegrityError:
+                damaged.append(str(row[0]))
+        return jobs, damaged
+
+    def _find(self, connection: sqlite3.Connection, job_id: str) -> Job:
+        row = connection.execute(f"{_SELECT} WHERE id=?", (job_id,)).fetchone()
+        if row is None:
+            raise _unknown(job_id)
+        return self._job(row)
+
+    def _job(self, values: tuple[Any, ...]) -> Job:
+        """Open a row.
+
+        Raises:
+            IntegrityError: ``corrupt``.
+        """
+        *plain, number, token, spec, ending = values
+        stored = {**dict(zip(_PLAIN, plain, strict=True)), "number": number}
+        job_id, changing = plain[0], plain[len(_FIXED) :]
+        try:
+            stored["spec"] = _decode(self._seal.open(spec, _context("spec", [*plain[: len(_FIXED)], token])))
+            stored |= _decode(self._seal.open(ending, _context("ending", [job_id, *changing])))
+            job = msgspec.convert(stored, Job)
+        except (msgspec.MsgspecError, IntegrityError) as error:
+            message, hint = f"the record of job {job_id} is damaged", "submit the job again under a new key"
+            raise IntegrityError("corrupt", message, hint=hint) from error
+        live = self._live.get(job_id)
+        return live.of(job) if live else job
+
+    def _write(self, connection: sqlite3.Connection, job: Job) -> None:
+        kept = {"error": job.error, "result": job.result, "transfer": job.transfer}
+        changing = [getattr(job, name) for name in _CHANGING]
+        ending = self._seal.seal(_encode(kept), _context("ending", [job.id, *changing]))
+        sets = ", ".join(f"{name}=?" for name in _CHANGING)
+        connection.execute(f"UPDATE jobs SET {sets}, ending=? WHERE id=?", (*changing, ending, job.id))  # noqa: S608
+
+
+def _context(kind: str, values: Sequence[object]) -> str:
+    """Associated data of a sealed column. SQLite may give 5.0 for 5, and 0.0 for -0.0: here they are one."""
+    return f"job {kind} {[value + 0.0 if isinstance(value, int | float) else value for value in values]}"
+
+
+def _sum(before: Transfer, added: Transfer | None) -> Transfer:
+    if added is None:
+        return before
+    return Transfer(
+        fetched_bytes=before.fetched_bytes + added.fetched_bytes,
+        resumed_bytes=before.resumed_bytes + added.resumed_bytes,
+        seconds=before.seconds + added.seconds,
+        device=added.device or before.device,
+    )
+
+
+def _unknown(job_id: str) -> NotFoundError:
+    return NotFoundError("no_such_job", f"there is no job {job_id}", hint="smpctl jobs lists them")

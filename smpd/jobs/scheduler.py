@@ -1,0 +1,357 @@
+"""What runs, when, and what becomes of it.
+
+Jobs start by priority, then by order of submission, at most ``running_max`` at once. A change is durable before it is
+announced. No clock but the monotonic one is asked. A job's fault ends that attempt, never the scheduler; stopping the
+daemon leaves its running jobs ``running`` in the journal, and the next start recovers them.
+"""
+
+import heapq
+import math
+import random
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
+
+import anyio
+import anyio.abc
+
+from smp_proto.control import FINAL_STATES, Priority, Result, Transfer
+from smp_proto.errors import IntegrityError, SmpError
+from smpd.jobs.job import Job, Progress
+from smpd.jobs.journal import Journal
+from smpd.jobs.states import MOVES, Move
+
+T = TypeVar("T")
+
+RANKS: dict[Priority, int] = {"critical": 0, "high": 1, "normal": 2, "low": 3}
+RETRY_AFTER_MAX_S = 3_600.0  # a server may ask for patience, not for ever
+DISK_RETRY_S = 1.0
+FINAL_MAX_S = 60.0
+
+# The box's own trouble, which passes: the job waits for as long as it takes.
+PATIENT_CODES = frozenset({"disk_full", "audit_unwritable"})
+
+
+class Outcome(NamedTuple):
+    """What a runner returns once everything is delivered."""
+
+    result: Result
+    transfer: Transfer
+
+
+Runner = Callable[[Job, Progress], Awaitable[Outcome]]
+
+
+class _Run:
+    """A job that has a slot."""
+
+    def __init__(self, priority: Priority) -> None:
+        self.priority = priority
+        self.scope = anyio.CancelScope()
+        self.finished = anyio.Event()
+        self.asked: Move | None = None  # what to do once it has stopped
+
+
+class Scheduler:
+    """Runs the jobs of a journal.
+
+    Args:
+        journal: the durable table.
+        runner: does one attempt of a job; it is cancelled to pause, cancel or stop it, and shields what must not be
+            torn. Delivering must be idempotent by job: after a crash the same job is run again.
+        running_max: jobs at once; a critical job gets one more slot when these are taken.
+        attempts: tries of one job before a retryable error is final.
+        backoff_base_s, backoff_max_s: full jitter below ``base · 2^(attempt - 1)``, at most ``max``.
+        on_change: called after a change is durable, and with True for progress.
+        on_final: called once a final state is durable and announced. A crash in between loses the call, so what it
+            tidies must also be tidied at start.
+        on_fault: called with a job's id and what was unexpected, for the log.
+        clock: the monotonic clock.
+        rng: the source of jitter.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        runner: Runner,
+        *,
+        running_max: int,
+        attempts: int,
+        backoff_base_s: float,
+        backoff_max_s: float,
+        on_change: Callable[[Job, bool], None],
+        on_final: Callable[[Job], Awaitable[None]],
+        on_fault: Callable[[str, Exception], None],
+        clock: Callable[[], float] = time.monotonic,
+        rng: random.Random | None = None,
+    ) -> None:
+        self._journal = journal
+        self._runner = runner
+        self._running_max = running_max
+        self._attempts = attempts
+        self._backoff_base_s = backoff_base_s
+        self._backoff_max_s = backoff_max_s
+        self._on_change = on_change
+        self._on_final = on_final
+        self._on_fault = on_fault
+        self._clock = clock
+        self._rng = rng or random.Random()
+        self._heap: list[tuple[int, int, str]] = []  # rank, number, id; may hold ids no longer queued
+        self._queued: dict[str, Priority] = {}
+        self._waiting: dict[str, float] = {}  # due, by the clock
+        self._submitted: list[str] = []
+        self._running: dict[str, _Run] = {}
+        self._lock = anyio.Lock()  # held while a job without a slot moves, or gets one
+        self._wake = anyio.Event()
+
+    # ── asked from outside ─────────────────────────────────────────────────────────────────────────────
+
+    def submitted(self, job_id: str) -> None:
+        """A job was added to the journal. Call on the event loop; not from a thread."""
+        self._submitted.append(job_id)
+        self.poke()
+
+    def poke(self) -> None:
+        """Look again at what can run."""
+        self._wake.set()
+
+    async def pause(self, job_id: str) -> Job:
+        """Pause a job; a running one is stopped first and keeps what it spooled.
+
+        Raises:
+            StateError: ``wrong_state``.
+            NotFoundError: ``no_such_job``.
+        """
+        return await self._act(job_id, "pause")
+
+    async def cancel(self, job_id: str) -> Job:
+        """Cancel a job that has not ended; a running one is stopped first. Errors as :meth:`pause`."""
+        return await self._act(job_id, "cancel")
+
+    async def resume(self, job_id: str) -> Job:
+        """Queue a paused, failed or quarantined job again, with all its attempts. Errors as :meth:`pause`."""
+        return await self._act(job_id, "resume")
+
+    async def _act(self, job_id: str, move: Move) -> Job:
+        while True:
+            async with self._lock:
+                run = self._running.get(job_id)
+                if run is None or move not in MOVES["running"]:
+                    job = await self._thread(self._journal.move, job_id, move)
+                    self._track(job)
+                    break
+            run.asked = move
+            run.scope.cancel()
+            await run.finished.wait()
+            job = await self._thread(self._journal.get, job_id)
+            if job.state == MOVES["running"][move]:
+                return job
+            # It ended otherwise, or someone asked otherwise: the next round makes the move, or says why not.
+        await self._announce(job)
+        return job
+
+    # ── the loop ───────────────────────────────────────────────────────────────────────────────────────
+
+    async def run(self) -> None:
+        """Recover, then run jobs until cancelled.
+
+        Raises:
+            ResourceError: when the journal cannot be read at start.
+        """
+        try:
+            async with anyio.create_task_group() as group:
+                await self._load()
+                while True:
+                    self._wake = anyio.Event()  # before looking, so that nothing is missed in between
+                    async with self._lock:
+                        await self._take_submitted()
+                        await self._take_due()
+                        self._start_what_fits(group)
+                    pause_s = min(self._waiting.values(), default=math.inf) - self._clock()
+                    if self._submitted:  # the disk did not let us read them
+                        pause_s = min(pause_s, DISK_RETRY_S)
+                    with anyio.move_on_after(max(0.0, pause_s)):
+                        await self._wake.wait()
+        finally:
+            for run in self._running.values():
+                run.finished.set()
+            self._running.clear()
+
+    async def _load(self) -> None:
+        async with self._lock:
+            recovered = await self._thread(self._journal.recover)
+            for job in await self._thread(self._journal.list, ("queued", "waiting")):
+                self._track(job)
+                if job.id in recovered:
+                    self._tell(job, progress=False)
+
+    async def _take_submitted(self) -> None:
+        taken, self._submitted = self._submitted, []
+        for job_id in taken:
+            try:
+                self._track(await self._thread(self._journal.get, job_id))
+            except SmpError as error:
+                self._on_fault(job_id, error)
+                if error.retryable:
+                    self._submitted.append(job_id)
+
+    async def _take_due(self) -> None:
+        now = self._clock()
+        for job_id in [job_id for job_id, due in self._waiting.items() if due <= now]:
+            try:
+                job = await self._thread(self._journal.move, job_id, "due")
+            except SmpError as error:
+                self._on_fault(job_id, error)
+                if error.retryable:
+                    self._waiting[job_id] = now + DISK_RETRY_S
+                else:
+                    del self._waiting[job_id]
+            else:
+                self._track(job)
+                self._tell(job, progress=False)
+
+    def _start_what_fits(self, group: anyio.abc.TaskGroup) -> None:
+        while self._heap:
+            job_id = self._heap[0][2]
+            priority = self._queued.get(job_id)
+            if priority is not None:
+                room = self._running_max + (priority == "critical")
+                if len(self._running) >= room:
+                    return
+                del self._queued[job_id]
+                self._running[job_id] = _Run(priority)
+                group.start_soon(self._attempt, job_id)
+            heapq.heappop(self._heap)
+
+    def _track(self, job: Job) -> None:
+        """Note where a job without a slot belongs."""
+        if job.id in self._running:
+            return  # read before it got its slot
+        self._queued.pop(job.id, None)
+        self._waiting.pop(job.id, None)
+        if job.state == "queued":
+            self._queued[job.id] = job.priority
+            heapq.heappush(self._heap, (RANKS[job.priority], job.number, job.id))
+        elif job.state == "waiting":
+            # One boot's processes share the monotonic clock; after a reboot ``due`` says nothing, hence the bounds.
+            now = self._clock()
+            self._waiting[job.id] = now + min(max(job.due - now, 0.0), job.delay)
+        self.poke()
+
+    # ── one attempt ────────────────────────────────────────────────────────────────────────────────────
+
+    async def _attempt(self, job_id: str) -> None:
+        run = self._running[job_id]
+        job: Job | None = None
+        try:
+            job = await self._attempt_in(run, job_id)
+        except SmpError as error:
+            self._on_fault(job_id, error)  # its record is damaged: it stays as it is, the others go on
+        finally:
+            del self._running[job_id]
+            if job is not None:
+                self._track(job)
+            run.finished.set()
+            self.poke()
+
+    async def _attempt_in(self, run: _Run, job_id: str) -> Job:
+        outcome: Outcome | None = None
+        failure: Exception | None = None
+        started: Job | None = None
+        with run.scope:
+            started = await self._settle(job_id, "start")
+            await self._announce(started)
+            progress = self._progress(started)
+            try:
+                outcome = await self._runner(started, progress)
+            except Exception as error:  # noqa: BLE001 - whatever a job does, it ends here
+                failure = error
+        if outcome is not None:
+            job = await self._settle(job_id, "succeed", result=outcome.result, transfer=outcome.transfer)
+        elif failure is not None and started is not None:
+            job = await self._failed(run, started, failure)
+        else:  # stopped, perhaps before it started
+            assert run.asked is not None
+            job = await self._settle(job_id, run.asked)
+        await self._announce(job)
+        return job
+
+    async def _failed(self, run: _Run, job: Job, failure: Exception) -> Job:
+        """Make the move that an attempt's exception calls for."""
+        error = self._cause(job.id, failure)
+        if isinstance(error, IntegrityError):
+            return await self._settle(job.id, "quarantine", error=error.body())
+        if run.asked is not None:  # what broke, broke because it was stopped
+            return await self._settle(job.id, run.asked)
+        if error.retryable and (job.attempt < self._attempts or error.code in PATIENT_CODES):
+            delay = self._backoff(job.attempt, error)
+            due = self._clock() + delay
+            return await self._settle(job.id, "retry", error=error.body(), delay=delay, due=due)
+        return await self._settle(job.id, "fail", error=error.body())
+
+    def _backoff(self, attempt: int, error: SmpError) -> float:
+        """Seconds to wait: full jitter, and not less than the server asked for."""
+        ceiling = min(self._backoff_max_s, self._backoff_base_s * 2.0 ** min(attempt - 1, 32))
+        asked = error.details.get("retry_after", 0.0)
+        patience = float(asked) if isinstance(asked, int | float) and asked > 0 else 0.0
+        return max(self._rng.uniform(0.0, ceiling), min(patience, RETRY_AFTER_MAX_S))
+
+    def _cause(self, job_id: str, failure: Exception) -> SmpError:
+        """The error to keep: of several at once the gravest; what no SMP error explains is ``internal``."""
+        causes = _leaves(failure)
+        if any(not isinstance(cause, SmpError) for cause in causes):
+            self._on_fault(job_id, failure)
+        known = [cause for cause in causes if isinstance(cause, SmpError)]
+        if known:
+            return min(known, key=lambda cause: (not isinstance(cause, IntegrityError), cause.retryable))
+        # The text of a foreign exception may hold a name out of the data, so only its type is kept.
+        name = type(causes[0]).__name__
+        return SmpError("internal", f"job {job_id} met an unexpected {name}", hint="the daemon's log has the details")
+
+    def _progress(self, job: Job) -> Progress:
+        def changed() -> None:
+            self._tell(progress.of(job), progress=True)
+
+        progress = Progress(job, changed)
+        self._journal.track(job.id, progress)
+        return progress
+
+    # ── the journal, and who is told ───────────────────────────────────────────────────────────────────
+
+    async def _settle(self, job_id: str, move: Move, **facts: Any) -> Job:
+        """Move a job that has a slot, waiting for as long as the disk is full. A move under way is not torn."""
+        while True:
+            with anyio.CancelScope(shield=True):
+                try:
+                    return await self._thread(partial(self._journal.move, **facts), job_id, move)
+                except SmpError as error:
+                    if not error.retryable:
+                        raise
+                    self._on_fault(job_id, error)
+            await anyio.sleep(DISK_RETRY_S)
+
+    async def _announce(self, job: Job) -> None:
+        self._tell(job, progress=False)
+        if job.state in FINAL_STATES:
+            with anyio.move_on_after(FINAL_MAX_S, shield=True):
+                try:
+                    await self._on_final(job)
+                except Exception as error:  # noqa: BLE001 - the job has ended well; its tidying has not
+                    self._on_fault(job.id, error)
+
+    def _tell(self, job: Job, *, progress: bool) -> None:
+        try:
+            self._on_change(job, progress)
+        except Exception as error:  # noqa: BLE001 - a listener's fault is not the job's
+            self._on_fault(job.id, error)
+
+    async def _thread(self, call: Callable[..., T], *args: object) -> T:
+        return await anyio.to_thread.run_sync(call, *args)
+
+
+def _leaves(failure: Exception) -> list[Exception]:
+    """The exceptions inside (nested) exception groups."""
+    if not isinstance(failure, ExceptionGroup):
+        return [failure]
+    return [leaf for part in failure.exceptions for leaf in _leaves(part)]

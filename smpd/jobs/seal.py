@@ -1,0 +1,73 @@
+"""Small secrets at rest: names, configurations and credentials are sealed before they reach the database.
+
+AES-256-GCM (NIST SP 800-38D) with a random 96-bit nonce, so at most 2³² blobs under one key. The context is the
+associated data: a blob moved to another row or column does not open.
+"""
+
+import hmac
+import os
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
+
+from smp_proto.errors import IntegrityError
+
+KEY_BYTES = 32
+_NONCE_BYTES = 12
+_TAG_BYTES = 16
+
+
+class StateSeal:
+    """Seals blobs under the daemon's state key.
+
+    Args:
+        key: 32 uniform bytes. Two subkeys are derived from it; it stays the caller's to wipe.
+    """
+
+    def __init__(self, key: bytearray) -> None:
+        if len(key) != KEY_BYTES:
+            raise ValueError("a state key has 32 bytes")
+        self._cipher_key = bytearray(KEY_BYTES)
+        self._digest_key = bytearray(KEY_BYTES)
+        HKDFExpand(SHA256(), KEY_BYTES, b"smp state cipher").derive_into(key, self._cipher_key)
+        HKDFExpand(SHA256(), KEY_BYTES, b"smp state digest").derive_into(key, self._digest_key)
+
+    def __repr__(self) -> str:
+        return "<StateSeal>"
+
+    def seal(self, plain: bytes | bytearray, context: str) -> bytes:
+        """Return nonce ‖ ciphertext ‖ tag, 28 bytes longer than ``plain``."""
+        nonce = os.urandom(_NONCE_BYTES)
+        return nonce + AESGCM(self._cipher_key).encrypt(nonce, plain, context.encode())
+
+    def open(self, blob: bytes, context: str) -> bytes:
+        """Return what was sealed.
+
+        Raises:
+            IntegrityError: ``corrupt``, when the blob was changed, moved, or sealed under another key.
+        """
+        try:
+            if len(blob) < _NONCE_BYTES + _TAG_BYTES:
+                raise InvalidTag
+            return AESGCM(self._cipher_key).decrypt(blob[:_NONCE_BYTES], blob[_NONCE_BYTES:], context.encode())
+        except InvalidTag:
+            raise IntegrityError(
+                "corrupt",
+                f"the stored record {context} does not open",
+                hint="the state directory was changed or damaged, or belongs to another key; restore it from a backup",
+            ) from None
+
+    def digest(self, *parts: str) -> bytes:
+        """Return a keyed digest of 32 bytes, to look something up by without storing it."""
+        mac = hmac.new(self._digest_key, digestmod="sha256")
+        for part in parts:
+            data = part.encode()
+            mac.update(len(data).to_bytes(8, "big") + data)
+        return mac.digest()
+
+    def wipe(self) -> None:
+        """Zero the keys; nothing opens afterwards."""
+        self._cipher_key[:] = bytes(KEY_BYTES)
+        self._digest_key[:] = bytes(KEY_BYTES)

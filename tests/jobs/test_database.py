@@ -1,0 +1,173 @@
+"""The SQLite file: settings, versions, damage and disk errors by name."""
+
+import os
+import sqlite3
+import stat
+import threading
+from pathlib import Path
+
+import pytest
+
+from smp_proto.errors import IntegrityError, ResourceError, SmpError
+from smpd.jobs.database import MIGRATIONS, Database
+
+
+def test_settings_and_modes(tmp_path: Path) -> None:
+    """WAL, FULL, foreign keys and secure_delete hold, and all files are 0600 whatever the umask."""
+    before = os.umask(0)
+    try:
+        db = Database(str(tmp_path / "smp.db"))
+    finally:
+        os.umask(before)
+    for name, value in {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "secure_delete": 1}.items():
+        assert [(value,)] == db.rows(f"PRAGMA {name}")
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+    assert dict.fromkeys(["smp.db", "smp.db-wal", "smp.db-shm"], 0o600) == modes
+    db.close()
+
+
+def test_migrations_run_once_in_order(tmp_path: Path) -> None:
+    """An older file is brought forward step by step; its rows stay."""
+    path = str(tmp_path / "smp.db")
+    steps = ("CREATE TABLE a (x); INSERT INTO a VALUES (1)", "CREATE TABLE b (y); INSERT INTO b SELECT x + 1 FROM a")
+    Database(path, steps[:1]).close()
+    for _ in range(2):
+        db = Database(path, steps)
+        assert (db.rows("SELECT * FROM a"), db.rows("SELECT * FROM b")) == ([(1,)], [(2,)])
+        assert db.rows("PRAGMA user_version") == [(2,)]
+        db.close()
+
+
+def test_failed_migration_leaves_the_old_version(tmp_path: Path) -> None:
+    """A step that fails is undone whole."""
+    path = str(tmp_path / "smp.db")
+    first = "CREATE TABLE a (x)"
+    Database(path, (first,)).close()
+    with pytest.raises(SmpError):
+        Database(path, (first, "CREATE TABLE b (y); CREATE TABLE a (x)"))
+    db = Database(path, (first,))
+    assert db.rows("SELECT name FROM sqlite_master WHERE name='b'") == []
+    db.close()
+
+
+def test_newer_version_is_refused_untouched(tmp_path: Path) -> None:
+    """A file of a newer SMP is refused with what to do, and not written."""
+    path = tmp_path / "smp.db"
+    Database(str(path)).close()
+    with sqlite3.connect(path) as connection:
+        connection.execute(f"PRAGMA user_version={len(MIGRATIONS) + 1}")
+    connection.close()
+    before = path.read_bytes()
+    with pytest.raises(IntegrityError, match=f"version {len(MIGRATIONS) + 1}") as caught:
+        Database(str(path))
+    assert caught.value.code == "unsupported"
+    assert "newer smpd" in caught.value.hint
+    assert before == path.read_bytes()
+
+
+@pytest.mark.parametrize("damage", ["header", "page", "cut", "no database"])
+def test_damage_is_a_clear_error(tmp_path: Path, damage: str) -> None:
+    """A torn or overwritten file is refused as damaged, saying what to do, and not retried."""
+    path = tmp_path / "smp.db"
+    db = Database(str(path))
+    with db.transaction() as connection:
+        connection.executemany("INSERT INTO remotes VALUES (?, ?)", [(f"r{i}", bytes(500)) for i in range(100)])
+    db.close()
+    data = bytearray(path.read_bytes())
+    page = 4096
+    if damage == "header":
+        data[:16] = bytes(16)
+    elif damage == "page":
+        data[2 * page : 6 * page] = os.urandom(4 * page)
+    elif damage == "cut":
+        del data[len(data) // 2 :]
+    else:
+        data[:] = b"hello, this is no database\n" * 1000
+    path.write_bytes(data)
+    with pytest.raises(ResourceError, match="is damaged") as caught:
+        Database(str(path))
+    assert (caught.value.code, caught.value.retryable) == ("disk_failed", False)
+    assert "backup" in caught.value.hint
+
+
+def test_symlink_is_not_followed(tmp_path: Path) -> None:
+    """A link in place of the file is refused."""
+    (tmp_path / "smp.db").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ResourceError):
+        Database(str(tmp_path / "smp.db"))
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_full_disk_is_named_and_passes(tmp_path: Path) -> None:
+    """When the file cannot grow the error is disk_full, nothing was done, and it works again with space."""
+    db = Database(str(tmp_path / "smp.db"))
+    pages = db.rows("PRAGMA page_count")[0][0]
+    db.rows(f"PRAGMA max_page_count={pages}")
+    with pytest.raises(ResourceError) as caught, db.transaction() as connection:
+        connection.execute("INSERT INTO remotes VALUES ('a', ?)", (bytes(100_000),))
+    assert (caught.value.code, caught.value.retryable) == ("disk_full", True)
+    assert db.rows("SELECT * FROM remotes") == []
+    db.rows(f"PRAGMA max_page_count={pages + 1000}")
+    with db.transaction() as connection:
+        connection.execute("INSERT INTO remotes VALUES ('a', ?)", (bytes(100_000),))
+    db.close()
+
+
+def test_locked_and_internal_errors_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another writer gives disk_failed; a wrong statement is internal; both leave the connection usable."""
+    monkeypatch.setattr("smpd.jobs.database.BUSY_TIMEOUT_S", 0.01)
+    db, other = (Database(str(tmp_path / "smp.db")) for _ in range(2))
+    with other.transaction(), pytest.raises(ResourceError, match="locked"), db.transaction():
+        pass
+    with pytest.raises(SmpError) as caught:
+        db.rows("SELECT nothing FROM nowhere")
+    assert caught.value.code == "internal"
+    with pytest.raises(SmpError, match="within a transaction"), db.transaction(), db.transaction():
+        pass
+    assert db.rows("SELECT * FROM remotes") == []
+    db.close()
+    other.close()
+
+
+def test_threads_take_turns(tmp_path: Path) -> None:
+    """Transactions from several threads do not mix."""
+    db = Database(str(tmp_path / "smp.db"), ("CREATE TABLE n (x); INSERT INTO n VALUES (0)",))
+
+    def add() -> None:
+        for _ in range(25):
+            with db.transaction() as connection:
+                value = connection.execute("SELECT x FROM n").fetchone()[0]
+                connection.execute("UPDATE n SET x=?", (value + 1,))
+
+    threads = [threading.Thread(target=add) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert db.rows("SELECT x FROM n") == [(100,)]
+    db.close()
+
+
+def test_an_exception_undoes_the_transaction(tmp_path: Path) -> None:
+    """What was done before an exception inside is undone, and the next transaction works."""
+    db = Database(str(tmp_path / "smp.db"))
+    insert = "INSERT INTO remotes VALUES (?, x'00')"
+    with pytest.raises(KeyError), db.transaction() as connection:
+        connection.executemany(insert, (name if name != "b" else {}[name] for name in "ab"))
+    assert db.rows("SELECT * FROM remotes") == []
+    with db.transaction() as connection:
+        connection.execute("INSERT INTO remotes VALUES ('a', x'00')")
+    db.close()
+
+
+def test_a_damaged_index_is_made_again(tmp_path: Path) -> None:
+    """An index holds nothing of its own: when it does not fit its table it is rebuilt, and every row is found."""
+    path = tmp_path / "smp.db"
+    steps = ("CREATE TABLE a (x TEXT); CREATE INDEX i ON a (x); INSERT INTO a VALUES ('one'), ('two'), ('three')",)
+    Database(str(path), steps).close()
+    data = path.read_bytes()
+    assert data.count(b"three") == 2
+    path.write_bytes(data[: data.rindex(b"three")] + b"thref" + data[data.rindex(b"three") + 5 :])
+    db = Database(str(path), steps)
+    assert db.rows("SELECT x FROM a WHERE x = 'three'") == [("three",)]
+    db.close()
