@@ -1,0 +1,207 @@
+"""Sealed objects on this box: one file each, named by the job that brought it, with a row in the database.
+
+Adopting goes: sync the file, rename it here, sync the folder, commit the row. The name follows from the job, so doing
+it again after a crash at any step ends with the same one item. Removing goes: unlink, sync the folder, delete the row;
+a crash in between leaves a row without a file, and removing once more finishes it. All calls block.
+"""
+
+import os
+import re
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from smp_proto.control import VaultItem
+from smp_proto.errors import IntegrityError, NotFoundError, ResourceError, UsageError
+from smpd.host.durable import adopt_file, sync_folder
+from smpd.jobs.database import Database, disk_error
+
+SUFFIX = ".smp"
+
+_ID = re.compile(r"[0-9a-v]{16}")
+_SELECT = "SELECT id, object_id, size, entries, sender, created, job FROM vault"
+
+
+class Findings(NamedTuple):
+    """What does not fit together in the vault. Nothing was changed; a person decides.
+
+    Args:
+        orphans: names of files without a row. One may belong to a job that is still to be resumed.
+        missing: ids of rows without a file.
+        damaged: ids of rows whose file has another size.
+    """
+
+    orphans: list[str]
+    missing: list[str]
+    damaged: list[str]
+
+
+class Vault:
+    """The sealed objects below ``directory``.
+
+    Args:
+        directory: its folder ``objects`` holds the files; both are made with mode 0700 when absent.
+        db: where the rows are.
+        wall: the clock for what is displayed.
+
+    Raises:
+        ResourceError: ``disk_full``, ``disk_failed``.
+    """
+
+    def __init__(self, directory: str, db: Database, *, wall: Callable[[], float] = time.time) -> None:
+        self._db = db
+        self._wall = wall
+        self._path = os.path.join(directory, "objects")
+        try:
+            os.makedirs(directory, mode=0o700, exist_ok=True)
+            os.makedirs(self._path, mode=0o700, exist_ok=True)
+            sync_folder(directory)
+            self._folder = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise disk_error(error, f"the vault {self._path}") from error
+
+    def adopt(
+        self, part: str, *, object_id: bytes, job: str, sender_key_id: bytes, size: int, entries: int
+    ) -> VaultItem:
+        """Take over a complete, verified sealed object. Idempotent by job; durable on return.
+
+        Args:
+            part: path of the file, on the vault's file system. It is renamed away; after a crash it may be gone.
+            object_id: 16 bytes.
+            job: the id of the job that brought it, which becomes the item's id.
+            sender_key_id: who sealed it.
+            size: bytes the file must have.
+            entries: how many entries are inside.
+
+        Raises:
+            IntegrityError: ``truncated``, when the file has another size.
+            NotFoundError: ``no_such_file``, when there is neither ``part`` nor an object adopted before.
+            ResourceError: ``disk_full``, ``disk_failed``; adopt again.
+        """
+        name = _file_name(job)
+        known = self._db.rows(f"{_SELECT} WHERE job=?", (job,))
+        if known:
+            return _item(known[0])
+        try:
+            if not os.path.lexists(part):
+                part = os.path.join(self._path, name)  # renamed before the crash, perhaps not yet synced
+            _check_size(os.stat(part).st_size, size, f"the spooled object of job {job}")
+            adopt_file(part, self._folder, name)
+        except FileNotFoundError as error:
+            hint = "resume the job: it fetches the object again"
+            raise NotFoundError("no_such_file", f"the spooled object of job {job} is gone", hint=hint) from error
+        except OSError as error:
+            raise disk_error(error, f"the vault {self._path}") from error
+        with self._db.transaction() as connection:
+            connection.execute(
+                "INSERT INTO vault (id, job, object_id, sender, size, entries, created) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (job, job, object_id, sender_key_id, size, entries, self._wall()),
+            )
+        return self.get(job)
+
+    def list(self) -> list[VaultItem]:
+        """Return all items, newest first."""
+        return [_item(row) for row in self._db.rows(f"{_SELECT} ORDER BY number DESC")]
+
+    def get(self, item_id: str) -> VaultItem:
+        """Return one item.
+
+        Raises:
+            NotFoundError: ``no_such_object``.
+        """
+        rows = self._db.rows(f"{_SELECT} WHERE id=?", (item_id,))
+        if not rows:
+            raise NotFoundError(
+                "no_such_object", f"the vault holds no object {item_id!r}", hint="smpctl vault ls shows what it holds"
+            )
+        return _item(rows[0])
+
+    def open_fd(self, item_id: str) -> int:
+        """Return a descriptor open for reading; the caller closes it.
+
+        Raises:
+            NotFoundError: ``no_such_object``.
+            IntegrityError: ``truncated``, when the file has not the size it came with.
+            ResourceError: ``disk_failed``, also when the file is gone.
+        """
+        item = self.get(item_id)
+        try:
+            descriptor = os.open(_file_name(item_id), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._folder)
+        except FileNotFoundError as error:
+            raise ResourceError(
+                "disk_failed",
+                f"the file of vault object {item_id} is gone",
+                hint="restore it from a backup, or remove the object and get it again",
+                retryable=False,
+            ) from error
+        except OSError as error:
+            raise disk_error(error, f"vault object {item_id}") from error
+        try:
+            _check_size(os.fstat(descriptor).st_size, item.size, f"vault object {item_id}")
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return descriptor
+
+    def remove(self, item_id: str) -> VaultItem:
+        """Delete an item, its file first; return what it was.
+
+        Raises:
+            NotFoundError: ``no_such_object``.
+            ResourceError: ``disk_failed``; remove again.
+        """
+        item = self.get(item_id)
+        try:
+            if os.path.lexists(os.path.join(self._path, _file_name(item_id))):
+                os.unlink(_file_name(item_id), dir_fd=self._folder)
+            os.fsync(self._folder)
+        except OSError as error:
+            raise disk_error(error, f"vault object {item_id}") from error
+        with self._db.transaction() as connection:
+            connection.execute("DELETE FROM vault WHERE id=?", (item_id,))
+        return item
+
+    def recover(self) -> Findings:
+        """Compare files and rows at start. Changes nothing.
+
+        Raises:
+            ResourceError: ``disk_failed``.
+        """
+        try:
+            files = {entry.name: entry.stat(follow_symlinks=False).st_size for entry in os.scandir(self._path)}
+        except OSError as error:
+            raise disk_error(error, f"the vault {self._path}") from error
+        items = {f"{item.id}{SUFFIX}": item for item in self.list()}
+        return Findings(
+            orphans=sorted(files.keys() - items.keys()),
+            missing=sorted(items[name].id for name in items.keys() - files.keys()),
+            damaged=sorted(items[name].id for name in items.keys() & files.keys() if files[name] != items[name].size),
+        )
+
+    def close(self) -> None:
+        """Close the folder's descriptor."""
+        os.close(self._folder)
+
+
+def _check_size(found: int, size: int, what: str) -> None:
+    if found != size:
+        raise IntegrityError("truncated", f"{what} has {found} bytes, not {size}", hint="get the object again")
+
+
+def _file_name(item_id: str) -> str:
+    if not _ID.fullmatch(item_id):
+        raise UsageError("bad_name", f"{item_id!r} is no id", hint="smpctl vault ls shows the ids")
+    return item_id + SUFFIX
+
+
+def _item(row: tuple[Any, ...]) -> VaultItem:
+    item_id, object_id, size, entries, sender, created, job = row
+    return VaultItem(
+        id=item_id,
+        object_id=object_id.hex(),
+        size=size,
+        entries=entries,
+        sender=sender.hex(),
+        created=created,
+        job=job,
+    )

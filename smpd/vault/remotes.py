@@ -1,0 +1,194 @@
+"""Remotes by name, with their configuration and credentials sealed at rest; and the one parser of ``REMOTE:PATH``.
+
+A name goes into audit records and file names, a path to a storage server, so both are checked here before anything
+else sees them. All calls block.
+"""
+
+import re
+import unicodedata
+from typing import NamedTuple
+
+import msgspec
+
+from smp_proto.control import (
+    AnyRemoteConfig,
+    AnyRemoteSecret,
+    LocalConfig,
+    Mode,
+    RemoteView,
+    S3Config,
+    S3Secret,
+    SftpConfig,
+    SftpSecret,
+)
+from smp_proto.errors import IntegrityError, NotFoundError, StateError, UsageError
+from smpd.jobs.database import Database
+from smpd.jobs.seal import StateSeal
+
+NAME_RULE = "a name has 1 to 64 of a-z 0-9 . _ - and begins with a letter or a digit"
+PATH_MAX_BYTES = 1024  # the longest key of S3
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_UNPRINTABLE = {"Cc", "Cs", "Zl", "Zp"}  # control characters, lone surrogates, line and paragraph separators
+
+
+class Location(NamedTuple):
+    """A place of a remote. ``path`` is relative to the remote's root."""
+
+    remote: str
+    path: str
+
+
+class Remote(msgspec.Struct, frozen=True):
+    """A remote as kept. Its repr does not show the secret."""
+
+    name: str
+    mode: Mode
+    config: AnyRemoteConfig
+    secret: AnyRemoteSecret | None = None
+
+    def view(self) -> RemoteView:
+        """Return what may be shown."""
+        return RemoteView(self.name, self.mode, self.config, self.secret is not None)
+
+
+_decode = msgspec.msgpack.Decoder(Remote).decode
+
+
+def check_name(name: str, what: str = "remote") -> str:
+    """Return the name of a remote or sender.
+
+    Raises:
+        UsageError: ``bad_name``.
+    """
+    if not _NAME.fullmatch(name):
+        raise UsageError("bad_name", f"{name[:80]!r} cannot name a {what}", hint=NAME_RULE)
+    return name
+
+
+def check_path(path: str, remote: str) -> str:
+    """Return a path as it may be given to a remote: relative, no ``.`` or ``..`` step, printable, not too long.
+
+    Raises:
+        UsageError: ``bad_name``. The message does not repeat the path: a file name can be patient data.
+    """
+    wrong = ""
+    if path.startswith("/"):
+        wrong = "is absolute"
+    elif any(unicodedata.category(char) in _UNPRINTABLE for char in path):
+        wrong = "has a control character"
+    elif any(step in (".", "..") for step in path.split("/")):
+        wrong = "has a '.' or '..' step"
+    elif len(path.encode()) > PATH_MAX_BYTES:
+        wrong = f"is longer than {PATH_MAX_BYTES} bytes"
+    if wrong:
+        hint = "give the path below the remote's root, e.g. scans/one.smp"
+        raise UsageError("bad_name", f"a path of remote {remote} {wrong}", hint=hint)
+    return path
+
+
+def parse_location(text: str, *, prefix: bool = False) -> Location:
+    """Split ``REMOTE:PATH``.
+
+    Args:
+        text: what a person gave.
+        prefix: whether an empty path, the whole remote, is allowed.
+
+    Raises:
+        UsageError: ``bad_name``.
+    """
+    remote, colon, path = text.partition(":")
+    if not colon:
+        raise UsageError("bad_name", "a location needs a remote and a path", hint="write it as REMOTE:PATH")
+    check_name(remote)
+    check_path(path, remote)
+    if not path and not prefix:
+        raise UsageError("bad_name", f"{remote}: names no object", hint=f"write it as {remote}:PATH")
+    return Location(remote, path)
+
+
+class RemoteStore:
+    """The remotes this box knows.
+
+    Args:
+        db: where they are kept.
+        seal: seals each of them whole, bound to its name.
+    """
+
+    def __init__(self, db: Database, seal: StateSeal) -> None:
+        self._db = db
+        self._seal = seal
+
+    def add(
+        self,
+        name: str,
+        config: AnyRemoteConfig,
+        *,
+        mode: Mode = "zero-knowledge",
+        secret: AnyRemoteSecret | None = None,
+    ) -> RemoteView:
+        """Keep a remote.
+
+        Raises:
+            UsageError: ``bad_name``; ``bad_request``, when the secret is of another kind than the configuration.
+            StateError: ``exists``.
+        """
+        remote = Remote(check_name(name), mode, config, secret)
+        _check_kinds(config, secret)
+        plain = bytearray()
+        msgspec.msgpack.Encoder().encode_into(remote, plain)
+        body = self._seal.seal(plain, _context(name))
+        plain[:] = bytes(len(plain))
+        with self._db.transaction() as connection:
+            if connection.execute("SELECT 1 FROM remotes WHERE name=?", (name,)).fetchone():
+                hint = f"smpctl remote remove {name} forgets it"
+                raise StateError("exists", f"there is a remote {name} already", hint=hint)
+            connection.execute("INSERT INTO remotes (name, body) VALUES (?, ?)", (name, body))
+        return remote.view()
+
+    def get(self, name: str) -> Remote:
+        """Return a remote with its secret.
+
+        Raises:
+            NotFoundError: ``no_such_remote``.
+            IntegrityError: ``corrupt``, when its record is damaged.
+        """
+        rows = self._db.rows("SELECT body FROM remotes WHERE name=?", (name,))
+        if not rows:
+            raise NotFoundError("no_such_remote", f"there is no remote {name[:80]!r}", hint="smpctl remote list")
+        try:
+            return _decode(self._seal.open(rows[0][0], _context(name)))
+        except (IntegrityError, msgspec.MsgspecError) as error:
+            hint = f"smpctl remote remove {name}, then add it again"
+            raise IntegrityError("corrupt", f"the record of remote {name} is damaged", hint=hint) from error
+
+    def list(self) -> list[RemoteView]:
+        """Return all remotes by name. One whose record is damaged is left out; :meth:`get` says so."""
+        views = []
+        for (name,) in self._db.rows("SELECT name FROM remotes ORDER BY name"):
+            try:
+                views.append(self.get(name).view())
+            except IntegrityError:
+                continue
+        return views
+
+    def remove(self, name: str) -> None:
+        """Forget a remote and its secret.
+
+        Raises:
+            NotFoundError: ``no_such_remote``.
+        """
+        with self._db.transaction() as connection:
+            if connection.execute("DELETE FROM remotes WHERE name=?", (name,)).rowcount == 0:
+                raise NotFoundError("no_such_remote", f"there is no remote {name[:80]!r}", hint="smpctl remote list")
+
+
+def _check_kinds(config: AnyRemoteConfig, secret: AnyRemoteSecret | None) -> None:
+    fits = {S3Secret: S3Config, SftpSecret: SftpConfig}
+    if secret is not None and not isinstance(config, fits[type(secret)]):
+        kind = "a local folder" if isinstance(config, LocalConfig) else type(config).__struct_config__.tag
+        raise UsageError("bad_request", f"this secret is not one for {kind}", hint="give the kind that fits, or none")
+
+
+def _context(name: str) -> str:
+    return f"remote {name}"

@@ -1,0 +1,270 @@
+"""Objects kept on this box, and what is left after a crash at any step."""
+
+import contextlib
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from smp_proto.errors import IntegrityError, NotFoundError, ResourceError, SmpError, UsageError
+from smpd.jobs.database import Database
+from smpd.vault.objects import Vault
+
+JOB = "0123456789abcdef"
+OTHER = "0123456789abcdeg"
+BODY = b"sealed bytes " * 100
+FACTS = {"object_id": bytes(range(16)), "sender_key_id": b"\x01\x02", "size": len(BODY), "entries": 2}
+
+
+class Place:
+    """A vault with a spool beside it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.spool = root / "spool"
+        self.spool.mkdir(exist_ok=True)
+        self.db = Database(str(root / "smp.db"))
+        self.vault = Vault(str(root / "vault"), self.db, wall=lambda: 123.0)
+        self.files = root / "vault" / "objects"
+
+    def part(self, body: bytes = BODY) -> str:
+        path = self.spool / f"{JOB}.part"
+        path.write_bytes(body)
+        path.chmod(0o640)
+        return str(path)
+
+    def close(self) -> None:
+        self.vault.close()
+        self.db.close()
+
+
+@pytest.fixture
+def place(tmp_path: Path):
+    place = Place(tmp_path)
+    yield place
+    place.close()
+
+
+def test_adopt_list_open_remove(place: Place) -> None:
+    """An object moves in with its facts, opens for reading only, and goes without a trace."""
+    item = place.vault.adopt(place.part(), job=JOB, **FACTS)
+    assert (item.id, item.job, item.object_id, item.sender) == (JOB, JOB, bytes(range(16)).hex(), "0102")
+    assert (item.size, item.entries, item.created) == (len(BODY), 2, 123.0)
+    assert [item] == place.vault.list()
+    assert item == place.vault.get(JOB)
+    assert not list(place.spool.iterdir())
+    assert stat.S_IMODE((place.files / f"{JOB}.smp").stat().st_mode) == 0o600
+    assert stat.S_IMODE(place.files.stat().st_mode) == 0o700
+    fd = place.vault.open_fd(JOB)
+    assert os.read(fd, 10**6) == BODY
+    with pytest.raises(OSError, match="Bad file"):
+        os.write(fd, b"x")
+    os.close(fd)
+    assert item == place.vault.remove(JOB)
+    assert (place.vault.list(), list(place.files.iterdir())) == ([], [])
+    with pytest.raises(NotFoundError) as caught:
+        place.vault.remove(JOB)
+    assert caught.value.code == "no_such_object"
+
+
+def test_adopt_again_gives_the_same_item(place: Place) -> None:
+    """The same job adopts once, with or without its part; a new part of it is left to the spool."""
+    item = place.vault.adopt(place.part(), job=JOB, **FACTS)
+    assert item == place.vault.adopt(str(place.spool / "gone"), job=JOB, **FACTS)
+    assert item == place.vault.adopt(place.part(b"other"), job=JOB, **FACTS)
+    fd = place.vault.open_fd(JOB)
+    assert os.read(fd, 10**6) == BODY
+    os.close(fd)
+    assert len(place.vault.list()) == 1
+
+
+def test_adopt_refuses_what_is_not_the_object(place: Place, tmp_path: Path) -> None:
+    """Another length, no file, a link, and an id that is a path are refused; nothing moves in."""
+    with pytest.raises(IntegrityError, match="not 1300") as caught:
+        place.vault.adopt(place.part(BODY[:-1]), job=JOB, **FACTS)
+    assert caught.value.code == "truncated"
+    with pytest.raises(NotFoundError) as missing:
+        place.vault.adopt(str(place.spool / "gone"), job=JOB, **FACTS)
+    assert missing.value.code == "no_such_file"
+    (place.spool / "link").symlink_to(place.part())
+    with pytest.raises(ResourceError):
+        place.vault.adopt(str(place.spool / "link"), job=JOB, **FACTS)
+    for bad in ("../../0123456789", "", JOB + "/", JOB.upper(), JOB + "\n"):
+        with pytest.raises(UsageError):
+            place.vault.adopt(place.part(), job=bad, **FACTS)
+    assert (place.vault.list(), list(place.files.iterdir())) == ([], [])
+
+
+def test_recover_reports_and_touches_nothing(place: Place) -> None:
+    """Files without rows, rows without files and files of another size are named; all stay as they are."""
+    for job in (JOB, OTHER):
+        place.vault.adopt(place.part(), job=job, **FACTS)
+    assert place.vault.recover() == ([], [], [])
+    (place.files / f"{JOB}.smp").write_bytes(b"short")
+    (place.files / f"{OTHER}.smp").rename(place.files / "stray.smp")
+    assert place.vault.recover() == (["stray.smp"], [OTHER], [JOB])
+    assert len(place.vault.list()) == 2
+    with pytest.raises(IntegrityError) as cut:
+        place.vault.open_fd(JOB)
+    assert cut.value.code == "truncated"
+    with pytest.raises(ResourceError, match="is gone") as gone:
+        place.vault.open_fd(OTHER)
+    assert not gone.value.retryable
+    place.vault.remove(OTHER)
+    assert place.vault.recover() == (["stray.smp"], [], [JOB])
+
+
+def test_a_link_in_the_vault_is_not_followed(place: Place, tmp_path: Path) -> None:
+    """Somebody's link in place of a file leads nowhere."""
+    place.vault.adopt(place.part(), job=JOB, **FACTS)
+    file = place.files / f"{JOB}.smp"
+    file.unlink()
+    file.symlink_to("/etc/passwd")
+    with pytest.raises(ResourceError):
+        place.vault.open_fd(JOB)
+    place.vault.remove(JOB)
+    assert os.path.exists("/etc/passwd")
+
+
+# ── crashes and disk errors at each system call (R3) ───────────────────────────────────────────────────
+
+CHILD = """
+import os, sys
+sys.path[:0] = {paths!r}
+from smp_proto.errors import SmpError
+from smpd.jobs.database import Database
+from smpd.vault.objects import Vault
+root, act = sys.argv[1:]
+try:
+    vault = Vault(root + "/vault", Database(root + "/smp.db"))
+    if act == "adopt":
+        facts = {facts!r}
+        vault.adopt(root + "/spool/{job}.part", job="{job}", **facts)
+    else:
+        vault.remove("{job}")
+except SmpError as error:
+    print(error.code)
+    sys.stdout.flush()
+    os._exit(3)
+print("done")
+sys.stdout.flush()
+os._exit(0)
+"""
+
+CALLS = {
+    "adopt": ["fsync", "fdatasync", "rename,renameat,renameat2", "fchmod", "pwrite64"],
+    "remove": ["unlinkat,unlink"],
+}
+CALLS["remove"] += ["fsync", "fdatasync", "pwrite64"]
+
+
+def strace(root: Path, act: str, *options: str) -> subprocess.CompletedProcess:
+    script = CHILD.format(paths=sys.path, facts=FACTS, job=JOB)
+    # An injected signal does not fire under --seccomp-bpf (strace 6.1); all else is faster with it.
+    fast = [] if any("signal=" in option for option in options) else ["--seccomp-bpf"]
+    command = ["strace", "-f", *fast, "-o", str(root / "trace"), *options]
+    return subprocess.run(
+        [*command, sys.executable, "-B", "-S", "-c", script, str(root), act], capture_output=True, text=True
+    )
+
+
+def strace_works() -> bool:
+    return bool(shutil.which("strace")) and subprocess.run(["strace", "-o", "/dev/null", "true"]).returncode == 0
+
+
+needs_strace = pytest.mark.skipif(not strace_works(), reason="strace is not installed or may not trace")
+
+
+def prepare(root: Path, act: str) -> None:
+    """A vault before the act, on a fresh folder."""
+    shutil.rmtree(root, ignore_errors=True)
+    root.mkdir()
+    place = Place(root)
+    place.part()
+    if act == "remove":
+        place.vault.adopt(str(place.spool / f"{JOB}.part"), job=JOB, **FACTS)
+    place.close()
+
+
+def finish(root: Path, act: str) -> None:
+    """After a crash: open again, do it again, and exactly one item (or none) is there, whole."""
+    place = Place(root)
+    assert place.vault.recover().damaged == []
+    if act == "adopt":
+        item = place.vault.adopt(str(place.spool / f"{JOB}.part"), job=JOB, **FACTS)
+        assert [item] == place.vault.list()
+        fd = place.vault.open_fd(JOB)
+        assert os.read(fd, 10**6) == BODY
+        os.close(fd)
+        assert [path.name for path in place.files.iterdir()] == [f"{JOB}.smp"]
+    else:
+        with contextlib.suppress(NotFoundError):
+            place.vault.remove(JOB)
+        assert (place.vault.list(), list(place.files.iterdir())) == ([], [])
+    assert place.vault.recover() == ([], [], [])
+    place.close()
+
+
+@needs_strace
+@pytest.mark.parametrize(
+    ("act", "fault"),
+    [
+        ("adopt", "signal=SIGKILL"),
+        ("remove", "signal=SIGKILL"),
+        ("adopt", "error=EIO"),
+        pytest.param("adopt", "error=ENOSPC", marks=pytest.mark.slow),
+        pytest.param("remove", "error=EIO", marks=pytest.mark.slow),
+        pytest.param("remove", "error=ENOSPC", marks=pytest.mark.slow),
+    ],
+)
+def test_a_fault_at_each_call_leaves_one_item_once(tmp_path: Path, act: str, fault: str) -> None:
+    """Killed or failed at the n-th fsync, rename, write or unlink: done again, the item is there once, or gone."""
+    root = tmp_path / "box"
+    tried = 0
+    for call in CALLS[act]:
+        for n in range(1, 50):
+            prepare(root, act)
+            done = strace(root, act, "-e", f"trace={call}", "-e", f"inject={call}:{fault}:when={n}")
+            struck = done.returncode != 0
+            if struck and fault != "signal=SIGKILL":
+                assert done.returncode == 3, done.stderr
+                assert done.stdout.strip() in ("disk_full", "disk_failed")
+            finish(root, act)
+            tried += struck
+            if not struck and "INJECTED" not in (root / "trace").read_text():
+                break
+    assert tried >= 4
+
+
+@needs_strace
+def test_order_is_sync_file_rename_sync_folder_commit(tmp_path: Path) -> None:
+    """The file is synced before it is renamed, the folder before the row is committed."""
+    root = tmp_path / "box"
+    prepare(root, "adopt")
+    assert strace(root, "adopt", "-y", "-e", "trace=fsync,fdatasync,rename,renameat,renameat2").returncode == 0
+    trace = (root / "trace").read_text().splitlines()
+    calls = [re.search(r"(fsync|fdatasync|rename)\w*\((?:\d+<(?:.*/)?([^/>]*)>)?", line) for line in trace]
+    order = [call.groups() for call in calls if call]
+    start = order.index(("fsync", f"{JOB}.part"))
+    moved = [(name, what if name == "fsync" else None) for name, what in order[start + 1 : start + 4]]
+    assert moved == [("rename", None), ("fsync", "objects"), ("fsync", "spool")]
+    assert ("fdatasync", "smp.db-wal") in order[start + 4 :]
+    assert ("fdatasync", "smp.db-wal") not in order[:start]
+
+
+def test_another_file_system_is_named(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rename that cannot be one is a disk error by name; the part stays."""
+
+    def rename(*args, **more):
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "rename", rename)
+    part = place.part()
+    with pytest.raises(SmpError, match="cross-device"):
+        place.vault.adopt(part, job=JOB, **FACTS)
+    assert os.path.exists(part)
