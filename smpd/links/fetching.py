@@ -1,7 +1,8 @@
 """What smpd asks of a fetch process. One process serves one remote and holds only that remote's secret.
 
-The first request is :class:`Setup`, with the ring's descriptor; it is answered by ``None``. Paths are relative to the
-remote's root (bucket and prefix, login folder, local folder). No message has room for a key.
+The first request is :class:`Setup`, with the ring's descriptor; its answer is :class:`Walls`. Paths are relative to the
+remote's root (bucket and prefix, login folder, local folder). No message has room for a key. A process does not know
+what its remote is called: its hints say ``NAME``, which smpd fills in.
 """
 
 import msgspec
@@ -14,13 +15,23 @@ class Request(msgspec.Struct, tag_field="op"):
 
 
 class Setup(Request, tag="setup"):
-    """Who to talk to, with what, and the geometry of the ring whose descriptor comes along. Reply: None."""
+    """Who to talk to, with what, and the geometry of the ring whose descriptor comes along.
+
+    Reply: Walls. Errors: sandbox, bad_config; no_such_bucket where the walls are to open a local folder.
+    """
 
     config: AnyRemoteConfig
     slots: int
     slot_bytes: int
     secret: AnyRemoteSecret | None = None
     connections: int = 4
+    sandbox: str = "auto"
+
+
+class Walls(msgspec.Struct):
+    """What keeps the process in: each wall, and ``on`` or why it is not up."""
+
+    sandbox: dict[str, str] = {}
 
 
 class Stat(Request, tag="stat"):

@@ -1,0 +1,225 @@
+"""The system calls that a worker may not make, as a classic BPF program for seccomp(2).
+
+The program allows what it does not name, since CUDA, ROCm and torch need more calls than anyone has listed, except
+that numbers newer than those read through here do not exist (ENOSYS). Layout of the data it reads: ``struct
+seccomp_data`` in linux/seccomp.h; number u32 at 0, architecture u32 at 4, arguments u64 from 16.
+"""
+
+import ctypes
+import errno
+import os
+import socket
+import struct
+from collections.abc import Mapping, Sequence
+
+LAST_KNOWN = 462  # mseal; the numbers from 424 on are the same on both architectures
+
+_LOAD, _JEQ, _JGT, _JSET, _AND, _RETURN = 0x20, 0x15, 0x25, 0x45, 0x54, 0x06
+_ALLOW, _KILL, _ERRNO = 0x7FFF_0000, 0x8000_0000, 0x0005_0000
+_NUMBER, _ARCH, _ARG0, _ARG1 = 0, 4, 16, 24
+_CLONE_THREAD = 0x10000
+_SET_MODE_FILTER, _GET_ACTION_AVAIL, _TSYNC = 1, 2, 1
+
+AUDIT_ARCH = {"x86_64": 0xC000_003E, "aarch64": 0xC000_00B7}
+SECCOMP = {"x86_64": 317, "aarch64": 277}
+
+# name: (x86_64, aarch64 or None where that architecture has no such call)
+REFUSED: dict[str, tuple[int, int | None]] = {
+    # The network, and sockets that others listen on (smpd's own control socket among them).
+    "socket": (41, 198),
+    "connect": (42, 203),
+    "bind": (49, 200),
+    "listen": (50, 201),
+    "accept": (43, 202),
+    "accept4": (288, 242),
+    # Other processes.
+    "ptrace": (101, 117),
+    "process_vm_readv": (310, 270),
+    "process_vm_writev": (311, 271),
+    "pidfd_open": (434, 434),
+    "pidfd_getfd": (438, 438),
+    "pidfd_send_signal": (424, 424),
+    "process_madvise": (440, 440),
+    "process_mrelease": (448, 448),
+    "kcmp": (312, 272),
+    "tkill": (200, 130),
+    # New processes.
+    "execve": (59, 221),
+    "execveat": (322, 281),
+    "fork": (57, None),
+    "vfork": (58, None),
+    # Shared objects outside the file system.
+    "shmget": (29, 194),
+    "shmat": (30, 196),
+    "shmctl": (31, 195),
+    "msgget": (68, 186),
+    "msgsnd": (69, 189),
+    "msgrcv": (70, 188),
+    "semget": (64, 190),
+    "semop": (65, 193),
+    "mq_open": (240, 180),
+    "mq_unlink": (241, 181),
+    "keyctl": (250, 219),
+    "add_key": (248, 217),
+    "request_key": (249, 218),
+    # Large, seldom needed parts of the kernel.
+    "bpf": (321, 280),
+    "perf_event_open": (298, 241),
+    "userfaultfd": (323, 282),
+    "io_uring_setup": (425, 425),
+    "io_uring_enter": (426, 426),
+    "io_uring_register": (427, 427),
+    "fanotify_init": (300, 262),
+    "fanotify_mark": (301, 263),
+    # Namespaces, mounts and handles, which lead round Landlock.
+    "unshare": (272, 97),
+    "setns": (308, 268),
+    "mount": (165, 40),
+    "umount2": (166, 39),
+    "pivot_root": (155, 41),
+    "chroot": (161, 51),
+    "move_mount": (429, 429),
+    "open_tree": (428, 428),
+    "fsopen": (430, 430),
+    "fsconfig": (431, 431),
+    "fsmount": (432, 432),
+    "fspick": (433, 433),
+    "mount_setattr": (442, 442),
+    "statmount": (457, 457),
+    "listmount": (458, 458),
+    "open_by_handle_at": (304, 265),
+    "name_to_handle_at": (303, 264),
+    # What Landlock does not cover of a file, or not in each version.
+    "truncate": (76, 45),
+    "chmod": (90, None),
+    "fchmod": (91, 52),
+    "fchmodat": (268, 53),
+    "fchmodat2": (452, 452),
+    "chown": (92, None),
+    "fchown": (93, 55),
+    "lchown": (94, None),
+    "fchownat": (260, 54),
+    "setxattr": (188, 5),
+    "lsetxattr": (189, 6),
+    "fsetxattr": (190, 7),
+    "removexattr": (197, 14),
+    "lremovexattr": (198, 15),
+    "fremovexattr": (199, 16),
+    "utime": (132, None),
+    "utimes": (235, None),
+    "futimesat": (261, None),
+    "utimensat": (280, 88),
+    # The machine.
+    "kexec_load": (246, 104),
+    "kexec_file_load": (320, 294),
+    "init_module": (175, 105),
+    "finit_module": (313, 273),
+    "delete_module": (176, 106),
+    "swapon": (167, 224),
+    "swapoff": (168, 225),
+    "reboot": (169, 142),
+    "quotactl": (179, 60),
+    "quotactl_fd": (443, 443),
+    "acct": (163, 89),
+    "syslog": (103, 116),
+    "settimeofday": (164, 170),
+    "clock_settime": (227, 112),
+    "adjtimex": (159, 171),
+    "clock_adjtime": (305, 266),
+    "sethostname": (170, 161),
+    "setdomainname": (171, 162),
+    "iopl": (172, None),
+    "ioperm": (173, None),
+    "personality": (135, 92),
+}
+_SOCKET, _SOCKETPAIR, _CLONE, _CLONE3, _PRLIMIT64 = (41, 198), (53, 199), (56, 220), (435, 435), (302, 261)
+_IO_URING = (425, 426, 427)  # setup, enter, register, on both
+# What a network needs of REFUSED, once the families are limited.
+_CLIENT = ("socket", "connect")
+_SIGNALS = ((62, 129), (234, 131), (129, 138), (297, 240))  # kill, tgkill, rt_sigqueueinfo, rt_tgsigqueueinfo
+
+
+Sockets = Mapping[int, Sequence[int]]
+
+
+def program(machine: str, pid: int, sockets: Sockets | None = None) -> bytes:
+    """Return the filter, an array of ``struct sock_filter``.
+
+    Args:
+        machine: ``x86_64`` or ``aarch64``, as ``os.uname().machine`` has it.
+        pid: this process, the only one that may be signalled.
+        sockets: address families of the sockets that may be made and connected, and the types of each.
+    """
+    column = list(AUDIT_ARCH).index(machine)
+    refuse = _op(_RETURN, _ERRNO | errno.EPERM)
+    missing = _op(_RETURN, _ERRNO | errno.ENOSYS)
+    allow = _op(_RETURN, _ALLOW)
+    code = [_op(_LOAD, _ARCH), _op(_JEQ, AUDIT_ARCH[machine], 1, 0), _op(_RETURN, _KILL)]
+    # The x32 interface sets bit 30 of the number, so it falls under this too.
+    code += [_op(_LOAD, _NUMBER), _op(_JGT, LAST_KNOWN, 0, 1), missing]
+    for name, numbers in REFUSED.items():
+        number = numbers[column]
+        if number is not None and not (sockets and name in _CLIENT):
+            code += [_op(_JEQ, number, 0, 1), refuse]
+    # glibc falls back to clone, whose flags a filter can read.
+    code += [_op(_JEQ, _CLONE3[column], 0, 1), missing]
+    code += _case(_CLONE[column], [_op(_LOAD, _ARG0), _op(_JSET, _CLONE_THREAD, 1, 0), refuse, allow])
+    # A datagram pair could still send to any address; a stream or seqpacket pair cannot.
+    pairs: Sockets = {socket.AF_UNIX: (socket.SOCK_STREAM, socket.SOCK_SEQPACKET)}
+    code += _case(_SOCKETPAIR[column], _of_family(pairs, refuse, allow))
+    if sockets:
+        code += _case(_SOCKET[column], _of_family(sockets, refuse, allow))
+    for numbers in _SIGNALS:
+        code += _case(numbers[column], [_op(_LOAD, _ARG0), _op(_JEQ, pid, 1, 0), refuse, allow])
+    limits = [_op(_LOAD, _ARG0), _op(_JEQ, 0, 2, 0), _op(_JEQ, pid, 1, 0), refuse, allow]
+    code += _case(_PRLIMIT64[column], limits)
+    return b"".join([*code, allow])
+
+
+def without_io_uring() -> bytes:
+    """Return a filter for which io_uring does not exist: for libuv, which aborts if a ring it has is refused later."""
+    code = [_op(_LOAD, _NUMBER)]
+    for number in _IO_URING:
+        code += _case(number, [_op(_RETURN, _ERRNO | errno.ENOSYS)])
+    return b"".join([*code, _op(_RETURN, _ALLOW)])
+
+
+def _op(code: int, k: int, jump_true: int = 0, jump_false: int = 0) -> bytes:
+    return struct.pack("=HBBI", code, jump_true, jump_false, k)
+
+
+def _case(value: int, body: list[bytes]) -> list[bytes]:
+    return [_op(_JEQ, value, 0, len(body)), *body]
+
+
+def _of_family(sockets: Sockets, refuse: bytes, allow: bytes) -> list[bytes]:
+    """Decide by the first two arguments: family, and type (whose upper bits are flags)."""
+    body = [_op(_LOAD, _ARG0)]
+    for family, types in sockets.items():
+        checks = [_op(_JEQ, kind, len(types) - at, 0) for at, kind in enumerate(types)]
+        body += _case(family, [_op(_LOAD, _ARG1), _op(_AND, 0xF), *checks, refuse, allow])
+    return [*body, refuse]
+
+
+class _Program(ctypes.Structure):
+    _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
+
+
+def available(libc: ctypes.CDLL, machine: str) -> bool:
+    """Whether the kernel can refuse a call with an error number."""
+    action = ctypes.c_uint32(_ERRNO)
+    return machine in SECCOMP and libc.syscall(SECCOMP[machine], _GET_ACTION_AVAIL, 0, ctypes.byref(action)) == 0
+
+
+def install(libc: ctypes.CDLL, machine: str, code: bytes) -> None:
+    """Put a filter on all threads of this process (TSYNC), for ever, beside those that are there.
+
+    Raises:
+        OSError: the kernel refused it.
+    """
+    filters = _Program(len(code) // 8, code)
+    result = libc.syscall(SECCOMP[machine], _SET_MODE_FILTER, _TSYNC, ctypes.byref(filters))
+    if result > 0:
+        raise OSError(errno.ESRCH, f"thread {result} cannot be covered")
+    if result < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
