@@ -1,0 +1,268 @@
+"""A folder of the daemon's machine. The kernel keeps every name below it (openat2, Linux 5.6)."""
+
+import contextlib
+import ctypes
+import errno
+import os
+import stat
+from collections.abc import AsyncGenerator, Callable, Iterator
+from typing import TypeVar
+
+import aiofiles
+import aiofiles.os
+import anyio
+
+from smp_proto.control import LocalConfig, ObjectInfo
+from smp_proto.errors import RemoteError, ResourceError, SmpError, UsageError
+from smpd.fetch.pins import stat_pin
+from smpd.fetch.remote import (
+    Progress,
+    changed,
+    is_listed,
+    missing,
+    missing_root,
+    short_source,
+    temporary_name,
+    unwritable,
+    walk_folders,
+)
+
+COPY_BYTES = 8 << 20
+_SYS_OPENAT2 = 437  # the same on every architecture
+_RESOLVE_NO_MAGICLINKS = 0x02
+_RESOLVE_BENEATH = 0x08
+_libc = ctypes.CDLL(None, use_errno=True)
+T = TypeVar("T")
+
+
+class _OpenHow(ctypes.Structure):
+    """``struct open_how`` of openat2(2)."""
+
+    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
+
+
+def open_beneath(root: int, path: str, flags: int, mode: int = 0) -> int:
+    """Open ``path`` below the folder ``root``; symbolic links may be followed, but only within it.
+
+    Raises:
+        OSError: EXDEV when the path leads out, else as open(2).
+    """
+    how = _OpenHow(flags | os.O_CLOEXEC, mode, _RESOLVE_BENEATH | _RESOLVE_NO_MAGICLINKS)
+    while True:
+        fd: int = _libc.syscall(_SYS_OPENAT2, root, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how))
+        if fd >= 0:
+            return fd
+        code = ctypes.get_errno()
+        if code not in (errno.EINTR, errno.EAGAIN):
+            raise OSError(code, os.strerror(code))
+
+
+class LocalRemote:
+    """A folder. All calls that block run in threads."""
+
+    def __init__(self, config: LocalConfig) -> None:
+        self._root = config.root
+
+    @contextlib.contextmanager
+    def _folder(self) -> Iterator[int]:
+        try:
+            fd = os.open(self._root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise missing_root(f"the folder {self._root}") from error
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    async def _run(self, path: str, work: Callable[[int], T]) -> T:
+        """Run ``work`` in a thread with the root's descriptor; its OSErrors become ours."""
+
+        def call() -> T:
+            with self._folder() as root:
+                return work(root)
+
+        with self._translated(path):
+            return await anyio.to_thread.run_sync(call)
+
+    @contextlib.contextmanager
+    def _translated(self, path: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise self._error(error, path) from error
+
+    def _error(self, error: OSError, path: str) -> SmpError:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR):
+            return missing(path, f"the folder {self._root}")
+        if error.errno in (errno.EXDEV, errno.ELOOP):
+            hint = "only links that stay inside the folder are followed"
+            return UsageError("bad_name", f"{path} leads out of the folder {self._root}", hint=hint)
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            hint = "give the daemon's user the right to it"
+            return RemoteError("remote_forbidden", f"the daemon may not use {path} in {self._root}", hint=hint)
+        if error.errno == errno.ENOSYS:
+            return ResourceError("sandbox", "this kernel has no openat2", hint="Linux 5.6 or newer is needed")
+        if error.errno == errno.ENAMETOOLONG:
+            return UsageError("bad_name", f"a part of {path[:80]!r} is too long for this file system")
+        return unwritable(error, path)
+
+    async def aclose(self) -> None:
+        """Nothing stays open between calls."""
+
+    # ── reading ────────────────────────────────────────────────────────────────────────────────────────
+
+    async def stat(self, path: str) -> ObjectInfo:
+        """See :class:`smpd.fetch.remote.Remote`."""
+        return await self._run(path, lambda root: _stat(root, path))
+
+    async def read(self, path: str, pin: str, offset: int, into: memoryview) -> None:
+        """See :class:`smpd.fetch.remote.Remote`."""
+
+        # Non-blocking, so that a FIFO cannot hold a thread; without effect on files.
+        flags = os.O_RDONLY | os.O_NONBLOCK
+        fd = await self._run(path, lambda root: _open_file(root, path, flags))
+        # A thread of aiofiles goes on when whoever waits for it is cancelled, and the slot would have a new owner.
+        with self._translated(path), anyio.CancelScope(shield=True):
+            async with aiofiles.open(fd, "rb", buffering=0) as file:
+                await file.seek(offset)
+                done = 0
+                while done < len(into):
+                    count = await file.readinto(into[done:])
+                    if not count:
+                        raise changed(path)
+                    done += count
+                found = await aiofiles.os.stat(fd)
+        if stat_pin(found.st_size, found.st_mtime_ns) != pin:  # afterwards: a change before shows, and one meanwhile
+            raise changed(path)
+
+    def walk(self, prefix: str, recursive: bool) -> AsyncGenerator[ObjectInfo, None]:
+        """See :class:`smpd.fetch.remote.Remote`."""
+
+        async def entries(folder: str) -> list[ObjectInfo]:
+            return await self._run(folder, lambda root: _entries(root, folder))
+
+        return walk_folders(prefix, recursive, entries)
+
+    # ── writing ────────────────────────────────────────────────────────────────────────────────────────
+
+    async def write(self, path: str, fd: int, size: int, progress: Progress) -> ObjectInfo:
+        """See :class:`smpd.fetch.remote.Remote`."""
+        folder, _, name = path.rpartition("/")
+        temporary = temporary_name()
+        parent = await self._run(path, lambda root: _make_folders(root, folder))
+        try:
+            target = await self._run(path, lambda _: _create(parent, temporary))
+            try:
+                for start in range(0, size, COPY_BYTES):
+                    count = min(COPY_BYTES, size - start)
+                    await self._run(path, lambda _, s=start, c=count: _copy(fd, target, s, c))  # type: ignore[misc]
+                    await progress(start + count)
+                await self._run(path, lambda _: _publish(target, parent, temporary, name))
+            except BaseException:
+                with anyio.CancelScope(shield=True):
+                    await self._run(path, lambda _: _unlink(parent, temporary))
+                raise
+            finally:
+                os.close(target)
+        finally:
+            os.close(parent)
+        return await self.stat(path)
+
+    async def delete(self, path: str) -> None:
+        """See :class:`smpd.fetch.remote.Remote`."""
+        folder, _, name = path.rpartition("/")
+
+        def delete(root: int) -> None:
+            with contextlib.suppress(FileNotFoundError):
+                parent = open_beneath(root, folder or ".", os.O_RDONLY | os.O_DIRECTORY)
+                try:
+                    _unlink(parent, name)
+                finally:
+                    os.close(parent)
+
+        await self._run(path, delete)
+
+    async def probe(self) -> dict[str, str]:
+        """See :class:`smpd.fetch.remote.Remote`."""
+        await self._run("", lambda root: os.close(open_beneath(root, ".", os.O_RDONLY | os.O_DIRECTORY)))
+        return {"folder": self._root}
+
+
+def _open_file(root: int, path: str, flags: int) -> int:
+    fd = open_beneath(root, path, flags)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EISDIR, "not a file")
+    return fd
+
+
+def _stat(root: int, path: str) -> ObjectInfo:
+    fd = _open_file(root, path, os.O_PATH)
+    try:
+        found = os.fstat(fd)
+    finally:
+        os.close(fd)
+    return ObjectInfo(path, found.st_size, stat_pin(found.st_size, found.st_mtime_ns), found.st_mtime)
+
+
+def _entries(root: int, folder: str) -> list[ObjectInfo]:
+    """What a folder holds. One that is not there holds nothing, as in a bucket."""
+    try:
+        fd = open_beneath(root, folder or ".", os.O_RDONLY | os.O_DIRECTORY)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    found = []
+    try:
+        with os.scandir(fd) as entries:
+            for entry in entries:
+                if not is_listed(entry.name, folder):
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    found.append(ObjectInfo(f"{folder}{entry.name}/", 0))
+                else:
+                    # Removed since, no regular file, or a link that leads out.
+                    with contextlib.suppress(OSError):
+                        found.append(_stat(root, folder + entry.name))
+    finally:
+        os.close(fd)
+    return found
+
+
+def _make_folders(root: int, folder: str) -> int:
+    """Open ``folder``, making what is missing of it durably."""
+    parts = [part for part in folder.split("/") if part]
+    for depth in range(len(parts)):
+        parent = open_beneath(root, "/".join(parts[:depth]) or ".", os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.mkdir(parts[depth], 0o755, dir_fd=parent)
+            os.fsync(parent)
+        except FileExistsError:
+            pass
+        finally:
+            os.close(parent)
+    return open_beneath(root, "/".join(parts) or ".", os.O_RDONLY | os.O_DIRECTORY)
+
+
+def _create(parent: int, name: str) -> int:
+    return os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=parent)
+
+
+def _copy(source: int, target: int, start: int, count: int) -> None:
+    """Copy inside the kernel; the target's own offset advances."""
+    while count:
+        sent = os.sendfile(target, source, start, count)
+        if sent == 0:
+            raise short_source()
+        start, count = start + sent, count - sent
+
+
+def _unlink(parent: int, name: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(name, dir_fd=parent)
+        os.fsync(parent)
+
+
+def _publish(target: int, parent: int, temporary: str, name: str) -> None:
+    os.fsync(target)
+    os.rename(temporary, name, src_dir_fd=parent, dst_dir_fd=parent)
+    os.fsync(parent)

@@ -1,0 +1,196 @@
+"""What every kind of remote can do, the deadlines it keeps, and the errors they share."""
+
+import contextlib
+import errno
+import os
+import secrets
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from typing import NamedTuple, Protocol
+
+import anyio
+
+from smp_proto.control import ObjectInfo
+from smp_proto.errors import IntegrityError, NotFoundError, RemoteError, ResourceError, SmpError, UsageError
+
+PATH_MAX_BYTES = 1024
+# What to type to change a remote; smpd puts the name in.
+ANEW = "smpctl remote remove NAME, smpctl remote add NAME ..."
+BATCH_OBJECTS = 256  # of at most PATH_MAX_BYTES each, so that a batch fits into one frame
+
+Progress = Callable[[int], Awaitable[None]]
+
+
+class Deadlines(NamedTuple):
+    """How long a peer may take, in seconds: to connect, and without any byte of progress."""
+
+    connect_s: float = 10.0
+    stall_s: float = 30.0
+
+
+DEADLINES = Deadlines()
+
+
+class Remote(Protocol):
+    """One remote. Paths have passed :func:`check_path`; errors are those of ``smpd.links.fetching``."""
+
+    async def stat(self, path: str) -> ObjectInfo:
+        """Size and pin of one object."""
+        ...
+
+    def walk(self, prefix: str, recursive: bool) -> AsyncGenerator[ObjectInfo, None]:
+        """Objects whose path starts with ``prefix``, in the order of their UTF-8 bytes.
+
+        Unless ``recursive``, what lies below a further ``/`` is one entry that ends in ``/`` and has no pin.
+        """
+        ...
+
+    async def read(self, path: str, pin: str, offset: int, into: memoryview) -> None:
+        """Fill ``into`` from byte ``offset`` on, or raise."""
+        ...
+
+    async def write(self, path: str, fd: int, size: int, progress: Progress) -> ObjectInfo:
+        """Upload bytes ``[0, size)`` of ``fd``, which stays open."""
+        ...
+
+    async def delete(self, path: str) -> None:
+        """Remove one object, if it is there."""
+        ...
+
+    async def probe(self) -> dict[str, str]:
+        """Connect, authenticate, list at most one object; return what was seen of the server."""
+        ...
+
+    async def aclose(self) -> None:
+        """Close what is open."""
+        ...
+
+
+def check_path(path: str, *, prefix: bool = False) -> None:
+    """Refuse a path that could mean something outside the remote's root. A ``prefix`` may be empty.
+
+    Raises:
+        UsageError: ``bad_name``.
+    """
+    ok = path or prefix
+    ok = ok and not path.startswith("/") and "\0" not in path and len(path.encode()) <= PATH_MAX_BYTES
+    if not ok or any(part in (".", "..") for part in path.split("/")):
+        raise UsageError(
+            "bad_name",
+            f"{path[:80]!r} is not a path of a remote",
+            hint=f"use a relative path of at most {PATH_MAX_BYTES} bytes without '.' and '..'",
+        )
+
+
+async def walk_folders(
+    prefix: str, recursive: bool, entries: Callable[[str], Awaitable[list[ObjectInfo]]]
+) -> AsyncGenerator[ObjectInfo, None]:
+    """List folders as a bucket is listed: by string prefix, in the order of whole paths.
+
+    Args:
+        entries: what one folder holds, by the folder's path (empty or ending in ``/``), folders with ``/`` last.
+    """
+    base = prefix[: prefix.rfind("/") + 1]
+    pending = [ObjectInfo(base, 0)]
+    while pending:
+        info = pending.pop()
+        if info.path == base or (recursive and info.path.endswith("/")):
+            found = [entry for entry in await entries(info.path) if entry.path.startswith(prefix)]
+            pending += sorted(found, key=lambda entry: entry.path.encode(), reverse=True)
+        else:
+            yield info
+
+
+def temporary_name() -> str:
+    """What a file is called until it is whole."""
+    return f".smp-{secrets.token_hex(8)}.part"
+
+
+def is_listed(name: str, folder: str) -> bool:
+    """Whether a name in a folder belongs into a listing.
+
+    Raises:
+        UsageError: ``bad_name`` for one that no message can carry; leaving it out would hide it.
+    """
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise UsageError("bad_name", f"a name in the folder {folder!r} is not UTF-8", hint="rename it") from None
+    return not (name in (".", "..") or (name.startswith(".smp-") and name.endswith(".part")))
+
+
+def changed(path: str) -> IntegrityError:
+    """The object is no longer the one that was pinned."""
+    return IntegrityError(
+        "source_changed", f"{path} changed while it was being read", hint="submit the job again to read the new object"
+    )
+
+
+def missing(path: str, where: str) -> NotFoundError:
+    """There is no such object."""
+    return NotFoundError(
+        "no_such_object", f"{where} has no object {path}", hint="see what is there with: smpctl ls NAME:"
+    )
+
+
+def missing_root(what: str) -> NotFoundError:
+    """There is no such bucket or folder."""
+    return NotFoundError(
+        "no_such_bucket",
+        f"{what} does not exist",
+        hint=f"check the name, then: {ANEW}",
+    )
+
+
+def unreachable(where: str, why: str) -> RemoteError:
+    """The server is not there, went away, or stopped in the middle."""
+    return RemoteError("remote_unreachable", f"{where} {why}", hint="check the network, then: smpctl remote test NAME")
+
+
+def unwritable(error: OSError, what: str) -> ResourceError:
+    """A file of this machine could not be read or written."""
+    code = "disk_full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "disk_failed"
+    return ResourceError(code, f"{what}: {os.strerror(error.errno or 0).lower()}", hint="free space or check the disk")
+
+
+async def read_source(fd: int, length: int, offset: int) -> bytes:
+    """Bytes of the descriptor to upload, read in a thread.
+
+    Raises:
+        UsageError: ``bad_request`` when it holds fewer than announced.
+        ResourceError: ``disk_failed``.
+    """
+
+    def read() -> bytes:
+        parts = []
+        start, left = offset, length
+        while left and (part := os.pread(fd, left, start)):
+            parts.append(part)
+            start += len(part)
+            left -= len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    try:
+        data = await anyio.to_thread.run_sync(read)
+    except OSError as error:
+        raise unwritable(error, "the data to upload") from error
+    if len(data) != length:
+        raise short_source()
+    return data
+
+
+def short_source() -> UsageError:
+    """The descriptor to upload holds fewer bytes than announced."""
+    return UsageError("bad_request", "the data to upload is shorter than announced")
+
+
+@contextlib.contextmanager
+def first_error() -> Iterator[None]:
+    """Raise the first error of a task group as itself instead of as a group."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup):
+            known = [e for e in error.exceptions if isinstance(e, SmpError)]
+            error = (known or error.exceptions)[0]
+        raise error from None

@@ -1,0 +1,194 @@
+"""The link to smpd: requests in, each answered by the one remote that Setup named."""
+
+import contextlib
+import os
+import sys
+import time
+import traceback
+from typing import cast
+
+from smp_proto.aio import Channel, Exchange, close_all, decode, serve
+from smp_proto.control import (
+    AnyRemoteConfig,
+    AnyRemoteSecret,
+    LocalConfig,
+    ObjectInfo,
+    S3Config,
+    S3Secret,
+    SftpConfig,
+    SftpSecret,
+)
+from smp_proto.errors import DaemonError, UsageError
+from smpd.fetch import sandbox
+from smpd.fetch.remote import BATCH_OBJECTS, DEADLINES, Deadlines, Remote, changed, check_path
+from smpd.links import fetching
+from smpd.links.ring import Ring
+from smpd.walls.sandbox import Kernel
+
+_REQUEST = cast("type[fetching.Request]", fetching.AnyRequest)
+_KEPT = ("LANG", "PATH", "SSL_CERT_DIR", "SSL_CERT_FILE", "TZ")
+
+
+class Service:
+    """Answers the requests of one link.
+
+    Args:
+        kernel: what the walls may be made of; the running one when None.
+    """
+
+    def __init__(self, deadlines: Deadlines = DEADLINES, kernel: Kernel | None = None) -> None:
+        self._deadlines = deadlines
+        self._kernel = kernel or Kernel.probe()
+        self._remote: Remote | None = None
+        self._ring: Ring | None = None
+
+    async def run(self, channel: Channel) -> None:
+        """Serve until smpd closes the link."""
+        try:
+            await serve(channel, self._handle, unexpected=_report)
+        finally:
+            if self._remote is not None:
+                await self._remote.aclose()
+            if self._ring is not None:
+                self._ring.close()
+            channel.close()
+
+    async def _handle(self, body: bytes, fds: list[int], exchange: Exchange) -> object:
+        try:
+            request = decode(body, _REQUEST)
+            expected = 1 if isinstance(request, fetching.Setup | fetching.Write) else 0
+            if len(fds) != expected:
+                raise DaemonError("protocol", f"{type(request).__name__} comes with {expected} descriptors")
+            if isinstance(request, fetching.Setup):
+                return self._setup(request, fds)
+            if self._remote is None or self._ring is None:
+                raise DaemonError("protocol", "Setup comes first")
+            return await self._answer(request, self._remote, self._ring, fds, exchange)
+        finally:
+            close_all(fds)
+
+    def _setup(self, request: fetching.Setup, fds: list[int]) -> fetching.Walls:
+        if self._remote is not None:
+            raise DaemonError("protocol", "Setup comes once")
+        config = request.config
+        isolate(
+            keep=isinstance(config, S3Config) and bool(config.profile),
+            agent=isinstance(config, SftpConfig) and config.use_agent,
+        )
+        # Before the walls: asyncssh looks for libraries with ldconfig when it is imported. Nothing connects yet.
+        remote = make_remote(config, request.secret, request.connections, self._deadlines)
+        walls = sandbox.enter(request.sandbox, self._kernel, config)
+        self._ring = Ring(fds.pop(), request.slots, request.slot_bytes)
+        self._remote = remote
+        return fetching.Walls(walls)
+
+    async def _answer(
+        self, request: fetching.Request, remote: Remote, ring: Ring, fds: list[int], exchange: Exchange
+    ) -> object:
+        match request:
+            case fetching.Read():
+                await _read(request, remote, ring)
+            case fetching.Stat():
+                check_path(request.path)
+                return await remote.stat(request.path)
+            case fetching.List():
+                await _list(request, remote, exchange)
+            case fetching.Write():
+                check_path(request.path)
+                return await remote.write(request.path, fds[0], request.size, _Reporter(exchange))
+            case fetching.Delete():
+                check_path(request.path)
+                await remote.delete(request.path)
+            case fetching.Probe():
+                start = time.perf_counter()
+                facts = await remote.probe()
+                return fetching.Probed((time.perf_counter() - start) * 1000, facts)
+        return None
+
+
+class _Reporter:
+    """Sends Progress."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+
+    async def __call__(self, done: int) -> None:
+        await self._exchange.send(fetching.Progress(done))
+
+
+async def _read(request: fetching.Read, remote: Remote, ring: Ring) -> None:
+    check_path(request.path)
+    fits = 0 <= request.at <= request.at + request.length <= ring.slot_bytes and 0 <= request.slot < ring.slots
+    if not fits or request.offset < 0:
+        raise UsageError("bad_request", "the range does not fit into the slot")
+    if request.length == 0:  # no server can be asked for nothing
+        if (await remote.stat(request.path)).pin != request.pin:
+            raise changed(request.path)
+        return
+    with ring.slot(request.slot) as slot, slot[request.at : request.at + request.length] as into:
+        await remote.read(request.path, request.pin, request.offset, into)
+
+
+async def _list(request: fetching.List, remote: Remote, exchange: Exchange) -> None:
+    check_path(request.prefix, prefix=True)
+    batch: list[ObjectInfo] = []
+    async with contextlib.aclosing(remote.walk(request.prefix, request.recursive)) as found:
+        async for info in found:
+            batch.append(info)
+            if len(batch) == BATCH_OBJECTS:
+                await exchange.send(fetching.Listed(batch))
+                batch = []
+    if batch:
+        await exchange.send(fetching.Listed(batch))
+
+
+def make_remote(
+    config: AnyRemoteConfig, secret: AnyRemoteSecret | None, connections: int, deadlines: Deadlines
+) -> Remote:
+    """The remote of a configuration. Each kind's libraries are imported only for it.
+
+    Raises:
+        UsageError: ``bad_config``.
+    """
+    if connections < 1:
+        raise UsageError("bad_config", "a remote needs at least one connection")
+    if isinstance(config, S3Config) and (secret is None or isinstance(secret, S3Secret)):
+        from smpd.fetch.s3 import S3Remote  # noqa: PLC0415 - a third of a second
+
+        return S3Remote(config, secret, connections, deadlines)
+    if isinstance(config, SftpConfig) and (secret is None or isinstance(secret, SftpSecret)):
+        from smpd.fetch.sftp import SftpRemote  # noqa: PLC0415
+
+        return SftpRemote(config, secret, connections, deadlines)
+    if isinstance(config, LocalConfig) and secret is None:
+        from smpd.fetch.local import LocalRemote  # noqa: PLC0415
+
+        return LocalRemote(config)
+    raise UsageError("bad_config", "the secret is not of this remote's kind")
+
+
+def isolate(*, keep: bool, agent: bool) -> None:
+    """Forget the environment: no credential, proxy or configuration of the daemon's user is used by accident.
+
+    Args:
+        keep: an AWS profile is asked for, which may come with any of these.
+        agent: the SSH agent is to be used.
+    """
+    if keep:
+        return
+    kept = (*_KEPT, "SSH_AUTH_SOCK") if agent else _KEPT
+    for name in set(os.environ) - set(kept):
+        del os.environ[name]
+    os.environ.update(
+        HOME=os.devnull,  # where nothing can lie
+        AWS_CONFIG_FILE=os.devnull,
+        AWS_SHARED_CREDENTIALS_FILE=os.devnull,
+        BOTO_CONFIG=os.devnull,
+        AWS_EC2_METADATA_DISABLED="true",
+    )
+
+
+def _report(error: Exception) -> None:
+    # The message may hold an object's name, so only the kind and the place are written.
+    places = "".join(traceback.format_tb(error.__traceback__))
+    sys.stderr.write(f"smpd.fetch: {type(error).__name__}\n{places}")

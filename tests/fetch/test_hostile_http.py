@@ -1,0 +1,248 @@
+"""What a server answers is checked: no wrong, short or foreign byte passes for a range."""
+
+import asyncio
+import socket
+import struct
+
+import anyio
+import pytest
+from fetch_link import Link, fetch_in_process, fetch_process
+from scripted_http import DATA, ETAG, Asked, Peer, Script, answer, refusal, scripted
+
+from smp_proto.control import S3Config, S3Secret
+from smp_proto.errors import SmpError
+from smpd.fetch.remote import Deadlines
+
+PIN = f"etag:{len(DATA)}:{ETAG}"
+SECRET = S3Secret("key", "secret")
+
+
+def sends(*parts: bytes, keep: bool = False, **head: object) -> Script:
+    """A head made with changes, then these bytes instead of the body, or the right body if there are none."""
+
+    async def script(peer: Peer, asked: Asked) -> bool:
+        await peer.send(answer(asked, **head) + (b"".join(parts) if parts else asked.body))  # type: ignore[arg-type]
+        return keep
+
+    return script
+
+
+async def truncated(peer: Peer, asked: Asked) -> None:
+    await peer.send(answer(asked) + asked.body[: len(asked.body) // 2])
+
+
+async def half_closed(peer: Peer, asked: Asked) -> None:
+    await truncated(peer, asked)
+    peer.writer.write_eof()
+    await peer.gone()
+
+
+async def reset(peer: Peer, asked: Asked) -> None:
+    await truncated(peer, asked)
+    sock = peer.writer.get_extra_info("socket")
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+async def extra(peer: Peer, asked: Asked) -> bool:
+    await peer.send(answer(asked) + asked.body + b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nbad")
+    return True
+
+
+async def forgetful(peer: Peer, asked: Asked) -> bool:
+    """Closes a kept-alive connection when the next request comes."""
+    if asked.earlier:
+        return False
+    await peer.send(answer(asked) + asked.body)
+    return True
+
+
+async def flood(peer: Peer, asked: Asked) -> None:
+    await peer.send(b"HTTP/1.1 206 Partial Content\r\n")
+    for number in range(10_000):
+        await peer.send(b"X-%d: %s\r\n" % (number, b"x" * 100))
+
+
+RIGHT: dict[str, Script] = {
+    "right": sends(keep=True),
+    "status-200": sends(status="200 OK", keep=True),
+    "informed": sends(status="100 Continue\r\n\r\nHTTP/1.1 206 Partial Content", keep=True),
+    "forgetful": forgetful,  # after one that keeps its connection
+    "closing": sends(more="Connection: close\r\n"),
+    "extra": extra,
+    "encoded": sends(more="Content-Encoding: gzip\r\n", keep=True),
+}
+WRONG: dict[str, tuple[Script, str]] = {
+    "truncated": (truncated, "remote_unreachable"),
+    "half-closed": (half_closed, "remote_unreachable"),
+    "reset": (reset, "remote_unreachable"),
+    "silent": (sends(b"", status="206 Partial Content"), "remote_unreachable"),
+    "shorter": (sends(length=10), "remote_failed"),
+    "longer": (sends(length=len(DATA) * 2), "remote_failed"),
+    "other-range": (sends(where=f"bytes 0-99/{len(DATA)}"), "remote_failed"),
+    "no-total": (sends(where="bytes 100-65635/*"), "remote_failed"),
+    "odd-range": (sends(where="bytes 100-65635"), "remote_failed"),
+    "no-range": (sends(where=None), "remote_failed"),
+    "no-range-200": (sends(where=None, status="200 OK"), "remote_failed"),
+    "other-total": (sends(where=f"bytes 100-65635/{len(DATA) + 1}"), "source_changed"),
+    "other-etag": (sends(etag='"fedcba"'), "source_changed"),
+    "weak-etag": (sends(etag=f'W/"{ETAG}"'), "source_changed"),
+    "two-etags": (sends(more=f'ETag: "{ETAG}"\r\n'), "source_changed"),
+    "no-etag": (sends(etag=None), "remote_failed"),
+    "flood": (flood, "remote_failed"),
+    "no-http": (sends(status="206"[:0]), "remote_failed"),
+    "two-lengths": (sends(more="Content-Length: 7\r\n"), "remote_failed"),
+    "412": (refusal("412 Precondition Failed", "PreconditionFailed"), "source_changed"),
+    "416": (refusal("416 Range Not Satisfiable", "InvalidRange"), "source_changed"),
+    "401": (refusal("401 Unauthorized"), "remote_auth"),
+    "403": (refusal("403 Forbidden", "AccessDenied"), "remote_forbidden"),
+    "403-key": (refusal("403 Forbidden", "InvalidAccessKeyId"), "remote_auth"),
+    "403-sig": (refusal("403 Forbidden", "SignatureDoesNotMatch"), "remote_auth"),
+    "404": (refusal("404 Not Found", "NoSuchKey"), "no_such_object"),
+    "404-bucket": (refusal("404 Not Found", "NoSuchBucket"), "no_such_bucket"),
+    "429": (refusal("429 Too Many Requests", more="Retry-After: 7\r\n"), "remote_busy"),
+    "503": (refusal("503 Slow Down", "SlowDown", "Retry-After: 7\r\n"), "remote_busy"),
+    "500": (refusal("500 Oh", "InternalError"), "remote_failed"),
+    "204": (refusal("204 No Content"), "remote_failed"),
+    "400": (refusal("400 Bad Request", "InvalidRequest"), "remote_failed"),
+}
+
+
+async def check_all(link: Link) -> None:
+    """Every script, one after the other over the same pool, each followed by a right answer."""
+    for name in [*RIGHT, *RIGHT]:
+        got = await link.read(name, PIN, 100, 65536)
+        assert DATA[100:65636] == got, name
+    for name, (_, code) in WRONG.items():
+        with pytest.raises(SmpError) as caught:
+            await link.read(name, PIN, 100, 65536)
+        assert (name, code) == (name, caught.value.code)
+        if code == "remote_busy":
+            assert caught.value.details["retry_after"] == 7.0
+        assert caught.value.retryable == (
+            code in ("remote_unreachable", "remote_busy") or (code == "remote_failed" and name not in ("204", "400"))
+        ), name
+        assert DATA[:100] == await link.read("right", PIN, 0, 100), name
+
+
+def everything() -> dict[str, Script]:
+    return RIGHT | {name: script for name, (script, _) in WRONG.items()}
+
+
+async def test_no_wrong_answer_passes_in_the_process() -> None:
+    """Each wrong answer is its error, each odd but right one is read; the pool stays usable (uvloop)."""
+    async with scripted(everything()) as endpoint:
+        config = S3Config("b", endpoint=endpoint, addressing="path")
+        async with fetch_process(config, SECRET, connections=1) as link:
+            await check_all(link)
+
+
+async def test_no_wrong_answer_passes_on_asyncio() -> None:
+    """The same on the standard event loop."""
+    async with scripted(everything()) as endpoint:
+        config = S3Config("b", endpoint=endpoint, addressing="path")
+        async with fetch_in_process(config, SECRET) as link:
+            await check_all(link)
+
+
+async def test_a_whole_object_may_come_as_200_without_content_range() -> None:
+    """A 200 without Content-Range is the range only if that is the whole object."""
+    scripts = {"whole": sends(where=None, status="200 OK")}
+    async with scripted(scripts) as endpoint:
+        config = S3Config("b", endpoint=endpoint, addressing="path")
+        async with fetch_in_process(config, SECRET) as link:
+            assert await link.read("whole", PIN, 0, len(DATA)) == DATA
+            with pytest.raises(SmpError, match="not the range"):
+                await link.read("whole", PIN, 0, len(DATA) - 1)
+
+
+@pytest.mark.parametrize("part", ["nothing", "head", "body"])
+async def test_a_stalled_answer_is_given_up(part: str) -> None:
+    """No byte for the stall deadline ends the read as unreachable, wherever it stops."""
+
+    async def stall(peer: Peer, asked: Asked) -> None:
+        data = answer(asked) + asked.body[:1000]
+        await peer.send({"nothing": b"", "head": data[:20], "body": data}[part])
+        await peer.gone()
+
+    async with scripted({"stall": stall, "right": sends()}) as endpoint:
+        config = S3Config("b", endpoint=endpoint, addressing="path")
+        async with fetch_in_process(config, SECRET, deadlines=Deadlines(stall_s=0.2), connections=1) as link:
+            with pytest.raises(SmpError, match=r"sent nothing for 0\.2 s") as caught:
+                await link.read("stall", PIN, 100, 65536)
+            assert caught.value.code == "remote_unreachable"
+            assert DATA[100:200] == await link.read("right", PIN, 100, 100)
+
+
+async def test_progress_resets_the_stall_deadline() -> None:
+    """A body that takes longer than the stall deadline in all, but never pauses that long, arrives."""
+
+    async def trickle(peer: Peer, asked: Asked) -> None:
+        await peer.send(answer(asked))
+        for start in range(0, 1000, 100):
+            await anyio.sleep(0.05)  # the trickle itself, not synchronisation
+            await peer.send(asked.body[start : start + 100])
+
+    async with scripted({"trickle": trickle}) as endpoint:
+        config = S3Config("b", endpoint=endpoint, addressing="path")
+        async with fetch_in_process(config, SECRET, deadlines=Deadlines(stall_s=0.4)) as link:
+            assert DATA[5:1005] == await link.read("trickle", PIN, 5, 1000)
+
+
+async def chunked_right(peer: Peer, asked: Asked) -> None:
+    await chunked(peer, asked, asked.body)
+
+
+async def chunked(peer: Peer, asked: Asked, body: bytes, end: bytes = b"0\r\n\r\n", etag: str = f'"{ETAG}"') -> None:
+    head = answer(asked, length=None, more="Transfer-Encoding: chunked\r\n", etag=etag)
+    await peer.send(head + b"%x\r\n" % len(body) + body + b"\r\n" + end)
+
+
+async def test_chunked_answers_take_the_other_way() -> None:
+    """What the range reader does not speak is read through aiohttp, with the same checks."""
+
+    async def cut(peer: Peer, asked: Asked) -> None:
+        await chunked(peer, asked, asked.body[:-1], end=b"")
+
+    async def short(peer: Peer, asked: Asked) -> None:
+        await chunked(peer, asked, asked.body[:-1])
+
+    async def long(peer: Peer, asked: Asked) -> None:
+        await chunked(peer, asked, asked.body + b"x")
+
+    async def other(peer: Peer, asked: Asked) -> None:
+        await chunked(peer, asked, asked.body, etag='"other"')
+
+    scripts = {"right": chunked_right, "cut": cut, "short": short, "long": long, "other": other}
+    wrong = {"cut": "remote_unreachable", "short": "remote_unreachable", "long": "remote_failed"}
+    async with scripted({**scripts, "plain": sends()}) as endpoint:
+        config = S3Config("b", endpoint=endpoint, addressing="path")
+        async with fetch_process(config, SECRET) as link:
+            for _ in range(2):
+                assert DATA[7:70007] == await link.read("right", PIN, 7, 70000)
+                assert DATA[7:70007] == await link.read("plain", PIN, 7, 70000)
+            for name, code in {**wrong, "other": "source_changed"}.items():
+                with pytest.raises(SmpError) as caught:
+                    await link.read(name, PIN, 7, 70000)
+                assert (name, code) == (name, caught.value.code)
+
+
+async def test_a_cancelled_read_leaves_nothing_behind() -> None:
+    """Cancelling in the middle of a body closes that connection; the next read gets a fresh one."""
+    sent, closed = asyncio.Event(), asyncio.Event()
+
+    async def hang(peer: Peer, asked: Asked) -> None:
+        await truncated(peer, asked)
+        sent.set()
+        await peer.gone()
+        closed.set()
+
+    async with scripted({"hang": hang, "right": sends(keep=True)}) as endpoint:
+        config = S3Config("b", endpoint=endpoint, addressing="path")
+        async with fetch_process(config, SECRET, connections=1) as link:
+            with anyio.fail_after(20):
+                async with anyio.create_task_group() as group:
+                    group.start_soon(link.read, "hang", PIN, 0, 65536)
+                    await sent.wait()
+                    group.cancel_scope.cancel()
+                await closed.wait()
+            assert DATA[3:103] == await link.read("right", PIN, 3, 100)

@@ -1,0 +1,179 @@
+"""Local folders: reading, writing, and never a byte outside of the root."""
+
+import contextlib
+import os
+import tempfile
+from pathlib import Path
+
+import anyio
+import pytest
+from fetch_link import fetch_in_process, fetch_process
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from smp_proto.control import LocalConfig, S3Secret
+from smp_proto.errors import SmpError, UsageError
+from smpd.fetch.local import LocalRemote
+from smpd.fetch.remote import check_path
+
+DATA = os.urandom(3 << 20)
+
+
+async def test_what_is_written_is_read(tmp_path: Path) -> None:
+    """A write makes the folders it needs, replaces what was there, and comes back by its pin."""
+    async with fetch_process(LocalConfig(str(tmp_path))) as link:
+        await link.write("a/b/c.bin", b"old")
+        info = await link.write("a/b/c.bin", DATA * 4)
+        assert 12 << 20 == info.size == link.progress[-1]
+        assert len(link.progress) == 2
+        assert (tmp_path / "a/b/c.bin").read_bytes() == DATA * 4
+        assert DATA[-500:] + DATA[:500] == await link.read("a/b/c.bin", info.pin, len(DATA) - 500, 1000, 3, 17)
+        assert info == await link.stat("a/b/c.bin")
+        (tmp_path / "a-b").write_bytes(b"1")
+        (tmp_path / "a" / ".smp-0000.part").write_bytes(b"unfinished")
+        assert [found.path for found in await link.list()] == ["a-b", "a/b/c.bin"]
+        assert [found.path for found in await link.list(recursive=False)] == ["a-b", "a/"]
+        assert [found.path for found in await link.list("a/", recursive=False)] == ["a/b/"]
+        assert [info] == await link.list("a/b/c")
+        assert await link.list("none/") == []
+        await link.delete("a/b/c.bin")
+        await link.delete("a/b/c.bin")
+        assert list((tmp_path / "a/b").iterdir()) == []
+        assert {"folder": str(tmp_path)} == (await link.probe()).facts
+
+
+async def test_a_change_is_seen(tmp_path: Path) -> None:
+    """A file that was replaced, or is shorter than the range, is not read."""
+    (tmp_path / "x").write_bytes(b"first")
+    async with fetch_in_process(LocalConfig(str(tmp_path))) as link:
+        info = await link.stat("x")
+        for pin, start, length in ((info.pin, 3, 3), ("stat:5:1", 0, 5), ("stat:4:1", 0, 4), ("stat:5:1", 0, 0)):
+            with pytest.raises(SmpError) as caught:
+                await link.read("x", pin, start, length)
+            assert caught.value.code == "source_changed"
+
+
+async def test_what_cannot_be_had(tmp_path: Path) -> None:
+    """What is missing, is a folder or a FIFO, or has no root, is said so; nothing hangs."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_bytes(b"")
+    os.mkfifo(tmp_path / "fifo")
+    async with fetch_in_process(LocalConfig(str(tmp_path))) as link:
+        for path in ("none", "folder", "fifo", "file/below"):
+            for act in (link.stat(path), link.read(path, "stat:1:1", 0, 1)):
+                with pytest.raises(SmpError) as caught:
+                    await act
+                assert (path, "no_such_object") == (path, caught.value.code)
+        with pytest.raises(SmpError) as caught:
+            await link.stat("x" * 300)
+        assert caught.value.code == "bad_name"
+        assert [info.path for info in await link.list()] == ["file"]
+    async with fetch_in_process(LocalConfig(str(tmp_path / "gone"))) as link:
+        for act in (link.stat("x"), link.probe(), link.list(), link.write("x", b"1")):
+            with pytest.raises(SmpError) as caught:
+                await act
+            assert caught.value.code == "no_such_bucket"
+
+
+async def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
+    """A source that is too short, and a cancelled write, leave the old file and no temporary one."""
+    async with fetch_process(LocalConfig(str(tmp_path))) as link:
+        await link.write("x", b"old")
+        with pytest.raises(SmpError) as caught:
+            await link.write("x", b"12345", size=6)
+        assert caught.value.code == "bad_request"
+        await link.write_and_cancel("x", bytes(40 << 20))
+    assert os.listdir(tmp_path) == ["x"]
+    assert (tmp_path / "x").read_bytes() in (b"old", bytes(40 << 20))
+
+
+async def test_links_that_stay_inside_are_followed(tmp_path: Path) -> None:
+    """A symbolic link within the root is an object; one that leads out is none, to read, write, list or delete."""
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    root.mkdir()
+    outside.mkdir()
+    (outside / "secret").write_bytes(b"secret")
+    (root / "file").write_bytes(b"inside")
+    (root / "good").symlink_to("file")
+    (root / "out").symlink_to("../outside/secret")
+    (root / "absolute").symlink_to(outside / "secret")
+    (root / "folder").symlink_to("../outside")
+    async with fetch_in_process(LocalConfig(str(root))) as link:
+        assert await link.read("good", (await link.stat("good")).pin, 0, 6) == b"inside"
+        assert [info.path for info in await link.list()] == ["file", "good"]
+        for path in ("out", "absolute", "folder/secret"):
+            for act in (link.stat(path), link.read(path, "stat:6:1", 0, 6)):
+                with pytest.raises(SmpError) as caught:
+                    await act
+                assert caught.value.code == "bad_name"
+        for act in (link.write("folder/new", b"1"), link.delete("folder/secret")):
+            with pytest.raises(SmpError) as caught:
+                await act
+            assert caught.value.code == "bad_name"
+        await link.write("out", b"replaces the link itself")
+    assert os.listdir(outside) == ["secret"]
+    assert (outside / "secret").read_bytes() == b"secret"
+
+
+NAMES = st.lists(
+    st.sampled_from(["..", ".", "", "a", "b", "up", "abs", "loop", "è", "\0", "x" * 300, "a\n"]), min_size=1, max_size=5
+).map("/".join)
+
+
+def tree(base: Path) -> dict[str, bytes | None]:
+    return {str(path): path.read_bytes() if path.is_file() else None for path in base.rglob("*")}
+
+
+@settings(max_examples=150, deadline=None)
+@given(NAMES | st.text(max_size=20))
+def test_no_path_leads_outside(path: str) -> None:
+    """Whatever the path, writing, reading and deleting it leave what is outside the root as it was."""
+
+    async def attempt(base: Path) -> None:
+        root = base / "root"
+        (root / "a").mkdir(parents=True)
+        (base / "b").write_bytes(b"outside")
+        (base / "a").mkdir()
+        (root / "up").symlink_to("..")
+        (root / "abs").symlink_to(base)
+        (root / "loop").symlink_to("loop")
+        outside = {name: data for name, data in tree(base).items() if not name.startswith(str(root))}
+        remote = LocalRemote(LocalConfig(str(root)))
+
+        async def progress(done: int) -> None:
+            pass
+
+        source = os.open(base / "b", os.O_RDONLY)
+        try:
+            for act in (
+                lambda: remote.write(path, source, 7, progress),
+                lambda: remote.stat(path),
+                lambda: remote.delete(path),
+            ):
+                with contextlib.suppress(SmpError):
+                    check_path(path)
+                    await act()
+        finally:
+            os.close(source)
+        assert outside == {name: data for name, data in tree(base).items() if not name.startswith(str(root))}
+
+    with tempfile.TemporaryDirectory() as folder:
+        anyio.run(attempt, Path(folder))
+
+
+@given(st.text())
+def test_checked_paths_have_no_way_up(path: str) -> None:
+    """A path that passes is relative, without dots as parts, without NUL, and short."""
+    with contextlib.suppress(UsageError):
+        check_path(path)
+        assert path
+        assert not path.startswith("/")
+        assert not {".", ".."} & set(path.split("/"))
+        assert "\0" not in path
+
+
+async def test_a_local_remote_has_no_secret(tmp_path: Path) -> None:
+    """A secret of another kind is refused."""
+    with pytest.raises(SmpError, match="not of this remote's kind"):
+        async with fetch_process(LocalConfig(str(tmp_path)), S3Secret("a", "b")):
+            pass
