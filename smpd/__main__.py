@@ -1,0 +1,48 @@
+"""``smpd``: run the daemon, or check its configuration."""
+
+import argparse
+import importlib.util
+import sys
+
+import anyio
+
+from smp_proto import __version__
+from smp_proto.errors import SmpError, one_error
+from smpd import app
+from smpd.config import Config, check_config, load_config
+from smpd.host.logs import configure_logs
+from smpd.host.process import harden
+
+
+def main() -> None:
+    """Parse the command line and run.
+
+    Exit status 0 after SIGTERM or SIGINT; the error's own code when it cannot start.
+    """
+    parser = argparse.ArgumentParser(prog="smpd", description="The daemon of SMP: from storage to GPU, sealed.")
+    parser.add_argument("--version", action="version", version=f"smpd {__version__}")
+    parser.add_argument("--config", metavar="FILE", help="configuration file (TOML)")
+    parser.add_argument("command", nargs="?", choices=["run", "check-config"], default="run")
+    arguments = parser.parse_args()
+    try:
+        config = load_config(arguments.config)
+        if arguments.command == "check-config":
+            print(check_config(config))  # noqa: T201 - its output
+        else:
+            _run(config)
+    except SmpError as error:
+        hint = f"\nhint: {error.hint}" if error.hint else ""
+        print(f"smpd: {error.message}{hint}", file=sys.stderr)  # noqa: T201 - for a person, before there is a log
+        sys.exit(error.exit_code)
+
+
+def _run(config: Config) -> None:
+    configure_logs(config.log.level, config.log.format)
+    harden()
+    uvloop = importlib.util.find_spec("uvloop") is not None
+    with one_error():
+        anyio.run(app.run, config, backend_options={"use_uvloop": uvloop})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,322 @@
+"""The composition root: puts the rooms together, runs them, and takes them down in order."""
+
+import os
+import secrets
+import signal
+import socket
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import anyio
+import structlog
+from anyio.abc import TaskGroup
+
+from smp_proto import __version__
+from smp_proto.audit.note import VerifierKey
+from smp_proto.control import JobState, JobView
+from smp_proto.errors import SmpError
+from smp_proto.sealed.keys import PublicIdentity
+from smpd.audit.log import AuditLog
+from smpd.config import Config
+from smpd.control.actor import RoleGroups
+from smpd.control.server import ControlServer
+from smpd.control.watch import Events
+from smpd.host.folders import ensure_dir, lock_state
+from smpd.host.notify import Notifier
+from smpd.host.sockets import bind_socket, inherited_sockets
+from smpd.jobs.database import Database
+from smpd.jobs.job import Job
+from smpd.jobs.journal import Journal
+from smpd.jobs.scheduler import Scheduler
+from smpd.jobs.seal import StateSeal
+from smpd.transfer.device import ComputePools, ComputeSettings
+from smpd.transfer.pool import FetchSettings, Pools
+from smpd.transfer.runner import Box, Runner
+from smpd.vault.keys import BoxKeys, load_keys
+from smpd.vault.objects import Vault
+from smpd.vault.remotes import RemoteStore
+from smpd.vault.trust import TrustStore
+from smpd.verbs import handlers
+from smpd.verbs.daemon import Daemon
+
+_log = structlog.get_logger("smpd")
+_SNAPSHOT_JOBS = 1000
+_AUDIT_RETRY_S = 10.0
+
+
+async def run(config: Config) -> None:
+    """Run the daemon until SIGTERM or SIGINT.
+
+    Raises:
+        SmpError: why it could not start.
+    """
+    state = config.paths.state
+    notifier = Notifier()
+    ensure_dir(state)
+    lock = lock_state(state)
+    try:
+        keys = await anyio.to_thread.run_sync(_load_keys, config)
+        audit, verifier = await anyio.to_thread.run_sync(_open_audit, config, keys)
+        database = await anyio.to_thread.run_sync(Database, os.path.join(state, "smpd.db"))
+        try:
+            await _serve(config, keys, audit, verifier, database, notifier)
+        finally:
+            notifier.stopping()
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(_close, audit, database, keys)
+    finally:
+        os.close(lock)
+
+
+async def _serve(
+    config: Config,
+    keys: BoxKeys,
+    audit: AuditLog,
+    verifier: VerifierKey,
+    database: Database,
+    notifier: Notifier,
+) -> None:
+    async with anyio.create_task_group() as workers:
+        daemon = await anyio.to_thread.run_sync(partial(_compose, config, keys, audit, verifier, database, workers))
+        try:
+            await _serve_until_told(config, daemon, notifier, created=keys.created)
+        finally:
+            # Only now, when no job and no request uses them any more, may the workers and their rings go.
+            with anyio.CancelScope(shield=True):
+                await daemon.pools.aclose()
+            workers.cancel_scope.cancel()
+
+
+async def _serve_until_told(config: Config, daemon: Daemon, notifier: Notifier, *, created: bool) -> None:
+    sockets = [each for named in inherited_sockets().values() for each in named]
+    async with anyio.create_task_group() as group:
+        await _record_start(daemon, created=created)
+        await _clean_spool(daemon)
+        server = ControlServer(
+            sockets or [await anyio.to_thread.run_sync(_bind, config)],
+            handlers(daemon),
+            config.control,
+            version=__version__,
+            boot_id=daemon.boot_id,
+        )
+        group.start_soon(server.serve)
+        group.start_soon(daemon.scheduler.run)
+        group.start_soon(_mend_audit, daemon)
+        group.start_soon(notifier.feed_watchdog)
+        notifier.ready(f"{daemon.public.fingerprint()}, listening")
+        _log.info("started", version=__version__, boot_id=daemon.boot_id, fingerprint=daemon.public.fingerprint())
+        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async for number in signals:
+                _log.info("stopping", signal=signal.Signals(number).name)
+                break
+        group.cancel_scope.cancel()
+
+
+def _load_keys(config: Config) -> BoxKeys:
+    folder = os.path.join(config.paths.state, "keys")
+    ensure_dir(folder)
+    return load_keys(folder, config.keys)
+
+
+def _open_audit(config: Config, keys: BoxKeys) -> tuple[AuditLog, VerifierKey]:
+    public = keys.identity.public
+    verifier = VerifierKey(f"smpd/{public.fingerprint()}", public.verify_key)
+    log = AuditLog(
+        os.path.join(config.paths.state, "audit"),
+        sign=keys.identity.sign,
+        key=verifier,
+        pseudonym_key=keys.pseudonym,
+        detail_key=keys.detail,
+        checkpoint_records=config.audit.checkpoint_records,
+        checkpoint_s=config.audit.checkpoint_s,
+    )
+    return log, verifier
+
+
+def _compose(
+    config: Config,
+    keys: BoxKeys,
+    audit: AuditLog,
+    verifier: VerifierKey,
+    database: Database,
+    group: TaskGroup,
+) -> Daemon:
+    state, seal = config.paths.state, StateSeal(keys.state)
+    spool = os.path.join(state, "spool")
+    ensure_dir(spool)
+    journal, vault = Journal(database, seal), Vault(os.path.join(state, "vault"), database)
+    remotes, trust = RemoteStore(database, seal), TrustStore(database, seal)
+    pools = Pools(remotes.get, _fetch(config), group)
+    box = Box(
+        identities=[keys.identity],
+        sender_key=_sender_key(keys.identity.public, trust),
+        journal=journal,
+        vault=vault,
+        audit=_recorder(audit),
+        remote=pools.get,
+        compute=ComputePools(config.compute.processors, _compute(config), group),
+        spool_dir=spool,
+    )
+    runner = Runner(box)
+
+    async def snapshot(ids: list[str]) -> list[JobView]:
+        def views() -> list[JobView]:
+            found = [journal.get(each) for each in ids] if ids else journal.list(limit=_SNAPSHOT_JOBS)
+            return [journal.view(job) for job in found]
+
+        return await anyio.to_thread.run_sync(views)
+
+    events = Events(snapshot)
+
+    def changed(job: Job, progress: bool) -> None:
+        events.publish("job", journal.view(job), job_id=job.id, progress=progress)
+        if not progress:
+            code = job.error.code if job.error else ""
+            _log.info("job", job_id=job.id, state=job.state, attempt=job.attempt, code=code)
+
+    async def final(job: Job) -> None:
+        await box.audit(f"job.{job.state}", actor=job.owner, job=job.id, outcome=job.error.code if job.error else "ok")
+        if job.state in ("done", "cancelled"):
+            await runner.clean(job.id)
+
+    scheduler = Scheduler(
+        journal,
+        runner,
+        running_max=config.jobs.running_max,
+        attempts=config.jobs.attempts,
+        backoff_base_s=config.jobs.backoff_base_s,
+        backoff_max_s=config.jobs.backoff_max_s,
+        on_change=changed,
+        on_final=final,
+        on_fault=lambda job_id, error: _log.error("job fault", job_id=job_id, exc_info=error),
+    )
+    return Daemon(
+        config=config,
+        state_dir=state,
+        boot_id=secrets.token_hex(8),
+        started=time.monotonic(),
+        box=box,
+        runner=runner,
+        scheduler=scheduler,
+        events=events,
+        pools=pools,
+        remotes=remotes,
+        trust=trust,
+        audit=audit,
+        audit_key=verifier,
+        keys_note=keys.protection,
+        notes=_notes(keys, vault, journal),
+    )
+
+
+def _notes(keys: BoxKeys, vault: Vault, journal: Journal) -> list[str]:
+    """What ``doctor`` should warn of: found at start, changed by nobody."""
+    notes = [] if keys.protected else [f"the identity is {keys.protection}; set keys.credential_file"]
+    found = vault.recover()
+    notes += [f"the vault has a file that no job brought: {name}" for name in found.orphans]
+    notes += [f"the file of vault object {item} is gone" for item in found.missing]
+    notes += [f"the file of vault object {item} has another size than it came with" for item in found.damaged]
+    return notes + [f"the record of job {job} is damaged" for job in journal.damaged()]
+
+
+def _fetch(config: Config) -> FetchSettings:
+    fetch = config.fetch
+    return FetchSettings(
+        fetch.processes, fetch.slots, fetch.slot_bytes, fetch.connections, fetch.idle_s, config.compute.sandbox
+    )
+
+
+def _compute(config: Config) -> ComputeSettings:
+    compute, slot_bytes = config.compute, config.fetch.slot_bytes
+    return ComputeSettings(
+        slots=compute.slots,
+        slot_bytes=slot_bytes,
+        result_slots=compute.result_slots,
+        result_slot_bytes=slot_bytes,
+        device=compute.device,
+        sandbox=compute.sandbox,
+        memory_bytes=compute.memory_bytes,
+        timeout_s=compute.timeout_s,
+        idle_s=compute.idle_s,
+    )
+
+
+def _sender_key(own: PublicIdentity, trust: TrustStore) -> Callable[[bytes, str], PublicIdentity]:
+    """How a sender is believed: this box itself, or whom the trust store names for that location."""
+
+    def sender(key_id: bytes, location: str) -> PublicIdentity:
+        if key_id == own.key_id:
+            return own
+        return PublicIdentity.parse(trust.lookup(key_id, location, time.time()))
+
+    return sender
+
+
+def _recorder(audit: AuditLog) -> Any:
+    async def record(event: str, *, actor: str, job: str = "", subject: str = "", **fields: Any) -> None:
+        # Not to be cancelled half way: the caller would not know whether the record is there.
+        with anyio.CancelScope(shield=True):
+            append = partial(audit.append, event, actor=actor, job=job, subject=subject, **fields)
+            await anyio.to_thread.run_sync(_mended, audit, append)
+
+    return record
+
+
+def _mended(audit: AuditLog, act: Callable[[], Any]) -> Any:
+    """Do something with the log; one that failed before is tried first: the space may be back."""
+    if audit.failure:
+        audit.retry()
+    return act()
+
+
+async def _record_start(daemon: Daemon, *, created: bool) -> None:
+    key_id = daemon.public.key_id.hex()
+    if created:
+        await daemon.box.audit("key.create", actor="smpd", key_id=key_id)
+    await daemon.box.audit("daemon.start", actor="smpd", key_id=key_id, version=__version__, boot_id=daemon.boot_id)
+
+
+async def _mend_audit(daemon: Daemon) -> None:
+    """Sign what is due, and after a failure try again until the disk holds the log."""
+    while True:
+        await anyio.sleep(min(_AUDIT_RETRY_S, daemon.config.audit.checkpoint_s))
+        try:
+            if daemon.audit.failure:
+                await anyio.to_thread.run_sync(daemon.audit.retry)
+                _log.info("audit log mended")
+        except SmpError as error:
+            _log.error("audit log cannot be written", code=error.code)
+
+
+async def _clean_spool(daemon: Daemon) -> None:
+    """Remove what belongs to no job that may still need it; a crash may have left it."""
+
+    def stale() -> list[str]:
+        needed = {job.id for job in daemon.box.journal.list(_KEEPING)} | set(daemon.box.journal.damaged())
+        return sorted({name.partition(".")[0] for name in os.listdir(daemon.box.spool_dir)} - needed)
+
+    for job_id in await anyio.to_thread.run_sync(stale):
+        await daemon.runner.clean(job_id)
+
+
+_KEEPING: tuple[JobState, ...] = ("queued", "waiting", "running", "paused", "failed", "quarantined")
+
+
+def _bind(config: Config) -> socket.socket:
+    folder = os.path.dirname(config.paths.socket)
+    group = RoleGroups.lookup(config.control).viewer
+    ensure_dir(folder, 0o700 if group is None else 0o750)
+    if group is not None:
+        os.chown(folder, -1, group)
+    return bind_socket(config.paths.socket, int(config.control.socket_mode, 8), -1 if group is None else group)
+
+
+def _close(audit: AuditLog, database: Database, keys: BoxKeys) -> None:
+    try:
+        audit.close()
+    except (SmpError, OSError) as error:
+        _log.error("audit log not closed cleanly", exc_info=error)
+    database.close()
+    keys.identity.wipe()

@@ -1,0 +1,101 @@
+"""Plaintext objects of a ``standard`` remote: sealed for this box on arrival, before they touch a disk."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import anyio
+
+from smp_proto.control import ObjectInfo
+from smp_proto.errors import NotFoundError
+from smp_proto.sealed.bundle import BundleInfo, BundleWriter
+from smp_proto.sealed.entries import guess_media_type
+from smpd.transfer.opening import private_copies
+from smpd.transfer.pool import Lane, RemotePool
+from smpd.transfer.source import Tally
+from smpd.transfer.spool import disk_errors
+
+
+class _Piece(NamedTuple):
+    """A part of one object that fits a slot."""
+
+    number: int
+    info: ObjectInfo
+    name: str
+    offset: int
+    length: int
+
+
+async def find_objects(pool: RemotePool, path: str) -> list[ObjectInfo]:
+    """The object at ``path``, or all below it when it ends in ``/`` (or is empty).
+
+    Raises:
+        NotFoundError: there are none.
+    """
+    if path and not path.endswith("/"):
+        return [await pool.stat(path)]
+    async with contextlib.aclosing(pool.list(path)) as batches:
+        found = [info async for batch in batches for info in batch]
+    if not found:
+        raise NotFoundError(
+            "no_such_object", f"{pool.name}:{path} holds no objects", hint=f"run: smpctl ls {pool.name}:"
+        )
+    return sorted(found, key=lambda info: info.path)
+
+
+async def seal_arriving(
+    pool: RemotePool, path: str, objects: Sequence[ObjectInfo], writer: BundleWriter, tally: Tally
+) -> BundleInfo:
+    """Fetch plaintext objects, several pieces at once, and seal them as entries of one bundle, in order.
+
+    Each is pinned by what it was when it was listed. Names are relative to ``path``.
+    """
+    turns: dict[int, anyio.Event] = {}
+
+    def turn(index: int) -> anyio.Event:
+        return turns.setdefault(index, anyio.Event())
+
+    async def one(piece: _Piece, lane: Lane) -> None:
+        try:
+            if piece.length:
+                asked = await pool.read(lane, piece.info.path, piece.info.pin, piece.offset, piece.length)
+                tally.fetched(asked)
+            await turn(piece.number).wait()
+            await anyio.to_thread.run_sync(_seal, pool, lane, piece, writer)
+            tally.advanced(piece.length)
+            turn(piece.number + 1).set()
+            del turns[piece.number]
+        finally:
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(pool.wipe, lane, piece.length)
+            pool.give(lane)
+
+    turn(0).set()
+    async with anyio.create_task_group() as group:
+        for piece in _pieces(objects, path, pool.settings.slot_bytes):
+            group.start_soon(one, piece, await pool.take())
+    return await anyio.to_thread.run_sync(writer.finish)
+
+
+def _pieces(objects: Sequence[ObjectInfo], path: str, slot_bytes: int) -> Iterator[_Piece]:
+    folder = path[: path.rfind("/") + 1]
+    index = 0
+    for info in objects:
+        name = info.path.removeprefix(folder)
+        for offset in range(0, max(info.size, 1), slot_bytes):
+            yield _Piece(index, info, name, offset, min(slot_bytes, info.size - offset))
+            index += 1
+
+
+def _seal(pool: RemotePool, lane: Lane, piece: _Piece, writer: BundleWriter) -> None:
+    with disk_errors("the spool"):
+        if not piece.length:
+            writer.begin(piece.name, guess_media_type(piece.name))
+        else:
+            ring = pool.ring(lane)
+            for start, part in private_copies(ring.fd, ring.offset(lane.slot), piece.length):
+                if piece.offset + start == 0:
+                    writer.begin(piece.name, guess_media_type(piece.name, bytes(part[:256])))
+                writer.write(part)
+        if piece.offset + piece.length == piece.info.size:
+            writer.end()

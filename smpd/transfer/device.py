@@ -1,0 +1,303 @@
+"""The compute processes: one for each plugin distribution, with rings of its own, running one job at a time."""
+
+import importlib.metadata
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from difflib import get_close_matches
+from typing import Any, NamedTuple, cast
+
+import anyio
+from anyio.abc import TaskGroup
+
+from smp_proto.aio import Exchange, encode
+from smp_proto.errors import NotFoundError, ProcessorError, SmpError, UsageError, one_error
+from smp_proto.sealed.bundle import BundleWriter
+from smp_proto.sealed.entries import Entry
+from smpd.links import computing
+from smpd.links.ring import Ring, Slots
+from smpd.transfer.opening import private_copies
+from smpd.transfer.source import naming
+from smpd.transfer.workers import Worker, WorkerHost
+
+ENTRY_POINTS = "smpd.processors"
+_ENTRIES_BYTES = 512 << 10
+# The process ends its own overruns; this is for one that no longer answers.
+_GRACE_S = 30.0
+_TO_AUTHOR = "report it to the processor's author"
+_FROM_COMPUTE = cast("type[computing.FromCompute]", computing.AnyFromCompute)
+
+
+class ComputeSettings(NamedTuple):
+    """What every compute process is started with."""
+
+    slots: int
+    slot_bytes: int
+    result_slots: int
+    result_slot_bytes: int
+    device: str
+    sandbox: str
+    memory_bytes: int
+    timeout_s: float
+    idle_s: float
+
+
+class PlainRing:
+    """The plaintext's way in, for one run."""
+
+    def __init__(self, ring: Ring, exchange: Exchange, timeout_s: float) -> None:
+        self._ring = ring
+        self._exchange = exchange
+        self._timeout_s = timeout_s
+        self._slots = Slots(ring.slots)
+        self._lent: set[int] = set()
+        self.delivered = 0
+
+    async def take(self) -> int:
+        """Wait for a slot the process has let go of.
+
+        Raises:
+            ProcessorError: ``processor_timeout`` when it lets go of none for far longer than a run may take.
+        """
+        try:
+            with anyio.fail_after(self._timeout_s + _GRACE_S):
+                return await self._slots.take()
+        except TimeoutError:
+            raise _overdue(self._timeout_s) from None
+
+    def view(self, slot: int) -> memoryview:
+        """The slot's memory."""
+        return self._ring.slot(slot)
+
+    async def deliver(self, slot: int, offset: int, length: int) -> None:
+        """Announce a filled slot; one that nothing is in is free again at once."""
+        if not length:
+            self._slots.give(slot)
+            return
+        self._lent.add(slot)
+        self.delivered += length
+        await self._exchange.send(computing.Chunk(slot, offset, length))
+
+    def freed(self, slot: int) -> None:
+        """Take a slot back.
+
+        Raises:
+            ProcessorError: ``processor_output``; the process has not got it.
+        """
+        if slot not in self._lent:
+            raise _nonsense("let go of a slot that it does not hold")
+        self._lent.remove(slot)
+        self._slots.give(slot)
+
+
+class Compute:
+    """One compute process and its rings."""
+
+    def __init__(
+        self, distribution: str, processors: Sequence[str], settings: ComputeSettings, group: TaskGroup
+    ) -> None:
+        self.distribution = distribution
+        self.processors = list(processors)
+        self._settings = settings
+        self._busy = anyio.Lock()
+        self._rings: tuple[Ring, Ring] | None = None
+        self.ready: computing.Ready | None = None
+        self.host = WorkerHost(group, "compute", distribution, self._set_up, settings.idle_s)
+
+    async def describe(self) -> computing.Ready:
+        """What the process is and can do; starts it if need be."""
+        async with self.host.use():
+            assert self.ready is not None
+            return self.ready
+
+    async def run(
+        self,
+        request: computing.Run,
+        entries: Sequence[Entry],
+        writer: BundleWriter,
+        feed: Callable[[PlainRing], Awaitable[None]],
+    ) -> computing.Done:
+        """Run a processor: ``feed`` brings the plaintext, ``writer`` takes the results.
+
+        The process is ended unless the run ended cleanly, and its rings are zeroed in any case.
+
+        Raises:
+            SmpError: what the processor did wrong, or ``worker_died``.
+        """
+        async with self._busy, self.host.use() as worker:
+            assert self._rings is not None
+            clean = False
+            try:
+                async with worker.caller.open(request) as exchange:
+                    try:
+                        done = await self._exchange(exchange, request, entries, writer, feed)
+                        clean = True
+                    except (ProcessorError, UsageError) as error:
+                        # Its own answer; one that was refused here is still at work.
+                        clean = exchange.ended and error.code != "processor_timeout"
+                        raise
+                return done
+            except SmpError as error:
+                if error.code == "worker_died" and not worker.caller.alive:
+                    raise naming(error, f"processor {request.processor}") from error
+                raise
+            finally:
+                self.host.sample()
+                with anyio.CancelScope(shield=True):
+                    if not clean:
+                        await self.host.end()  # first, or it could write to the rings again
+                    await anyio.to_thread.run_sync(self._wipe)
+
+    async def _exchange(
+        self,
+        exchange: Exchange,
+        request: computing.Run,
+        entries: Sequence[Entry],
+        writer: BundleWriter,
+        feed: Callable[[PlainRing], Awaitable[None]],
+    ) -> computing.Done:
+        assert self._rings is not None
+        plain = PlainRing(self._rings[0], exchange, request.timeout_s)
+        finished = anyio.Event()
+        for batch in _batches(entries):
+            await exchange.send(computing.Entries(batch))
+        with one_error():
+            async with anyio.create_task_group() as group:
+                group.start_soon(self._receive, exchange, plain, request.plain_bytes, writer, finished)
+                await feed(plain)
+                with anyio.move_on_after(request.timeout_s + _GRACE_S):
+                    await finished.wait()
+                group.cancel_scope.cancel()
+        if not finished.is_set():
+            raise _overdue(request.timeout_s)
+        return await exchange.result(computing.Done)
+
+    async def _receive(
+        self, exchange: Exchange, plain: PlainRing, plain_bytes: int, writer: BundleWriter, finished: anyio.Event
+    ) -> None:
+        async for message in exchange.messages(_FROM_COMPUTE):
+            match message:
+                case computing.Freed(slot):
+                    plain.freed(slot)
+                case computing.OutputBegin(name, media_type, attributes):
+                    _output(writer.begin, name, media_type, attributes)
+                case computing.OutputChunk(slot, length):
+                    await anyio.to_thread.run_sync(self._take_result, slot, length, writer)
+                    await exchange.send(computing.OutputFreed(slot))
+                case computing.OutputEnd():
+                    _output(writer.end)
+        if plain.delivered < plain_bytes:
+            raise _nonsense("was done before it had been given everything")
+        finished.set()
+
+    def _take_result(self, slot: int, length: int, writer: BundleWriter) -> None:
+        # Copied before it is hashed and sealed: the process could change its ring between the two.
+        assert self._rings is not None
+        ring = self._rings[1]
+        if not (0 <= slot < ring.slots and 0 <= length <= ring.slot_bytes):
+            raise _nonsense("announced a result outside its ring")
+        for _, part in private_copies(ring.fd, ring.offset(slot), length):
+            _output(writer.write, part)
+
+    async def _set_up(self, worker: Worker) -> None:
+        settings = self._settings
+        if self._rings is None:
+            self._rings = await anyio.to_thread.run_sync(self._make_rings)
+        plain, results = self._rings
+        request = computing.Setup(
+            plain.slots,
+            plain.slot_bytes,
+            results.slots,
+            results.slot_bytes,
+            self.processors,
+            settings.device,
+            settings.sandbox,
+            settings.memory_bytes,
+        )
+        self.ready = await worker.caller.call(request, computing.Ready, fds=[plain.fd, results.fd])
+
+    def _make_rings(self) -> tuple[Ring, Ring]:
+        settings = self._settings
+        return (
+            Ring.create("smp-plain", settings.slots, settings.slot_bytes),
+            Ring.create("smp-results", settings.result_slots, settings.result_slot_bytes),
+        )
+
+    def _wipe(self) -> None:
+        for ring in self._rings or ():
+            for slot in range(ring.slots):
+                ring.wipe(slot)
+
+
+class ComputePools:
+    """Which compute process runs which processor.
+
+    Only names that the configuration lists are known. What distribution a name belongs to is read from installed
+    metadata: nothing of a plugin is imported here.
+    """
+
+    def __init__(self, enabled: Sequence[str], settings: ComputeSettings, group: TaskGroup) -> None:
+        self.settings = settings
+        self._enabled = list(enabled)
+        owners = {
+            point.name: point.dist.name if point.dist else ""
+            for point in importlib.metadata.entry_points(group=ENTRY_POINTS)
+        }
+        #: Names that are enabled but not installed; ``doctor`` shows them.
+        self.missing = [name for name in enabled if name not in owners]
+        by_owner: dict[str, list[str]] = {}
+        for name in enabled:
+            if name in owners:
+                by_owner.setdefault(owners[name], []).append(name)
+        self.all = [Compute(owner, names, settings, group) for owner, names in sorted(by_owner.items())]
+
+    def of(self, processor: str) -> Compute:
+        """The process that has a processor.
+
+        Raises:
+            NotFoundError: ``no_such_processor``.
+        """
+        for compute in self.all:
+            if processor in compute.processors:
+                return compute
+        near = get_close_matches(processor, self._enabled, n=1)
+        raise NotFoundError(
+            "no_such_processor",
+            f"no processor is called {processor[:80]!r}" + (f"; did you mean {near[0]}?" if near else ""),
+            hint="run: smpctl processors; a new one must be installed and listed in compute.processors",
+        )
+
+
+def _batches(entries: Sequence[Entry]) -> Iterator[list[computing.InputEntry]]:
+    batch: list[computing.InputEntry] = []
+    size = 0
+    for entry in entries:
+        item = computing.InputEntry(entry.name, entry.offset, entry.size, entry.media_type, dict(entry.attributes))
+        length = len(encode(item))
+        if batch and size + length > _ENTRIES_BYTES:
+            yield batch
+            batch, size = [], 0
+        batch.append(item)
+        size += length
+    if batch:
+        yield batch
+
+
+def _output(act: Callable[..., object], *arguments: Any) -> None:
+    try:
+        act(*arguments)
+    except SmpError as error:
+        if error.code in ("bad_name", "bad_request", "wrong_state"):
+            message = f"the processor's result was refused: {error.message}"
+            raise ProcessorError("processor_output", message, hint=_TO_AUTHOR) from error
+        raise
+
+
+def _nonsense(what: str) -> SmpError:
+    return ProcessorError("processor_output", f"the compute process {what}", hint=_TO_AUTHOR)
+
+
+def _overdue(timeout_s: float) -> SmpError:
+    return ProcessorError(
+        "processor_timeout",
+        f"the processor ran past its limit of {timeout_s:g} s and was ended",
+        hint="raise compute.timeout_s in the configuration, or give it less data",
+    )

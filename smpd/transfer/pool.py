@@ -1,0 +1,309 @@
+"""The fetch processes of one remote, and the lanes through which its bytes arrive.
+
+Each process has a ring of its own and only its own remote's secret, so one hostile server that breaks its fetch
+process reads neither the bytes nor the credentials of another remote.
+"""
+
+import contextlib
+import os
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from typing import NamedTuple, TypeVar
+
+import anyio
+from anyio.abc import TaskGroup
+
+from smp_proto.aio import Exchange, close_all
+from smp_proto.control import ObjectInfo
+from smp_proto.errors import NotFoundError, RemoteError, SmpError
+from smpd.links import fetching
+from smpd.links.ring import Ring
+from smpd.transfer.workers import Worker, WorkerHost, kill
+from smpd.vault.remotes import Remote
+
+# A fetch process notices a silent server itself, by progress; these only catch a process that hangs.
+_ANSWER_TIMEOUT_S = 120.0
+_READ_TIMEOUT_S = 900.0
+_SETTLE_S = 5.0
+RANGE_ATTEMPTS = 3
+T = TypeVar("T")
+
+
+class Lane(NamedTuple):
+    """A slot of one fetch process's ring, held by one range at a time."""
+
+    worker: int
+    slot: int
+
+
+class FetchSettings(NamedTuple):
+    """Size of a remote's pool."""
+
+    processes: int
+    slots: int
+    slot_bytes: int
+    connections: int
+    idle_s: float
+    sandbox: str
+
+
+class RemotePool:
+    """All that smpd does with one remote goes through here."""
+
+    def __init__(
+        self,
+        remote: Remote,
+        settings: FetchSettings,
+        group: TaskGroup,
+    ) -> None:
+        self.name = remote.name
+        self.mode = remote.mode
+        self._remote = remote
+        self.settings = settings
+        self.walls: dict[str, str] = {}  # of the process that was started last
+        self._rings: list[Ring | None] = [None] * settings.processes
+        self.hosts = [
+            WorkerHost(group, "fetch", remote.name, self._set_up(index), settings.idle_s)
+            for index in range(settings.processes)
+        ]
+        # Lanes of different processes alternate, so that one job keeps all processes busy.
+        self._free = [Lane(w, s) for s in range(settings.slots) for w in range(settings.processes)]
+        self._tokens = anyio.Semaphore(len(self._free), max_value=len(self._free), fast_acquire=True)
+        self._next = 0
+        self._closed = False
+
+    @property
+    def lanes(self) -> int:
+        """How many ranges can be under way at once."""
+        return self.settings.processes * self.settings.slots
+
+    def ring(self, lane: Lane) -> Ring:
+        """The ring a lane belongs to."""
+        ring = self._rings[lane.worker]
+        assert ring is not None
+        return ring
+
+    async def take(self) -> Lane:
+        """Wait for a free lane; those who wait are served in order."""
+        await self._tokens.acquire()
+        return self._free.pop(0)
+
+    def give(self, lane: Lane) -> None:
+        """Return a lane."""
+        self._free.append(lane)
+        self._tokens.release()
+
+    def wipe(self, lane: Lane, length: int) -> None:
+        """Zero the front of a lane's slot, which held plaintext."""
+        ring = self._rings[lane.worker]
+        if ring is not None:
+            ring.wipe(lane.slot, length)
+
+    @contextlib.asynccontextmanager
+    async def lane(self) -> AsyncIterator[Lane]:
+        """A lane for the length of a block."""
+        lane = await self.take()
+        try:
+            yield lane
+        finally:
+            self.give(lane)
+
+    async def read(self, lane: Lane, path: str, pin: str, offset: int, length: int) -> int:
+        """Fetch ``[offset, offset + length)`` into the lane's slot; returns how many bytes were asked for in all.
+
+        A fault that may pass (a reset, a dead fetch process) is tried again here, so that it costs one range and
+        not the job.
+
+        Raises:
+            SmpError: what the remote said, after :data:`RANGE_ATTEMPTS` tries.
+        """
+        request = fetching.Read(path, pin, offset, length, lane.slot)
+        for attempt in range(1, RANGE_ATTEMPTS + 1):
+            try:
+                await self._call(self.hosts[lane.worker], request, type(None), _READ_TIMEOUT_S)
+                return attempt * length
+            except SmpError as error:
+                if not error.retryable or error.code == "remote_busy" or attempt == RANGE_ATTEMPTS:
+                    raise
+        raise AssertionError
+
+    async def fetch_bytes(self, path: str, pin: str, start: int, end: int) -> bytearray:
+        """Bytes ``[start, end)`` of an object in private memory; for envelopes, not for payloads."""
+        data = bytearray(end - start)
+        view = memoryview(data)
+        step = self.settings.slot_bytes
+        for offset in range(start, end, step):
+            length = min(step, end - offset)
+            async with self.lane() as lane:
+                await self.read(lane, path, pin, offset, length)
+                ring = self.ring(lane)
+                part = view[offset - start : offset - start + length]
+                await anyio.to_thread.run_sync(read_exact, ring.fd, part, ring.offset(lane.slot))
+        return data
+
+    async def stat(self, path: str) -> ObjectInfo:
+        """Size and pin of an object."""
+        return await self._call(self._any(), fetching.Stat(path), ObjectInfo, _ANSWER_TIMEOUT_S)
+
+    async def delete(self, path: str) -> None:
+        """Remove an object."""
+        await self._call(self._any(), fetching.Delete(path), type(None), _ANSWER_TIMEOUT_S)
+
+    async def probe(self) -> fetching.Probed:
+        """Connect, authenticate and list at most one object."""
+        return await self._call(self._any(), fetching.Probe(), fetching.Probed, _ANSWER_TIMEOUT_S)
+
+    async def list(self, prefix: str, *, recursive: bool = True) -> AsyncGenerator[list[ObjectInfo], None]:
+        """Batches of the objects below a prefix."""
+        request = fetching.List(prefix, recursive)
+        async with (
+            self._ask(self._any(), request) as exchange,
+            contextlib.aclosing(_messages(exchange, fetching.Listed)) as batches,
+        ):
+            async for batch in batches:
+                yield batch.objects
+
+    async def write(self, path: str, fd: int, size: int, progress: Callable[[int], None]) -> ObjectInfo:
+        """Upload a sealed file from its descriptor."""
+        request = fetching.Write(path, size)
+        async with self._ask(self._any(), request, [fd]) as exchange:
+            async with contextlib.aclosing(_messages(exchange, fetching.Progress)) as messages:
+                async for message in messages:
+                    progress(message.done)
+            return await exchange.result(ObjectInfo)
+
+    async def aclose(self) -> None:
+        """Stop the processes, and give the rings back once nobody holds a lane."""
+        self._closed = True
+        for host in self.hosts:
+            host.stop()
+        for _ in range(self.lanes):
+            await self._tokens.acquire()
+        for ring in self._rings:
+            if ring is not None:
+                ring.close()
+        self._rings = [None] * len(self._rings)
+
+    def _any(self) -> WorkerHost:
+        self._next = (self._next + 1) % len(self.hosts)
+        return self.hosts[self._next]
+
+    async def _call(self, host: WorkerHost, request: object, kind: type[T], timeout: float) -> T:
+        async with self._ask(host, request) as exchange:
+            with anyio.fail_after(timeout):
+                return await exchange.result(kind)
+
+    @contextlib.asynccontextmanager
+    async def _ask(self, host: WorkerHost, request: object, fds: Sequence[int] = ()) -> AsyncIterator[Exchange]:
+        """Send a request; when the block is left the process is done with it, also with the slot that it named."""
+        if self._closed:
+            raise NotFoundError("no_such_remote", f"remote {self.name} was removed", hint="run: smpctl remote list")
+        async with host.use() as worker, worker.caller.open(request, fds) as exchange:
+            try:
+                yield exchange
+            except SmpError as error:
+                error.hint = error.hint.replace(" NAME", f" {self.name}")  # a fetch process does not know it
+                raise
+            except TimeoutError:
+                kill(worker.process)
+                raise RemoteError(
+                    "remote_unreachable",
+                    f"the fetch process for remote {self.name} stopped answering and was ended",
+                    hint=f"run: smpctl remote test {self.name}",
+                ) from None
+            finally:
+                with anyio.move_on_after(_SETTLE_S, shield=True) as settling:
+                    await exchange.cancel()
+                if settling.cancelled_caught:
+                    kill(worker.process)
+                    with anyio.move_on_after(_SETTLE_S, shield=True):
+                        await worker.process.wait()
+
+    def _set_up(self, index: int) -> Callable[[Worker], Awaitable[None]]:
+        async def set_up(worker: Worker) -> None:
+            ring = self._rings[index]
+            if ring is None:
+                settings = self.settings
+                ring = await anyio.to_thread.run_sync(
+                    Ring.create, f"smp-cipher-{index}", settings.slots, settings.slot_bytes
+                )
+                self._rings[index] = ring
+            settings, remote = self.settings, self._remote
+            request = fetching.Setup(
+                remote.config, ring.slots, ring.slot_bytes, remote.secret, settings.connections, settings.sandbox
+            )
+            self.walls = (await worker.caller.call(request, fetching.Walls, fds=[ring.fd])).sandbox
+
+        return set_up
+
+
+class Pools:
+    """The pools of all remotes, each made when it is first asked for.
+
+    Args:
+        load: gives a remote with its secret (blocking); raises ``no_such_remote``.
+        settings: size of each pool.
+        group: where the workers live.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[str], Remote],
+        settings: FetchSettings,
+        group: TaskGroup,
+    ) -> None:
+        self._load = load
+        self._settings = settings
+        self._group = group
+        self._lock = anyio.Lock()
+        self.open: dict[str, RemotePool] = {}
+
+    async def get(self, name: str) -> RemotePool:
+        """The pool of a remote.
+
+        Raises:
+            NotFoundError: ``no_such_remote``.
+        """
+        async with self._lock:
+            if name not in self.open:
+                remote = await anyio.to_thread.run_sync(self._load, name)
+                self.open[name] = RemotePool(remote, self._settings, self._group)
+            return self.open[name]
+
+    async def forget(self, name: str) -> None:
+        """Stop a remote's processes; the next use starts anew."""
+        async with self._lock:
+            pool = self.open.pop(name, None)
+        if pool:
+            await pool.aclose()
+
+    async def aclose(self) -> None:
+        """Stop all."""
+        for name in list(self.open):
+            await self.forget(name)
+
+
+async def _messages(exchange: Exchange, kind: type[T]) -> AsyncGenerator[T, None]:
+    """DATA messages until END, each due before the process counts as hung.
+
+    Raises:
+        TimeoutError: it is.
+    """
+    with contextlib.suppress(anyio.EndOfStream):
+        while True:
+            with anyio.fail_after(_READ_TIMEOUT_S):
+                message, fds = await exchange.receive(kind)
+            close_all(fds)
+            yield message
+
+
+def read_exact(fd: int, into: memoryview, offset: int) -> None:
+    """Fill ``into`` from a descriptor at ``offset``; for rings and files whose size is known.
+
+    Raises:
+        EOFError: the file is shorter.
+    """
+    while into:
+        count = os.preadv(fd, [into], offset)
+        if count == 0:
+            raise EOFError
+        into, offset = into[count:], offset + count

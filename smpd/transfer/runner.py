@@ -1,0 +1,369 @@
+"""What a job does: ``get``, ``run`` and ``put``, from the first request to the delivered result.
+
+Each step may be repeated after a crash without a second effect: ranges count once they are in the journal, results
+are sealed into the spool before they are delivered, and are delivered under a name that belongs to the job.
+"""
+
+import contextlib
+import os
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol
+
+import anyio
+import msgspec
+
+from smp_proto.control import GetSpec, ObjectInfo, PutSpec, Result, RunSpec, Transfer
+from smp_proto.errors import IntegrityError, SmpError, UsageError, one_error
+from smp_proto.sealed.bundle import BundleInfo
+from smp_proto.sealed.envelope import open_envelope
+from smp_proto.sealed.keys import Identity, PublicIdentity
+from smp_proto.sealed.layout import TRAILER_BYTES, Trailer
+from smpd.jobs.job import Job, Progress
+from smpd.jobs.journal import Journal
+from smpd.jobs.scheduler import Outcome
+from smpd.links import computing
+from smpd.transfer.arriving import find_objects, seal_arriving
+from smpd.transfer.device import ComputePools, PlainRing
+from smpd.transfer.opening import Opener
+from smpd.transfer.pool import RemotePool
+from smpd.transfer.sealing import sealed_file
+from smpd.transfer.source import RangeStream, Source, naming, open_source
+from smpd.transfer.spool import Spool, disk_errors, remove
+from smpd.vault.objects import Vault
+from smpd.vault.remotes import parse_location
+
+
+class Audit(Protocol):
+    """Writes a record before the act it names; raises AuditError when it cannot, and then there is no act."""
+
+    async def __call__(self, event: str, *, actor: str, job: str = "", subject: str = "", **fields: Any) -> None:
+        """Append and sync."""
+
+
+@dataclass(slots=True)
+class Meter:
+    """Counts one attempt; the journal adds attempts up."""
+
+    progress: Progress
+    transfer: Transfer = field(default_factory=Transfer)
+
+    def fetched(self, count: int) -> None:
+        """Bytes asked of the remote."""
+        self.transfer.fetched_bytes += count
+
+    def resumed(self, count: int) -> None:
+        """Bytes that were in the spool already."""
+        self.transfer.resumed_bytes += count
+
+    def advanced(self, count: int) -> None:
+        """Bytes of this phase that are done."""
+        self.progress.advance(count)
+
+    def reached(self, done: int) -> None:
+        """So many bytes of this phase are done."""
+        self.progress.update(done_bytes=done)
+
+    def begin(self, phase: str, total: int) -> None:
+        """A new phase."""
+        self.progress.update(phase=phase, done_bytes=0, total_bytes=total)
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """All that a job needs of this machine."""
+
+    identities: list[Identity]
+    sender_key: Callable[[bytes, str], PublicIdentity]
+    journal: Journal
+    vault: Vault
+    audit: Audit
+    remote: Callable[[str], Awaitable[RemotePool]]
+    compute: ComputePools
+    spool_dir: str
+
+    @property
+    def identity(self) -> Identity:
+        """The identity that signs and seals."""
+        return self.identities[0]
+
+
+class Runner:
+    """Runs jobs. One instance serves the scheduler; it keeps nothing between jobs."""
+
+    def __init__(self, box: Box) -> None:
+        self._box = box
+
+    async def __call__(self, job: Job, progress: Progress) -> Outcome:
+        """Do the job, or what is left of it.
+
+        Raises:
+            SmpError: why not; an IntegrityError means the data is not to be trusted.
+        """
+        started = time.monotonic()
+        meter = Meter(progress)
+        try:
+            with one_error():
+                match job.spec:
+                    case GetSpec():
+                        result = await self._get(job, job.spec, meter)
+                    case RunSpec():
+                        result = await self._run(job, job.spec, meter)
+                    case PutSpec():
+                        result = await self._put(job, job.spec, meter)
+        finally:
+            meter.transfer.seconds = time.monotonic() - started
+            with anyio.CancelScope(shield=True):
+                await self._thread(self._box.journal.add_transfer, job.id, meter.transfer)
+        return Outcome(result, Transfer())  # what moved was added above, as it is when an attempt fails
+
+    async def clean(self, job_id: str) -> None:
+        """Remove what a job left in the spool."""
+        for path in (self.part(job_id), self.out(job_id)):
+            await remove(path)
+        await self._thread(self._box.journal.clear_ranges, job_id)
+
+    def part(self, job_id: str) -> str:
+        """The spool file of what a job receives."""
+        return os.path.join(self._box.spool_dir, f"{job_id}.part")
+
+    def out(self, job_id: str) -> str:
+        """The spool file of what a job sends or keeps: sealed results, or the bundle of a put."""
+        return os.path.join(self._box.spool_dir, f"{job_id}.out")
+
+    # ── get ────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _get(self, job: Job, spec: GetSpec, meter: Meter) -> Result:
+        pool, path = await self._locate(spec.source)
+        if pool.mode == "streaming":
+            raise UsageError(
+                "bad_request",
+                f"remote {pool.name} is in streaming mode: nothing of it is kept on a disk",
+                hint="use smpctl run, or add the remote in mode zero-knowledge",
+            )
+        if pool.mode == "standard":
+            info = await self._arrive(job, pool, path, meter)
+            return await self._keep(job, self.part(job.id), result_of(info), self._box.identity.public.key_id)
+        source = await self._open(job, pool, path)
+        try:
+            spool = await self._fill(job, pool, source, spec.source, meter, plain=None)
+            assert spool is not None
+            try:
+                await spool.finish(source.tail, source.trailer.payload_bytes)
+            finally:
+                spool.close()
+            signed = source.opener.envelope.signed
+            result = Result(
+                object_id=signed.object_id.hex(),
+                entries=len(source.opener.envelope.entries),
+                plain_bytes=signed.plain_bytes,
+                sealed_bytes=source.info.size,
+                content_digest=signed.content_digest.hex(),
+            )
+            return await self._keep(job, spool.path, result, signed.sender)
+        finally:
+            source.close()
+
+    async def _keep(self, job: Job, path: str, result: Result, sender: bytes) -> Result:
+        await self._audit(job, "object.store", result.object_id)
+        item = await self._thread(
+            partial(
+                self._box.vault.adopt,
+                path,
+                object_id=bytes.fromhex(result.object_id),
+                job=job.id,
+                sender_key_id=sender,
+                size=result.sealed_bytes,
+                entries=result.entries,
+            )
+        )
+        result.vault_id = item.id
+        return result
+
+    # ── run ────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _run(self, job: Job, spec: RunSpec, meter: Meter) -> Result:
+        result = await self._sealed(job)
+        if result is None:
+            result = await self._process(job, spec, meter)
+            await self._thread(partial(self._box.journal.set_source, job.id, "", 0, msgspec.msgpack.encode(result)))
+        if not spec.target:
+            return await self._keep(job, self.out(job.id), result, self._box.identity.public.key_id)
+        return await self._deliver(job, spec.target, result, meter)
+
+    async def _process(self, job: Job, spec: RunSpec, meter: Meter) -> Result:
+        recipients = [PublicIdentity.parse(text) for text in spec.recipients]
+        compute = self._box.compute.of(spec.processor)
+        pool, path = await self._locate(spec.source)
+        if pool.mode == "standard":
+            await self._arrive(job, pool, path, meter)
+            source = await self._open_own(job, pool)
+        else:
+            source = await self._open(job, pool, path)
+        try:
+            envelope = source.opener.envelope
+            request = computing.Run(
+                job.id,
+                spec.processor,
+                spec.params,
+                len(envelope.entries),
+                envelope.signed.plain_bytes,
+                self._box.compute.settings.timeout_s,
+            )
+            recipients = recipients or [envelope.sender, self._box.identity.public]
+            async with sealed_file(self.out(job.id), self._box.identity, recipients) as writer:
+
+                async def feed(plain: PlainRing) -> None:
+                    spool = await self._fill(job, pool, source, spec.source, meter, plain=plain)
+                    if spool is not None:
+                        spool.close()
+
+                # The object is verified whole when feed returns; only then may a result be finished.
+                done = await compute.run(request, envelope.entries, writer, feed)
+                meter.transfer.device = done.device
+                info = await self._thread(writer.finish)
+            return result_of(info)
+        finally:
+            source.close()
+
+    async def _deliver(self, job: Job, target: str, result: Result, meter: Meter) -> Result:
+        pool, path = await self._locate(target)
+        if not path or path.endswith("/"):
+            path += f"{job.id}.smp"
+        await self._audit(job, "object.deliver", f"{pool.name}:{path}", object_id=result.object_id)
+        with disk_errors("the spool"):
+            fd = await self._thread(os.open, self.out(job.id), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            meter.begin("upload", result.sealed_bytes)
+            await pool.write(path, fd, result.sealed_bytes, meter.reached)
+        except SmpError as error:
+            raise naming(error, f"{pool.name}:{path}") from error
+        finally:
+            os.close(fd)
+        result.target = f"{pool.name}:{path}"
+        return result
+
+    # ── put ────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _put(self, job: Job, spec: PutSpec, meter: Meter) -> Result:
+        result = await self._sealed(job)
+        if result is None:
+            raise UsageError("bad_request", "the files of this put were never sealed", hint="submit it again")
+        return await self._deliver(job, spec.target, result, meter)
+
+    # ── steps ──────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _locate(self, location: str) -> tuple[RemotePool, str]:
+        name, path = parse_location(location, prefix=True)
+        return await self._box.remote(name), path
+
+    async def _open(self, job: Job, pool: RemotePool, path: str) -> Source:
+        """Check the envelope of a remote object; the object is pinned from the job's first attempt on."""
+        location = f"{pool.name}:{path}"
+        async with self._reading(job, location):
+            info = await pool.stat(path)
+            pinned = await self._thread(self._box.journal.source, job.id)
+            if pinned is None:
+                # Ranges without a pin belong to an object nobody knows any more.
+                await self._thread(self._box.journal.clear_ranges, job.id)
+                await self._thread(self._box.journal.set_source, job.id, info.pin, info.size)
+            elif pinned.pin != info.pin:
+                raise IntegrityError("source_changed", f"{location} is not the object this job began with")
+            await self._audit(job, "object.open", location)
+            return await open_source(
+                pool, info, self._box.identities, lambda key_id: self._box.sender_key(key_id, location)
+            )
+
+    @contextlib.asynccontextmanager
+    async def _reading(self, job: Job, location: str) -> AsyncIterator[None]:
+        """Name the object in what goes wrong with it. After a change the job forgets the object it was pinned to."""
+        try:
+            with one_error():
+                yield
+        except SmpError as error:
+            if error.code == "source_changed":
+                await self.clean(job.id)
+                error.hint = f"nothing of it was delivered; to take the object as it is now: smpctl job resume {job.id}"
+            raise naming(error, location) from error
+
+    async def _open_own(self, job: Job, pool: RemotePool) -> Source:
+        """The bundle that was sealed here on arrival, as a source."""
+        path, public = self.part(job.id), self._box.identity.public
+
+        def read() -> Source:
+            with open(path, "rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(size - TRAILER_BYTES)
+                trailer = Trailer.parse(file.read(), size)
+                file.seek(trailer.payload_bytes)
+                tail = file.read()
+            opened = open_envelope(tail[:-TRAILER_BYTES], trailer, self._box.identities, lambda key_id: public)
+            return Source(path, ObjectInfo(path, size), trailer, tail, Opener(opened, pool.settings.slot_bytes))
+
+        return await anyio.to_thread.run_sync(read)
+
+    async def _fill(
+        self, job: Job, pool: RemotePool, source: Source, location: str, meter: Meter, *, plain: PlainRing | None
+    ) -> Spool | None:
+        """Bring all ranges through the pipeline; the spool, if there is one, is returned open."""
+        async with self._reading(job, location):
+            spool, have = await self._spool(job, pool, source)
+            meter.begin("open" if pool.mode == "standard" else "fetch", source.trailer.payload_bytes)
+            stream = RangeStream(pool, source, spool=spool, have=have, plain=plain, tally=meter)
+            try:
+                async with spool.flushing() if spool else contextlib.nullcontext():
+                    await stream.run()
+            except BaseException:
+                if spool:
+                    spool.close()
+                raise
+        return spool
+
+    async def _spool(
+        self, job: Job, pool: RemotePool, source: Source
+    ) -> tuple[Spool | None, Mapping[int, bytes | None]]:
+        """The spool file, open, and what of it is there already."""
+        if pool.mode == "streaming":
+            return None, {}
+        path, size, journal = self.part(job.id), source.info.size, self._box.journal
+        if pool.mode == "standard":
+            count = source.opener.layout.range_count(source.opener.range_bytes)
+            return await Spool.open(path, size, lambda batch: None), dict.fromkeys(range(count))
+        have = await self._thread(journal.ranges, job.id)
+        return await Spool.open(path, size, partial(journal.mark_ranges, job.id)), have
+
+    async def _arrive(self, job: Job, pool: RemotePool, path: str, meter: Meter) -> BundleInfo:
+        """Seal the plaintext objects of a ``standard`` remote into the spool, for this box alone."""
+        await self._audit(job, "object.seal", f"{pool.name}:{path}")
+        objects = await find_objects(pool, path)
+        meter.begin("seal", sum(info.size for info in objects))
+        identity = self._box.identity
+        async with sealed_file(self.part(job.id), identity, [identity.public]) as writer:
+            return await seal_arriving(pool, path, objects, writer, meter)
+
+    async def _sealed(self, job: Job) -> Result | None:
+        """What an earlier attempt sealed and did not yet deliver."""
+        source = await self._thread(self._box.journal.source, job.id)
+        if source is None or source.envelope is None:
+            return None
+        return msgspec.msgpack.decode(source.envelope, type=Result)
+
+    async def _audit(self, job: Job, event: str, subject: str, **fields: Any) -> None:
+        await self._box.audit(event, actor=job.owner, job=job.id, subject=subject, **fields)
+
+    @staticmethod
+    async def _thread(act: Callable[..., Any], *arguments: Any) -> Any:
+        return await anyio.to_thread.run_sync(act, *arguments)
+
+
+def result_of(info: BundleInfo) -> Result:
+    """What a job delivers, as far as the bundle says it."""
+    return Result(
+        object_id=info.object_id.hex(),
+        entries=len(info.entries),
+        plain_bytes=info.plain_bytes,
+        sealed_bytes=info.object_bytes,
+        content_digest=info.content_digest.hex(),
+    )

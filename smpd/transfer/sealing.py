@@ -1,0 +1,132 @@
+"""Sealed files made on this box, and opening them for a person: between descriptors, in threads."""
+
+import contextlib
+import fcntl
+import os
+import stat
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+
+import anyio
+
+from smp_proto.errors import ResourceError, UsageError
+from smp_proto.sealed.bundle import BundleReader, BundleWriter
+from smp_proto.sealed.entries import Entry, guess_media_type
+from smp_proto.sealed.envelope import Trust
+from smp_proto.sealed.keys import Identity, PublicIdentity
+from smpd.transfer.pool import read_exact
+from smpd.transfer.spool import disk_errors
+
+_READ_BYTES = 1 << 20
+
+
+@contextlib.asynccontextmanager
+async def sealed_file(path: str, sender: Identity, recipients: Sequence[PublicIdentity]) -> AsyncIterator[BundleWriter]:
+    """A writer whose bytes go to a new file at ``path``, durable at the end; what was there before is replaced.
+
+    The writer blocks: use it in threads. If the block fails the file is removed.
+    """
+    fd = await anyio.to_thread.run_sync(_create, path)
+
+    def write(data: memoryview) -> None:
+        with disk_errors("the spool"):
+            while data:
+                data = data[os.write(fd, data) :]
+
+    try:
+        writer = BundleWriter(write, sender=sender, recipients=recipients)
+        try:
+            yield writer
+        finally:
+            writer.abort()
+        await anyio.to_thread.run_sync(_sync, fd, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        raise
+    finally:
+        os.close(fd)
+
+
+def _create(path: str) -> int:
+    with disk_errors("the spool"):
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+
+
+def _sync(fd: int, path: str) -> None:
+    """Sync a file and the folder that names it: a job may count on it from now on."""
+    with disk_errors("the spool"):
+        os.fsync(fd)
+        folder = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def check_regular(fd: int, access: int, name: str) -> int:
+    """The size of a file handed over by a person, which must be a regular one, open for what is to be done.
+
+    A pipe or device could block a thread for ever.
+
+    Raises:
+        UsageError: ``bad_request``.
+    """
+    info = os.fstat(fd)
+    mode = fcntl.fcntl(fd, fcntl.F_GETFL) & (os.O_ACCMODE | os.O_PATH)
+    if not stat.S_ISREG(info.st_mode) or mode not in (access, os.O_RDWR):
+        raise UsageError("bad_request", f"{name} is no regular file open for this", hint="hand over plain files")
+    return info.st_size
+
+
+def seal_descriptor(writer: BundleWriter, fd: int, name: str, media_type: str, progress: Callable[[int], None]) -> None:
+    """Add a person's file to a bundle.
+
+    Raises:
+        UsageError: ``bad_name`` or ``bad_request``.
+        ResourceError: it could not be read, or the spool not written.
+    """
+    buffer = memoryview(bytearray(_READ_BYTES))
+    offset = 0
+    try:
+        while True:
+            try:
+                count = os.preadv(fd, [buffer], offset)
+            except OSError as error:
+                raise ResourceError("disk_failed", f"{name} could not be read: {error.strerror}") from error
+            if offset == 0:
+                writer.begin(name, media_type or guess_media_type(name, bytes(buffer[: min(count, 256)])))
+            if not count:
+                break
+            writer.write(buffer[:count])
+            offset += count
+            progress(count)
+        writer.end()
+    finally:
+        buffer[:] = bytes(_READ_BYTES)
+
+
+def read_bundle(fd: int, identities: Sequence[Identity], trust: Trust) -> BundleReader:
+    """A reader over a sealed file."""
+
+    def read_into(offset: int, view: memoryview) -> None:
+        read_exact(fd, view, offset)
+
+    return BundleReader(read_into, os.fstat(fd).st_size, identities=identities, trust=trust)
+
+
+def open_into(reader: BundleReader, targets: Mapping[str, int]) -> list[Entry]:
+    """Open entries into a person's files, checking the whole object.
+
+    Raises:
+        IntegrityError: it does not check out; what the files hold by then is not to be used.
+        ResourceError: a file could not be written.
+    """
+
+    def sink(entry: Entry, offset: int, data: memoryview) -> None:
+        with disk_errors(entry.name):
+            while data:
+                count = os.pwrite(targets[entry.name], data, offset)
+                data, offset = data[count:], offset + count
+
+    reader.extract(sink, entries=targets)
+    return [entry for entry in reader.entries if entry.name in targets]

@@ -1,0 +1,133 @@
+"""The spool: verified ciphertext on disk, so that a job outlives its process.
+
+A spool file is the sealed object itself, at its final offsets; when all its ranges are there and its tail is
+written, it is the object. A range counts only once it is synced *and* marked in the journal, in that order.
+"""
+
+import contextlib
+import errno
+import os
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+
+import anyio
+
+from smp_proto.errors import ResourceError
+
+# Left for the journal and the audit log, which have to say that the disk is full.
+RESERVE_BYTES = 8 << 20
+
+Mark = Callable[[Mapping[int, bytes]], None]
+
+
+@contextlib.contextmanager
+def disk_errors(what: str) -> Iterator[None]:
+    """Turn an OSError of the disk into an error for a person."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise ResourceError(
+                "disk_full",
+                f"no space is left for {what}",
+                hint="free some space (smpctl vault ls, smpctl vault rm ID); jobs that wait go on by themselves",
+            ) from error
+        raise ResourceError("disk_failed", f"the disk failed at {what}: {error.strerror}") from error
+
+
+class Spool:
+    """One spool file, open; made by :meth:`open`."""
+
+    def __init__(self, path: str, fd: int, mark: Mark) -> None:
+        self.path = path
+        self.fd = fd
+        self._mark = mark
+        self._pending: dict[int, bytes] = {}
+        self._wake = anyio.Event()
+        self._flushed = anyio.Event()
+
+    @classmethod
+    async def open(cls, path: str, size: int, mark: Mark) -> "Spool":
+        """Open a spool file, made when it is not there.
+
+        Args:
+            path: where it is.
+            size: of the whole object, allocated at once so that a full disk is found before the first byte.
+            mark: makes ranges durable in the journal (blocking); called after they are synced.
+
+        Raises:
+            ResourceError: ``disk_full`` or ``disk_failed``.
+        """
+        return cls(path, await anyio.to_thread.run_sync(_allocate, path, size), mark)
+
+    async def add(self, index: int, leaves: bytes) -> None:
+        """Note that a range was written; returns once it counts."""
+        self._pending[index] = leaves
+        flushed = self._flushed
+        self._wake.set()
+        await flushed.wait()
+
+    @contextlib.asynccontextmanager
+    async def flushing(self) -> AsyncIterator[None]:
+        """Run the flusher for the length of a block: one sync and one transaction for all that came meanwhile."""
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._flush)
+            yield
+            group.cancel_scope.cancel()
+
+    async def finish(self, tail: bytes, offset: int) -> None:
+        """Write the envelope and trailer and sync; the file is then the whole object."""
+
+        def write() -> None:
+            with disk_errors("the spool"):
+                os.pwrite(self.fd, tail, offset)
+                os.fsync(self.fd)
+
+        await anyio.to_thread.run_sync(write)
+
+    def close(self) -> None:
+        """Close the descriptor; the file stays."""
+        os.close(self.fd)
+
+    async def _flush(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake = anyio.Event()
+            batch, self._pending = self._pending, {}
+            flushed, self._flushed = self._flushed, anyio.Event()
+            await anyio.to_thread.run_sync(self._commit, batch)
+            flushed.set()
+
+    def _commit(self, batch: Mapping[int, bytes]) -> None:
+        with disk_errors("the spool"):
+            os.fdatasync(self.fd)
+        self._mark(batch)
+
+
+def _allocate(path: str, size: int) -> int:
+    with disk_errors("the spool"):
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            had, disk = os.fstat(fd), os.fstatvfs(fd)
+            missing = size - had.st_blocks * 512
+            if missing > 0 and disk.f_bavail * disk.f_frsize - missing < RESERVE_BYTES:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            try:
+                os.posix_fallocate(fd, 0, size)
+            except OSError:
+                os.ftruncate(fd, had.st_size)  # what it did get would keep the disk full
+                raise
+            os.ftruncate(fd, size)
+        except OSError:
+            os.close(fd)
+            raise
+        return fd
+
+
+async def remove(path: str) -> None:
+    """Delete a spool file that may not be there."""
+
+    def unlink() -> None:
+        with disk_errors("the spool"), contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+
+    await anyio.to_thread.run_sync(unlink)

@@ -1,0 +1,245 @@
+"""Worker processes: started on demand, let go when idle, started again after they die.
+
+A worker is ``python -P -m smpd.fetch FD`` or ``python -P -m smpd.compute FD``, run in the root folder, so that nothing
+in the folder that smpd was started in is code of its. FD is its end of a socketpair and the only thing it inherits. It
+learns everything else over that link.
+"""
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+import anyio
+from anyio.abc import Process, TaskGroup, TaskStatus
+
+from smp_proto.aio import Caller, Channel
+from smp_proto.errors import ResourceError, SmpError
+from smpd.host.memory import peak_rss_bytes
+
+START_TIMEOUT_S = 120.0
+_STOP_TIMEOUT_S = 3.0
+# What a worker's environment may hold: nothing of ours, and no credential that happens to be exported.
+_ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "PYTHONPATH", "VIRTUAL_ENV", "XDG_RUNTIME_DIR", "TMPDIR")
+_ENVIRONMENT_OF = {
+    "fetch": (
+        "SSH_AUTH_SOCK",
+        "AWS_CONFIG_FILE",
+        "AWS_SHARED_CREDENTIALS_FILE",
+        "SSL_CERT_FILE",
+        "HTTPS_PROXY",
+        "https_proxy",
+        "HTTP_PROXY",
+        "http_proxy",
+        "NO_PROXY",
+        "no_proxy",
+    ),
+    "compute": ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "OMP_NUM_THREADS", "LD_LIBRARY_PATH"),
+}
+
+
+@dataclass(slots=True)
+class Worker:
+    """A running worker and the caller that reaches it."""
+
+    role: str
+    label: str
+    caller: Caller
+    process: Process
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self.process.pid
+
+
+@contextlib.asynccontextmanager
+async def start_worker(role: str, label: str) -> AsyncIterator[Worker]:
+    """Start ``smpd.{role}`` and stop it at the end: by closing its link, and by SIGKILL if that is not enough.
+
+    Raises:
+        ResourceError: ``worker_died``, the system has no room for another process.
+    """
+    try:
+        ours, process = await _spawn(role)
+    except OSError as error:
+        raise ResourceError(
+            "worker_died",
+            f"the {role} process for {label} could not be started: {error.strerror}",
+            hint="see the limits on processes and open files (ulimit -a)",
+        ) from error
+    try:
+        async with Caller(Channel(ours), lost=lambda: _died(role, label)) as caller:
+            yield Worker(role, label, caller, process)
+    finally:
+        with anyio.CancelScope(shield=True):
+            with anyio.move_on_after(_STOP_TIMEOUT_S):
+                await process.wait()
+            kill(process)
+            await process.aclose()
+
+
+async def _spawn(role: str) -> tuple[socket.socket, Process]:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        with theirs:
+            process = await anyio.open_process(
+                [sys.executable, "-P", "-m", f"smpd.{role}", str(theirs.fileno())],
+                cwd="/",
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=None,
+                env=_environment(_ENVIRONMENT + _ENVIRONMENT_OF[role]),
+                pass_fds=(theirs.fileno(),),
+            )
+    except BaseException:
+        ours.close()
+        raise
+    return ours, process
+
+
+def _environment(names: Sequence[str]) -> dict[str, str]:
+    """What is set of ``names``; of PYTHONPATH only what does not depend on the folder smpd was started in."""
+    found = {name: os.environ[name] for name in names if name in os.environ}
+    if "PYTHONPATH" in found:
+        found["PYTHONPATH"] = os.pathsep.join(filter(os.path.isabs, found["PYTHONPATH"].split(os.pathsep)))
+    return found
+
+
+def kill(process: Process) -> None:
+    """SIGKILL, if it still runs."""
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+
+
+def _died(role: str, label: str) -> SmpError:
+    return ResourceError(
+        "worker_died",
+        f"the {role} process for {label} ended unexpectedly",
+        hint="it is started again by itself; if this repeats, see the daemon's log",
+    )
+
+
+class WorkerHost:
+    """One place for a worker: at most one runs, and :meth:`use` starts it when none does.
+
+    The next one starts only when the last is gone: they share their rings.
+
+    Args:
+        group: where the worker's task lives.
+        role: ``fetch`` or ``compute``.
+        label: what it is for, as shown to people.
+        set_up: sends the first request; what it raises is what :meth:`use` raises.
+        idle_s: let it go after this long without a use.
+    """
+
+    def __init__(
+        self,
+        group: TaskGroup,
+        role: str,
+        label: str,
+        set_up: Callable[[Worker], Awaitable[None]],
+        idle_s: float,
+    ) -> None:
+        self._group = group
+        self.role = role
+        self.label = label
+        self._set_up = set_up
+        self._idle_s = idle_s
+        self._lock = anyio.Lock()
+        self._scope: anyio.CancelScope | None = None
+        self._gone = anyio.Event()
+        self._gone.set()
+        self._users = 0
+        self._used = anyio.Event()
+        self.worker: Worker | None = None
+        self.restarts = -1
+        self.peak_rss = 0
+
+    @contextlib.asynccontextmanager
+    async def use(self) -> AsyncIterator[Worker]:
+        """The running worker, started if need be, and kept from idling out for the length of the block.
+
+        Raises:
+            SmpError: it could not be started or set up.
+        """
+        self._users += 1
+        try:
+            yield await self._get()
+        finally:
+            self._users -= 1
+            self._used.set()
+
+    def stop(self) -> None:
+        """Let the worker go, also one that is just starting; the next use starts another."""
+        self.sample()
+        self.worker = None
+        if self._scope is not None:
+            self._scope.cancel()
+
+    async def end(self) -> None:
+        """Kill the worker and wait until it is gone, and with it its hold on the rings."""
+        if self.worker is not None:
+            kill(self.worker.process)
+        gone = self._gone
+        self.stop()
+        await gone.wait()
+
+    def sample(self) -> None:
+        """Note the worker's peak memory while it can still be read."""
+        if self.worker is not None:
+            self.peak_rss = max(self.peak_rss, peak_rss_bytes(self.worker.pid))
+
+    async def _get(self) -> Worker:
+        async with self._lock:
+            worker = self.worker
+            if worker is None or not worker.caller.alive:
+                await self._gone.wait()
+                worker = await self._group.start(self._host)
+            return worker
+
+    async def _host(self, *, task_status: TaskStatus[Worker]) -> None:
+        scope = self._scope = anyio.CancelScope()
+        self._gone = anyio.Event()
+        worker: Worker | None = None
+        try:
+            with scope:
+                async with start_worker(self.role, self.label) as started:
+                    await self._prepare(started)
+                    worker = self.worker = started
+                    self.restarts += 1
+                    task_status.started(worker)
+                    try:
+                        await self._until_idle_or_closed(worker)
+                    finally:
+                        self.sample()
+                        self.worker = None
+            if worker is None:  # stopped before it was ready
+                raise _died(self.role, self.label)
+        finally:
+            self._gone.set()
+
+    async def _prepare(self, worker: Worker) -> None:
+        try:
+            with anyio.fail_after(START_TIMEOUT_S):
+                await self._set_up(worker)
+        except TimeoutError:
+            raise _died(self.role, self.label) from None
+
+    async def _until_idle_or_closed(self, worker: Worker) -> None:
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._watch_idle)
+            await worker.caller.wait_closed()
+            group.cancel_scope.cancel()
+
+    async def _watch_idle(self) -> None:
+        while True:
+            self._used = anyio.Event()
+            with anyio.move_on_after(self._idle_s) as timer:
+                await self._used.wait()
+            if timer.cancelled_caught and not self._users:
+                self.stop()  # nothing awaits in between, so that no new user gets one that is going

@@ -1,0 +1,48 @@
+"""What each request of the control socket does: a map from message to function, one file a subject.
+
+A verb checks what it is asked, writes the audit record, and calls the room that does the work. It knows who asks
+(the actor), and it opens no path that a client names: files come as descriptors.
+"""
+
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
+
+from smp_proto import control as c
+from smp_proto.aio import Exchange
+from smpd.control.actor import Actor
+from smpd.verbs import inspect, jobs, remotes, vault
+from smpd.verbs.daemon import Daemon
+
+Verb = Callable[[Daemon, Actor, Any, Exchange], Awaitable[Any]]
+
+VERBS: dict[type[c.Request], Verb] = {
+    c.StatusRequest: inspect.status,
+    c.DoctorRequest: inspect.doctor,
+    c.ProcessorsRequest: inspect.processors,
+    c.AuditRead: inspect.audit_read,
+    c.Submit: jobs.submit,
+    c.JobsRequest: jobs.jobs,
+    c.JobRequest: jobs.job,
+    c.JobControl: jobs.control,
+    c.VaultList: vault.vault_list,
+    c.VaultEntries: vault.vault_entries,
+    c.VaultOpen: vault.vault_open,
+    c.VaultRemove: vault.vault_remove,
+    c.RemoteAdd: remotes.remote_add,
+    c.RemoteList: remotes.remote_list,
+    c.RemoteTest: remotes.remote_test,
+    c.RemoteRemove: remotes.remote_remove,
+    c.ListObjects: remotes.ls,
+    c.TrustAdd: remotes.trust_add,
+    c.TrustList: remotes.trust_list,
+    c.TrustRemove: remotes.trust_remove,
+    c.BoxKey: remotes.box_key,
+}
+
+
+def handlers(daemon: Daemon) -> dict[type[c.Request], Callable[[Actor, Any, Exchange], Awaitable[Any]]]:
+    """The verbs bound to a running daemon, for the control server."""
+    bound: dict[type[c.Request], Any] = {request: partial(verb, daemon) for request, verb in VERBS.items()}
+    bound[c.Watch] = daemon.events.watch
+    return bound

@@ -1,0 +1,80 @@
+"""What the verbs work on: the rooms of a running daemon, put together by ``smpd.app``."""
+
+import os
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import anyio
+
+from smp_proto.aio import Exchange
+from smp_proto.audit.note import VerifierKey
+from smp_proto.errors import DaemonError
+from smp_proto.sealed.keys import PublicIdentity
+from smpd.audit.log import AuditLog
+from smpd.config import Config
+from smpd.control.actor import Actor
+from smpd.control.watch import Events
+from smpd.jobs.scheduler import Scheduler
+from smpd.transfer.pool import Pools
+from smpd.transfer.runner import Box, Runner
+from smpd.vault.remotes import RemoteStore
+from smpd.vault.trust import TrustStore
+
+_CLIENT_TIMEOUT_S = 60.0
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Daemon:
+    """A running daemon."""
+
+    config: Config
+    state_dir: str
+    boot_id: str
+    started: float
+    box: Box
+    runner: Runner
+    scheduler: Scheduler
+    events: Events
+    pools: Pools
+    remotes: RemoteStore
+    trust: TrustStore
+    audit: AuditLog
+    audit_key: VerifierKey
+    keys_note: str
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def public(self) -> PublicIdentity:
+        """The box's public identity."""
+        return self.box.identity.public
+
+    async def record(self, actor: Actor, event: str, subject: str = "", **fields: Any) -> None:
+        """Write the audit record of an act that is about to be done.
+
+        Raises:
+            AuditError: ``audit_unwritable``; the act must not be done.
+        """
+        await self.box.audit(event, actor=actor.label, subject=subject, **fields)
+
+    async def free_bytes(self) -> int:
+        """Free space where the state lies."""
+
+        def free() -> int:
+            stat = os.statvfs(self.state_dir)
+            return stat.f_bavail * stat.f_frsize
+
+        return await anyio.to_thread.run_sync(free)
+
+
+async def next_file(exchange: Exchange, kind: type[T]) -> tuple[T, list[int]]:
+    """The next message of a client that hands over files, and its descriptors, which the caller must close.
+
+    Raises:
+        DaemonError: ``protocol``; none came in time, or it is of another kind.
+    """
+    try:
+        with anyio.fail_after(_CLIENT_TIMEOUT_S):
+            return await exchange.receive(kind)
+    except TimeoutError:
+        raise DaemonError("protocol", f"the client handed over no file for {_CLIENT_TIMEOUT_S:g} s") from None

@@ -1,0 +1,162 @@
+"""Verbs that look: status, doctor, processors, the audit log."""
+
+import os
+import time
+from collections.abc import Iterator
+
+import anyio
+
+from smp_proto import __version__
+from smp_proto.aio import Exchange
+from smp_proto.control import (
+    AuditLines,
+    AuditProof,
+    AuditRead,
+    Check,
+    Doctor,
+    DoctorRequest,
+    Processors,
+    ProcessorsRequest,
+    Status,
+    StatusRequest,
+    Worker,
+)
+from smp_proto.errors import SmpError
+from smpd.control.actor import Actor
+from smpd.host.memory import peak_rss_bytes
+from smpd.transfer.device import Compute
+from smpd.transfer.workers import WorkerHost
+from smpd.verbs.daemon import Daemon
+
+_LINES_BYTES = 512 << 10
+_LINES = 1000
+_FREE_LOW_BYTES = 1 << 30
+
+
+async def status(daemon: Daemon, actor: Actor, request: StatusRequest, exchange: Exchange) -> Status:
+    """What the daemon is doing."""
+    box = daemon.box
+    workers = [_worker(host) for host in _hosts(daemon) if host.worker or host.peak_rss]
+    items = await anyio.to_thread.run_sync(box.vault.list)
+    remotes = await anyio.to_thread.run_sync(daemon.remotes.list)
+    return Status(
+        version=__version__,
+        boot_id=daemon.boot_id,
+        pid=os.getpid(),
+        uptime_s=time.monotonic() - daemon.started,
+        role=actor.role or "",
+        key_id=daemon.public.key_id.hex(),
+        fingerprint=daemon.public.fingerprint(),
+        jobs=await anyio.to_thread.run_sync(box.journal.counts),
+        remotes=[view.name for view in remotes],
+        workers=workers,
+        peak_rss_bytes=peak_rss_bytes(os.getpid()),
+        audit_size=daemon.audit.size,
+        audit_ok=not daemon.audit.failure,
+        vault_items=len(items),
+        free_bytes=await daemon.free_bytes(),
+        state_dir=daemon.state_dir,
+    )
+
+
+def _hosts(daemon: Daemon) -> Iterator[WorkerHost]:
+    for pool in daemon.pools.open.values():
+        yield from pool.hosts
+    for compute in daemon.box.compute.all:
+        yield compute.host
+
+
+def _worker(host: WorkerHost) -> Worker:
+    host.sample()
+    running = host.worker is not None
+    return Worker(
+        role=host.role,
+        pid=host.worker.pid if host.worker else 0,
+        label=host.label,
+        peak_rss_bytes=host.peak_rss,
+        restarts=max(host.restarts, 0),
+        state="up" if running else "idle",
+    )
+
+
+async def processors(daemon: Daemon, actor: Actor, request: ProcessorsRequest, exchange: Exchange) -> Processors:
+    """All processors that are loaded, from the processes that loaded them."""
+    ready = [await compute.describe() for compute in daemon.box.compute.all]
+    return Processors([info for each in ready for info in each.processors])
+
+
+async def doctor(daemon: Daemon, actor: Actor, request: DoctorRequest, exchange: Exchange) -> Doctor:
+    """Check what this box can do."""
+    free = await daemon.free_bytes()
+    checks = [
+        Check("daemon", "ok", f"smpd {__version__}, state in {daemon.state_dir}"),
+        Check("identity", "ok", f"{daemon.public.fingerprint()}, {daemon.keys_note}"),
+        Check(
+            "audit", "fail" if daemon.audit.failure else "ok", daemon.audit.failure or f"{daemon.audit.size} records"
+        ),
+        Check(
+            "disk",
+            "warn" if free < _FREE_LOW_BYTES else "ok",
+            f"{free >> 20} MiB free",
+            "free some space: smpctl vault ls, smpctl vault rm ID" if free < _FREE_LOW_BYTES else "",
+        ),
+    ]
+    checks += [Check("daemon", "warn", note) for note in daemon.notes]
+    for name in daemon.box.compute.missing:
+        checks.append(Check("processor", "warn", f"{name} is listed but not installed", "install it, or unlist it"))
+    for compute in daemon.box.compute.all:
+        checks += await _compute_checks(compute)
+    for name, pool in daemon.pools.open.items():
+        checks += _wall_checks(f"fetch {name}", pool.walls)
+    return Doctor(checks)
+
+
+async def _compute_checks(compute: Compute) -> list[Check]:
+    name = f"compute {compute.distribution}"
+    try:
+        ready = await compute.describe()
+    except SmpError as error:
+        return [Check(name, "fail", error.message, error.hint)]
+    checks = [Check(name, "ok", f"{ready.device} ({ready.device_name}), torch {ready.torch}, pinned {ready.pinned}")]
+    checks += _wall_checks("sandbox", ready.sandbox)
+    return checks + [Check(name, "warn", note) for note in ready.notes]
+
+
+def _wall_checks(name: str, walls: dict[str, str]) -> list[Check]:
+    return [
+        Check(f"{name} {wall}", "ok" if state == "on" else "warn", state, "" if state == "on" else _KERNEL_HINT)
+        for wall, state in walls.items()
+    ]
+
+
+_KERNEL_HINT = 'a newer kernel may have it; sandbox = "required" refuses to run without'
+
+
+async def audit_read(daemon: Daemon, actor: Actor, request: AuditRead, exchange: Exchange) -> AuditProof:
+    """Send the log as it is stored, and what is needed to verify it."""
+    log = daemon.audit
+    if log.failure:
+        await anyio.to_thread.run_sync(log.retry)
+    await anyio.to_thread.run_sync(log.checkpoint)
+    since = max(0, log.size - request.last) if request.last else request.since
+    while True:
+        lines = await anyio.to_thread.run_sync(log.read, since, _LINES)
+        if not lines:
+            break
+        since += len(lines)
+        for batch in _batches(lines):
+            await exchange.send(AuditLines(batch))
+    notes = await anyio.to_thread.run_sync(log.checkpoints)
+    return AuditProof([note.decode() for note in notes], daemon.audit_key.name, daemon.audit_key.public)
+
+
+def _batches(lines: list[bytes]) -> Iterator[list[bytes]]:
+    batch: list[bytes] = []
+    size = 0
+    for line in lines:
+        if batch and size + len(line) > _LINES_BYTES:
+            yield batch
+            batch, size = [], 0
+        batch.append(line)
+        size += len(line)
+    yield batch

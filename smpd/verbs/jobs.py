@@ -1,0 +1,144 @@
+"""Verbs for jobs: submit, list, control."""
+
+import os
+import time
+from functools import partial
+
+import anyio
+import msgspec
+
+from smp_proto.aio import Exchange, close_all
+from smp_proto.control import (
+    GetSpec,
+    JobControl,
+    JobRequest,
+    Jobs,
+    JobsRequest,
+    JobView,
+    PutFile,
+    PutSpec,
+    Result,
+    RunSpec,
+    Sealing,
+    Submit,
+)
+from smp_proto.errors import DaemonError, UsageError
+from smp_proto.sealed.keys import PublicIdentity
+from smpd.control.actor import Actor
+from smpd.jobs.job import Job, new_job_id
+from smpd.transfer.runner import result_of
+from smpd.transfer.sealing import check_regular, seal_descriptor, sealed_file
+from smpd.vault.remotes import parse_location
+from smpd.verbs.daemon import Daemon, next_file
+
+_PROGRESS_BYTES = 32 << 20
+_FILES_MAX = 100_000
+
+
+async def submit(daemon: Daemon, actor: Actor, request: Submit, exchange: Exchange) -> JobView:
+    """Accept a job: durable, audited, then acknowledged."""
+    journal = daemon.box.journal
+    spec = request.job
+    await _check(daemon, spec)
+    sealed: Result | None = None
+    job_id = new_job_id(time.time())
+    if isinstance(spec, PutSpec):
+        sealed = await _seal_files(daemon, job_id, spec, exchange)
+    subject = spec.target if isinstance(spec, PutSpec) else spec.source
+    kind = str(spec.__struct_config__.tag)
+    accepted = ""
+    # From here on a client that goes away must not leave a job that is kept and not run, or files of none.
+    with anyio.CancelScope(shield=True):
+        try:
+            await daemon.record(actor, "job.submit", subject, job=job_id, kind=kind, priority=request.priority)
+            accept = partial(_accept, daemon, actor.label, request, job_id, sealed)
+            found = await anyio.to_thread.run_sync(accept)
+            accepted = found.id
+        finally:
+            if accepted != job_id and sealed is not None:  # refused, or the same request came before
+                await daemon.runner.clean(job_id)
+        if accepted == job_id:
+            daemon.scheduler.submitted(job_id)
+    return journal.view(found)
+
+
+def _accept(daemon: Daemon, owner: str, request: Submit, job_id: str, sealed: Result | None) -> Job:
+    journal = daemon.box.journal
+    found, created = journal.add(request.job, owner=owner, key=request.key, priority=request.priority, job_id=job_id)
+    if created and sealed is not None:
+        journal.set_source(job_id, "", 0, msgspec.msgpack.encode(sealed))
+    return found
+
+
+async def _check(daemon: Daemon, spec: GetSpec | RunSpec | PutSpec) -> None:
+    """Refuse at once what can never work."""
+    locations = [spec.target] if isinstance(spec, PutSpec) else [spec.source]
+    if isinstance(spec, RunSpec):
+        daemon.box.compute.of(spec.processor)
+        locations += [spec.target] if spec.target else []
+    for location in locations:
+        name, path = parse_location(location, prefix=True)
+        remote = await anyio.to_thread.run_sync(daemon.remotes.get, name)
+        read = not isinstance(spec, PutSpec) and location is spec.source
+        if read and remote.mode != "standard" and not path.rpartition("/")[2]:
+            hint = f"see what is there with: smpctl ls {location}; only a remote of mode standard takes a folder"
+            raise UsageError("bad_name", f"{location} names no object", hint=hint)
+    recipients = [] if isinstance(spec, GetSpec) else spec.recipients
+    for text in recipients:
+        PublicIdentity.parse(text)
+    if isinstance(spec, PutSpec) and not recipients:
+        raise UsageError("bad_request", "a put needs at least one recipient", hint="add --to KEY")
+
+
+async def _seal_files(daemon: Daemon, job_id: str, spec: PutSpec, exchange: Exchange) -> Result:
+    """Seal the files a client hands over into the spool, and say what was sealed."""
+    recipients = [PublicIdentity.parse(text) for text in spec.recipients]
+    done = sent = files = 0
+
+    def advance(count: int) -> None:
+        nonlocal done, sent
+        done += count
+        if done - sent >= _PROGRESS_BYTES:
+            sent = done
+            anyio.from_thread.run(exchange.send, Sealing(done, files))
+
+    async with sealed_file(daemon.runner.out(job_id), daemon.box.identity, recipients) as writer:
+        for _ in range(_FILES_MAX):
+            file, fds = await next_file(exchange, PutFile)
+            try:
+                if len(fds) != 1:
+                    raise DaemonError("protocol", "a file of a put comes with one descriptor")
+                check_regular(fds[0], os.O_RDONLY, file.name)
+                seal = partial(seal_descriptor, writer, fds[0], file.name, file.media_type, advance)
+                await anyio.to_thread.run_sync(seal)
+            finally:
+                close_all(fds)
+            if file.last:
+                break
+            files += 1
+            await exchange.send(Sealing(done, files))
+        else:
+            raise UsageError("bad_request", f"a put takes at most {_FILES_MAX} files", hint="split it")
+        info = await anyio.to_thread.run_sync(writer.finish)
+    return result_of(info)
+
+
+async def jobs(daemon: Daemon, actor: Actor, request: JobsRequest, exchange: Exchange) -> Jobs:
+    """List jobs, newest first."""
+    journal = daemon.box.journal
+    found = await anyio.to_thread.run_sync(journal.list, request.states, request.limit)
+    return Jobs([journal.view(job) for job in found])
+
+
+async def job(daemon: Daemon, actor: Actor, request: JobRequest, exchange: Exchange) -> JobView:
+    """Show one job."""
+    journal = daemon.box.journal
+    return journal.view(await anyio.to_thread.run_sync(journal.get, request.id))
+
+
+async def control(daemon: Daemon, actor: Actor, request: JobControl, exchange: Exchange) -> JobView:
+    """Pause, resume or cancel."""
+    found = await anyio.to_thread.run_sync(daemon.box.journal.get, request.id)
+    await daemon.record(actor, f"job.{request.action}", job_id=found.id)
+    act = getattr(daemon.scheduler, request.action)
+    return daemon.box.journal.view(await act(found.id))

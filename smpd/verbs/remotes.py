@@ -1,0 +1,122 @@
+"""Verbs for remotes and for the senders this box believes."""
+
+import contextlib
+from functools import partial
+
+import anyio
+
+from smp_proto.aio import Exchange
+from smp_proto.control import (
+    BoxKey,
+    JobState,
+    ListObjects,
+    Objects,
+    PublicKey,
+    RemoteAdd,
+    RemoteList,
+    RemoteRemove,
+    Remotes,
+    RemoteTest,
+    RemoteTested,
+    RemoteView,
+    TrustAdd,
+    Trusted,
+    TrustList,
+    TrustRemove,
+    TrustView,
+)
+from smp_proto.errors import StateError
+from smp_proto.sealed.keys import PublicIdentity
+from smpd.control.actor import Actor
+from smpd.vault.remotes import parse_location
+from smpd.verbs.daemon import Daemon
+
+_UNFINISHED: tuple[JobState, ...] = ("queued", "waiting", "running", "paused")
+
+
+async def remote_add(daemon: Daemon, actor: Actor, request: RemoteAdd, exchange: Exchange) -> RemoteView:
+    """Keep a remote, its secret sealed."""
+    await daemon.record(actor, "remote.add", request.name, mode=request.mode)
+    add = partial(daemon.remotes.add, request.name, request.config, mode=request.mode, secret=request.secret)
+    return await anyio.to_thread.run_sync(add)
+
+
+async def remote_list(daemon: Daemon, actor: Actor, request: RemoteList, exchange: Exchange) -> Remotes:
+    """List remotes."""
+    return Remotes(await anyio.to_thread.run_sync(daemon.remotes.list))
+
+
+async def remote_test(daemon: Daemon, actor: Actor, request: RemoteTest, exchange: Exchange) -> RemoteTested:
+    """Connect, authenticate, list."""
+    pool = await daemon.pools.get(request.name)
+    probed = await pool.probe()
+    return RemoteTested(request.name, probed.milliseconds, probed.facts)
+
+
+async def remote_remove(daemon: Daemon, actor: Actor, request: RemoteRemove, exchange: Exchange) -> None:
+    """Forget a remote that no open job uses."""
+    await anyio.to_thread.run_sync(daemon.remotes.get, request.name)
+    users = await anyio.to_thread.run_sync(_users, daemon, request.name)
+    if users:
+        raise StateError(
+            "wrong_state",
+            f"remote {request.name} is used by {len(users)} unfinished jobs",
+            hint=f"wait for them or run: smpctl job cancel {users[0]}",
+        )
+    await daemon.record(actor, "remote.remove", request.name)
+    await anyio.to_thread.run_sync(daemon.remotes.remove, request.name)
+    await daemon.pools.forget(request.name)
+
+
+def _users(daemon: Daemon, remote: str) -> list[str]:
+    """The unfinished jobs that read from a remote or write to it."""
+    found = daemon.box.journal.list(_UNFINISHED)
+    return [
+        job.id for job in found if f"{remote}:" in (f"{_head(job.spec, 'source')}:", f"{_head(job.spec, 'target')}:")
+    ]
+
+
+def _head(spec: object, part: str) -> str:
+    return str(getattr(spec, part, "")).partition(":")[0]
+
+
+async def ls(daemon: Daemon, actor: Actor, request: ListObjects, exchange: Exchange) -> None:
+    """List objects of a remote."""
+    name, prefix = parse_location(request.location, prefix=True)
+    pool = await daemon.pools.get(name)
+    async with contextlib.aclosing(pool.list(prefix, recursive=request.recursive)) as batches:
+        async for batch in batches:
+            await exchange.send(Objects(batch))
+
+
+async def trust_add(daemon: Daemon, actor: Actor, request: TrustAdd, exchange: Exchange) -> TrustView:
+    """Believe a sender."""
+    public = PublicIdentity.parse(request.key)
+    await daemon.record(actor, "trust.add", request.name, key_id=public.key_id.hex())
+    add = partial(
+        daemon.trust.add,
+        request.name,
+        public.text(),
+        key_id=public.key_id,
+        fingerprint=public.fingerprint(),
+        prefixes=request.prefixes,
+        until=request.until,
+    )
+    return await anyio.to_thread.run_sync(add)
+
+
+async def trust_list(daemon: Daemon, actor: Actor, request: TrustList, exchange: Exchange) -> Trusted:
+    """List senders, tombstones included."""
+    return Trusted(await anyio.to_thread.run_sync(daemon.trust.list))
+
+
+async def trust_remove(daemon: Daemon, actor: Actor, request: TrustRemove, exchange: Exchange) -> TrustView:
+    """Stop believing a sender."""
+    await daemon.record(actor, "trust.remove", request.name)
+    return await anyio.to_thread.run_sync(daemon.trust.remove, request.name)
+
+
+async def box_key(daemon: Daemon, actor: Actor, request: BoxKey, exchange: Exchange) -> PublicKey:
+    """The public key of this box."""
+    public = daemon.public
+    return PublicKey(public.text(), public.key_id.hex(), public.fingerprint())

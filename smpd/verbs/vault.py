@@ -1,0 +1,103 @@
+"""Verbs for the vault: list, look inside, open, remove."""
+
+import os
+
+import anyio
+
+from smp_proto.aio import Exchange, close_all
+from smp_proto.control import (
+    Entries,
+    EntryView,
+    OpenInto,
+    Vault,
+    VaultEntries,
+    VaultItem,
+    VaultList,
+    VaultOpen,
+    VaultRemove,
+)
+from smp_proto.errors import DaemonError
+from smp_proto.sealed.bundle import BundleReader
+from smp_proto.sealed.entries import Entry
+from smp_proto.sealed.keys import PublicIdentity
+from smpd.control.actor import Actor
+from smpd.transfer.sealing import check_regular, open_into, read_bundle
+from smpd.verbs.daemon import Daemon, next_file
+
+
+async def vault_list(daemon: Daemon, actor: Actor, request: VaultList, exchange: Exchange) -> Vault:
+    """List what is kept."""
+    return Vault(await anyio.to_thread.run_sync(daemon.box.vault.list))
+
+
+async def vault_entries(daemon: Daemon, actor: Actor, request: VaultEntries, exchange: Exchange) -> Entries:
+    """Show the names inside an item."""
+    item = await _item(daemon, request.id)
+    await daemon.record(actor, "vault.index", item.object_id)
+
+    def read() -> tuple[Entry, ...]:
+        fd = daemon.box.vault.open_fd(item.id)
+        try:
+            with _reader(daemon, fd) as reader:
+                return reader.entries
+        finally:
+            os.close(fd)
+
+    return _views(await anyio.to_thread.run_sync(read))
+
+
+async def vault_open(daemon: Daemon, actor: Actor, request: VaultOpen, exchange: Exchange) -> Entries:
+    """Open an item in the clear into the files a person hands over."""
+    item = await _item(daemon, request.id)
+    targets: dict[str, int] = {}
+    try:
+        await _take_targets(exchange, targets)
+        await daemon.record(actor, "vault.open", item.object_id, entries=len(targets))
+
+        def extract() -> list[Entry]:
+            fd = daemon.box.vault.open_fd(item.id)
+            try:
+                with _reader(daemon, fd) as reader:
+                    return open_into(reader, targets)
+            finally:
+                os.close(fd)
+
+        return _views(await anyio.to_thread.run_sync(extract))
+    finally:
+        close_all(list(targets.values()))
+
+
+async def vault_remove(daemon: Daemon, actor: Actor, request: VaultRemove, exchange: Exchange) -> None:
+    """Delete an item."""
+    item = await _item(daemon, request.id)
+    await daemon.record(actor, "vault.remove", item.object_id)
+    await anyio.to_thread.run_sync(daemon.box.vault.remove, item.id)
+
+
+async def _take_targets(exchange: Exchange, targets: dict[str, int]) -> None:
+    while True:
+        message, fds = await next_file(exchange, OpenInto)
+        if len(fds) != 1 or message.name in targets:
+            close_all(fds)
+            raise DaemonError("protocol", "each entry to open comes once, with one descriptor")
+        targets[message.name] = fds[0]
+        check_regular(fds[0], os.O_WRONLY, message.name)
+        if message.last:
+            return
+
+
+async def _item(daemon: Daemon, item_id: str) -> VaultItem:
+    return await anyio.to_thread.run_sync(daemon.box.vault.get, item_id)
+
+
+def _reader(daemon: Daemon, fd: int) -> BundleReader:
+    # Whether its sender was to be believed was decided when the object came; taking that back does not lock it.
+    def sender(key_id: bytes) -> PublicIdentity:
+        own = daemon.public
+        return own if key_id == own.key_id else PublicIdentity.parse(daemon.trust.key_of(key_id))
+
+    return read_bundle(fd, daemon.box.identities, sender)
+
+
+def _views(entries: tuple[Entry, ...] | list[Entry]) -> Entries:
+    return Entries([EntryView(e.name, e.size, e.sha256.hex(), e.media_type, dict(e.attributes)) for e in entries])
