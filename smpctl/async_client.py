@@ -1,0 +1,348 @@
+"""The client for anyio programs: the methods of :class:`smpctl.Client`, awaited, several at a time if wanted."""
+
+import contextlib
+import os
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import anyio
+import anyio.abc
+import anyio.to_thread
+
+from smp_proto import control as c
+from smp_proto.aio import Caller, Channel, Exchange, close_all, encode
+from smp_proto.errors import DaemonError, SmpError
+from smp_proto.wire import FrameType
+from smpctl.address import connect
+from smpctl.client import ANSWER_TIMEOUT_S, SLOW_TIMEOUT_S, Paths, Progress, batches, new_key, wanted_entries
+from smpctl.connection import HELLO_TIMEOUT_S, check_hello, decode, lost, our_hello, too_slow
+from smpctl.handing import Handing
+from smpctl.landing import Landing
+from smpctl.watching import Cursor, job_of
+
+T = TypeVar("T")
+
+
+class AsyncClient:
+    """A client of the daemon, an async context manager; its methods may run at the same time.
+
+    Args:
+        path: the control socket; found as ``smpctl.address.candidates`` says when None.
+
+    The methods, their arguments and their errors are those of :class:`smpctl.Client`; ``watch``, ``ls`` and
+    ``audit_lines`` are async iterators.
+    """
+
+    def __init__(self, path: str | None = None) -> None:
+        self._path = path
+        self._hello: c.Hello | None = None
+        self._caller: Caller | None = None
+        self._connecting = anyio.Lock()
+        self._release = anyio.Event()
+        self._group: anyio.abc.TaskGroup | None = None
+
+    async def __aenter__(self) -> Self:
+        self._group = anyio.create_task_group()
+        await self._group.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._group is not None
+        self._group.cancel_scope.cancel()
+        await self._group.__aexit__(None, None, None)  # the block's own exception goes on as it is, in no group
+
+    async def connect(self) -> c.Hello:
+        """Connect now, if need be, and return what the daemon said of itself."""
+        assert self._group is not None, "use it as: async with AsyncClient() as client"
+        async with self._connecting:
+            if self._caller is None or self._hello is None or not self._caller.alive:
+                sock = await anyio.to_thread.run_sync(connect, self._path)
+                channel = Channel(sock)
+                try:
+                    self._hello = await _greet(channel)
+                except BaseException:
+                    channel.close()
+                    raise
+                # The connection lives in a task of the client, since whoever asks first may be gone before others.
+                self._release.set()
+                self._release = anyio.Event()
+                self._caller = await self._group.start(_hold, channel, self._release)
+            return self._hello
+
+    @contextlib.asynccontextmanager
+    async def _open(self, request: Any) -> AsyncIterator[Exchange]:
+        await self.connect()
+        assert self._caller is not None
+        async with self._caller.open(request) as exchange:
+            yield exchange
+
+    async def _call(self, request: Any, kind: type[T], timeout: float = ANSWER_TIMEOUT_S) -> T:
+        try:
+            with anyio.fail_after(timeout):
+                async with self._open(request) as exchange:
+                    return await exchange.result(kind)
+        except TimeoutError:
+            raise too_slow(timeout) from None
+
+    # ── the box ──
+
+    async def status(self) -> c.Status:
+        """How the daemon is."""
+        return await self._call(c.StatusRequest(), c.Status)
+
+    async def doctor(self) -> list[c.Check]:
+        """What the box can and cannot do."""
+        return (await self._call(c.DoctorRequest(), c.Doctor, SLOW_TIMEOUT_S)).checks
+
+    async def processors(self) -> list[c.ProcessorInfo]:
+        """The processors that are loaded."""
+        return (await self._call(c.ProcessorsRequest(), c.Processors, SLOW_TIMEOUT_S)).processors
+
+    async def box_key(self) -> c.PublicKey:
+        """The public key of the box, to seal for it."""
+        return await self._call(c.BoxKey(), c.PublicKey)
+
+    # ── jobs ──
+
+    async def submit(
+        self, spec: c.GetSpec | c.RunSpec, *, key: str | None = None, priority: c.Priority = "normal"
+    ) -> c.JobView:
+        """Have a job accepted; asks once more, with the same key, if the connection breaks before the answer."""
+        request = c.Submit(spec, key or new_key(), priority)
+        try:
+            return await self._call(request, c.JobView)
+        except DaemonError as error:
+            if error.code != "daemon_down" or self._caller is None:
+                raise
+            return await self._call(request, c.JobView)
+
+    async def put(
+        self,
+        files: Paths,
+        target: str,
+        recipients: list[str],
+        *,
+        key: str | None = None,
+        priority: c.Priority = "normal",
+        progress: Progress | None = None,
+    ) -> c.JobView:
+        """Hand files over to be sealed and uploaded; returns once they are sealed in the spool."""
+        handing = iter(turns := await anyio.to_thread.run_sync(Handing, files, progress))
+        async with self._open(c.Submit(c.PutSpec(target, recipients), key or new_key(), priority)) as exchange:
+            with contextlib.suppress(anyio.EndOfStream):
+                while (turn := await anyio.to_thread.run_sync(next, handing, None)) is not None:
+                    message, fd = turn
+                    try:
+                        await exchange.send(message, [fd])
+                    finally:
+                        os.close(fd)
+                    while turns.must_wait:
+                        turns.sealed(await _message(exchange, c.Sealing))
+                while True:
+                    turns.sealed(await _message(exchange, c.Sealing))
+            return await exchange.result(c.JobView)
+
+    async def jobs(self, states: Iterable[c.JobState] = (), *, limit: int = 100) -> list[c.JobView]:
+        """Jobs, newest first."""
+        return (await self._call(c.JobsRequest(list(states), limit), c.Jobs)).jobs
+
+    async def job(self, id: str) -> c.JobView:  # noqa: A002 - the protocol's own name
+        """One job."""
+        return await self._call(c.JobRequest(id), c.JobView)
+
+    async def pause(self, id: str) -> c.JobView:  # noqa: A002
+        """Pause a job; what was fetched is kept."""
+        return await self._call(c.JobControl(id, "pause"), c.JobView)
+
+    async def resume(self, id: str) -> c.JobView:  # noqa: A002
+        """Let a paused job go on."""
+        return await self._call(c.JobControl(id, "resume"), c.JobView)
+
+    async def cancel(self, id: str) -> c.JobView:  # noqa: A002
+        """Cancel a job."""
+        return await self._call(c.JobControl(id, "cancel"), c.JobView)
+
+    async def watch(
+        self, since: int = 0, jobs: Iterable[str] = (), *, resume: bool = True, patience_s: float = 60.0
+    ) -> AsyncGenerator[c.Event, None]:
+        """Yield a snapshot of the jobs, then events; see :meth:`smpctl.Client.watch`.
+
+        Leave it early only through ``contextlib.aclosing``, as any async generator.
+        """
+        wanted = list(jobs)
+        cursor = Cursor(since, resume, patience_s)
+        while True:
+            try:
+                start = cursor.joined((await self.connect()).boot_id)
+                async with self._open(c.Watch(start, wanted)) as exchange:
+                    async for event in exchange.messages(c.Event):
+                        cursor.saw(event)
+                        yield event
+                return
+            except SmpError as error:
+                await anyio.sleep(cursor.after(error))
+
+    async def wait(
+        self,
+        id: str,  # noqa: A002
+        on_event: Callable[[c.JobView], Awaitable[object]] | None = None,
+        *,
+        patience_s: float = 60.0,
+    ) -> c.JobView:
+        """Wait until a job is final, across restarts of the daemon, and return it."""
+        async with contextlib.aclosing(self.watch(jobs=[id], patience_s=patience_s)) as events:
+            async for event in events:
+                job = job_of(event)
+                if job is not None and on_event is not None:
+                    await on_event(job)
+        return await self.job(id)
+
+    # ── remotes ──
+
+    async def remote_add(
+        self,
+        name: str,
+        config: c.AnyRemoteConfig,
+        *,
+        mode: c.Mode = "zero-knowledge",
+        secret: c.AnyRemoteSecret | None = None,
+    ) -> c.RemoteView:
+        """Keep a remote; its secret is sealed at rest."""
+        return await self._call(c.RemoteAdd(name, config, mode, secret), c.RemoteView)
+
+    async def remotes(self) -> list[c.RemoteView]:
+        """All remotes, without their secrets."""
+        return (await self._call(c.RemoteList(), c.Remotes)).remotes
+
+    async def remote_test(self, name: str) -> c.RemoteTested:
+        """Connect to a remote, log in and list."""
+        return await self._call(c.RemoteTest(name), c.RemoteTested, SLOW_TIMEOUT_S)
+
+    async def remote_remove(self, name: str) -> None:
+        """Forget a remote and its secret."""
+        await self._call(c.RemoteRemove(name), type(None))
+
+    async def ls(self, location: str, *, recursive: bool = True) -> AsyncGenerator[c.ObjectInfo, None]:
+        """Yield the objects below ``REMOTE:PREFIX``."""
+        async with self._open(c.ListObjects(location, recursive)) as exchange:
+            async for batch in _messages(exchange, c.Objects, SLOW_TIMEOUT_S):
+                for found in batch.objects:
+                    yield found
+
+    # ── vault ──
+
+    async def vault(self) -> list[c.VaultItem]:
+        """What is kept on the box, sealed."""
+        return (await self._call(c.VaultList(), c.Vault)).items
+
+    async def vault_entries(self, id: str) -> list[c.EntryView]:  # noqa: A002
+        """The names inside one item; opening its index is audited."""
+        return (await self._call(c.VaultEntries(id), c.Entries)).entries
+
+    async def vault_open(
+        self,
+        id: str,  # noqa: A002
+        dest: str | os.PathLike[str],
+        *,
+        names: Iterable[str] | None = None,
+        overwrite: bool = False,
+    ) -> list[c.EntryView]:
+        """Open an item in the clear into files below ``dest``; see :meth:`smpctl.Client.vault_open`."""
+        entries = wanted_entries(await self.vault_entries(id), names)
+        thread = anyio.to_thread.run_sync
+        landing = Landing(dest, overwrite=overwrite)
+        await thread(landing.__enter__)
+        try:
+            await thread(landing.plan, [entry.name for entry in entries])
+            for batch in batches(entries):
+                async with self._open(c.VaultOpen(id)) as exchange:
+                    for entry in batch:
+                        fd = await thread(landing.create, entry.name)
+                        try:
+                            await exchange.send(c.OpenInto(entry.name, last=entry is batch[-1]), [fd])
+                        finally:
+                            os.close(fd)
+                    await exchange.result(c.Entries)
+            await thread(landing.commit, {entry.name: entry.size for entry in entries})
+        finally:
+            with anyio.CancelScope(shield=True):
+                await thread(landing.__exit__)
+        return entries
+
+    async def vault_remove(self, id: str) -> None:  # noqa: A002
+        """Delete an item."""
+        await self._call(c.VaultRemove(id), type(None))
+
+    # ── trust and audit ──
+
+    async def trust_add(self, name: str, key: str, *, prefixes: Iterable[str] = (), until: float = 0.0) -> c.TrustView:
+        """Have the daemon believe a sender; ``key`` is a public key as text."""
+        return await self._call(c.TrustAdd(name, key, list(prefixes), until), c.TrustView)
+
+    async def trusted(self) -> list[c.TrustView]:
+        """The senders that the daemon knows, removed ones included."""
+        return (await self._call(c.TrustList(), c.Trusted)).senders
+
+    async def trust_remove(self, name: str) -> c.TrustView:
+        """Have the daemon stop believing a sender."""
+        return await self._call(c.TrustRemove(name), c.TrustView)
+
+    async def audit_read(self, since: int = 0) -> tuple[list[bytes], c.AuditProof]:
+        """Records from ``since`` on, as stored, one line each, and what is needed to verify them."""
+        lines: list[bytes] = []
+        async with self._open(c.AuditRead(since)) as exchange:
+            async for batch in _messages(exchange, c.AuditLines):
+                lines.extend(batch.lines)
+            return lines, await exchange.result(c.AuditProof)
+
+    async def audit_lines(self, since: int = 0) -> AsyncGenerator[bytes, None]:
+        """Yield the records alone, for a log that is too large to hold."""
+        async with self._open(c.AuditRead(since)) as exchange:
+            async for batch in _messages(exchange, c.AuditLines):
+                for line in batch.lines:
+                    yield line
+
+
+async def _greet(channel: Channel) -> c.Hello:
+    try:
+        with anyio.fail_after(HELLO_TIMEOUT_S):
+            await channel.send(FrameType.HELLO, 0, encode(our_hello()))
+            frame, fds = await channel.receive()
+    except TimeoutError:
+        raise too_slow(HELLO_TIMEOUT_S) from None
+    except (anyio.EndOfStream, anyio.BrokenResourceError):
+        raise lost() from None
+    close_all(fds)
+    if frame.type is not FrameType.HELLO or fds:
+        raise DaemonError("protocol", f"the peer began with {frame.type.name}", hint="is this smpd's socket?")
+    return check_hello(decode(frame.body, c.Hello))
+
+
+async def _hold(channel: Channel, release: anyio.Event, *, task_status: anyio.abc.TaskStatus[Caller]) -> None:
+    async with Caller(channel, lost=lost) as caller:
+        task_status.started(caller)
+        await release.wait()
+
+
+async def _messages(exchange: Exchange, kind: type[T], timeout: float = ANSWER_TIMEOUT_S) -> AsyncGenerator[T, None]:
+    """DATA until END, each within the time given."""
+    while True:
+        try:
+            with anyio.fail_after(timeout):
+                message = await _message(exchange, kind)
+        except TimeoutError:
+            raise too_slow(timeout) from None
+        except anyio.EndOfStream:
+            return
+        yield message
+
+
+async def _message(exchange: Exchange, kind: type[T]) -> T:
+    message, fds = await exchange.receive(kind)
+    if fds:
+        close_all(fds)
+        raise DaemonError("protocol", "smpd sent descriptors, which a client never takes")
+    return message

@@ -1,0 +1,328 @@
+"""The blocking client: one socket, one answer at a time, nothing imported beyond msgspec."""
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Self, TypeVar
+
+from smp_proto import control as c
+from smp_proto.errors import DaemonError, NotFoundError, SmpError
+from smpctl.connection import Connection, Exchange
+from smpctl.files import LocalFile
+from smpctl.watching import Cursor, job_of
+
+ANSWER_TIMEOUT_S = 60.0
+SLOW_TIMEOUT_S = 300.0  # starts a compute process, or waits for someone else's server
+FILES_PER_OPEN = 200  # a connection may have 256 descriptors that nobody took yet
+
+T = TypeVar("T")
+Progress = Callable[[int, int], None]
+Paths = Iterable[str | os.PathLike[str] | LocalFile]
+
+
+class Client:
+    """A client of the daemon, connected when first used; a context manager. One thread at a time.
+
+    Args:
+        path: the control socket; found as ``smpctl.address.candidates`` says when None.
+
+    Every method raises the daemon's own error (a subclass of ``SmpError``), or ``DaemonError``: ``daemon_down``
+    when nobody answers, ``protocol`` and ``protocol_version`` when the two sides do not fit.
+    """
+
+    def __init__(self, path: str | None = None) -> None:
+        self._path = path
+        self._connection: Connection | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection; jobs go on."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def connect(self) -> c.Hello:
+        """Connect now, if need be, and return what the daemon said of itself."""
+        if self._connection is None or not self._connection.alive:
+            self._connection = Connection(self._path)
+        return self._connection.hello
+
+    def _open(self, request: Any, timeout: float | None = ANSWER_TIMEOUT_S) -> Exchange:
+        self.connect()
+        assert self._connection is not None
+        return self._connection.open(request, timeout=timeout)
+
+    def _call(self, request: Any, kind: type[T], timeout: float | None = ANSWER_TIMEOUT_S) -> T:
+        with self._open(request, timeout) as exchange:
+            return exchange.result(kind)
+
+    # ── the box ──
+
+    def status(self) -> c.Status:
+        """How the daemon is."""
+        return self._call(c.StatusRequest(), c.Status)
+
+    def doctor(self) -> list[c.Check]:
+        """What the box can and cannot do; starts a compute process if none runs."""
+        return self._call(c.DoctorRequest(), c.Doctor, SLOW_TIMEOUT_S).checks
+
+    def processors(self) -> list[c.ProcessorInfo]:
+        """The processors that are loaded; starts a compute process if none runs."""
+        return self._call(c.ProcessorsRequest(), c.Processors, SLOW_TIMEOUT_S).processors
+
+    def box_key(self) -> c.PublicKey:
+        """The public key of the box, to seal for it."""
+        return self._call(c.BoxKey(), c.PublicKey)
+
+    # ── jobs ──
+
+    def submit(
+        self, spec: c.GetSpec | c.RunSpec, *, key: str | None = None, priority: c.Priority = "normal"
+    ) -> c.JobView:
+        """Have a job accepted; for a put see :meth:`put`.
+
+        ``key`` makes it idempotent: the same key again returns the same job. One is made up when None, and serves
+        to ask once more if the connection breaks before the answer.
+        """
+        request = c.Submit(spec, key or new_key(), priority)
+        try:
+            return self._call(request, c.JobView)
+        except DaemonError as error:
+            if error.code != "daemon_down" or self._connection is None:
+                raise
+            return self._call(request, c.JobView)
+
+    def put(
+        self,
+        files: Paths,
+        target: str,
+        recipients: list[str],
+        *,
+        key: str | None = None,
+        priority: c.Priority = "normal",
+        progress: Progress | None = None,
+    ) -> c.JobView:
+        """Hand files over to be sealed and uploaded; returns once they are sealed in the spool.
+
+        Args:
+            files: paths (folders are walked) or ``LocalFile`` with names of their own.
+            target: ``REMOTE:PATH``.
+            recipients: public keys as text.
+            key: as for :meth:`submit`; without one a broken connection is not tried again.
+            priority: of the upload.
+            progress: called with bytes sealed and bytes in all.
+        """
+        from smpctl.handing import Handing  # noqa: PLC0415 - only a put pays for it
+
+        handing = Handing(files, progress)
+        request = c.Submit(c.PutSpec(target, recipients), key or new_key(), priority)
+        with self._open(request, None) as exchange:
+            for message, fd in handing:
+                try:
+                    exchange.send(message, [fd])
+                finally:
+                    os.close(fd)
+                while handing.must_wait and (sealing := exchange.receive(c.Sealing)) is not None:
+                    handing.sealed(sealing)
+            for sealing in exchange.messages(c.Sealing):
+                handing.sealed(sealing)
+            return exchange.result(c.JobView)
+
+    def jobs(self, states: Iterable[c.JobState] = (), *, limit: int = 100) -> list[c.JobView]:
+        """Jobs, newest first."""
+        return self._call(c.JobsRequest(list(states), limit), c.Jobs).jobs
+
+    def job(self, id: str) -> c.JobView:  # noqa: A002 - the protocol's own name
+        """One job."""
+        return self._call(c.JobRequest(id), c.JobView)
+
+    def pause(self, id: str) -> c.JobView:  # noqa: A002
+        """Pause a job; what was fetched is kept."""
+        return self._call(c.JobControl(id, "pause"), c.JobView)
+
+    def resume(self, id: str) -> c.JobView:  # noqa: A002
+        """Let a paused job go on."""
+        return self._call(c.JobControl(id, "resume"), c.JobView)
+
+    def cancel(self, id: str) -> c.JobView:  # noqa: A002
+        """Cancel a job."""
+        return self._call(c.JobControl(id, "cancel"), c.JobView)
+
+    def watch(
+        self, since: int = 0, jobs: Iterable[str] = (), *, resume: bool = True, patience_s: float = 60.0
+    ) -> Iterator[c.Event]:
+        """Yield a snapshot of the jobs, then events; :func:`smpctl.job_of` gives the job of an event.
+
+        Args:
+            since: go on after this sequence number; 0 for the snapshot.
+            jobs: only these; the iterator then ends when all are final. Empty for all, without an end.
+            resume: go on after ``lagged`` and across a restart of the daemon, which sends a snapshot again.
+            patience_s: how long the daemon may be away.
+        """
+        wanted = list(jobs)
+        cursor = Cursor(since, resume, patience_s)
+        while True:
+            try:
+                start = cursor.joined(self.connect().boot_id)
+                with self._open(c.Watch(start, wanted), None) as exchange:
+                    for event in exchange.messages(c.Event):
+                        cursor.saw(event)
+                        yield event
+                return
+            except SmpError as error:
+                time.sleep(cursor.after(error))
+
+    def wait(
+        self,
+        id: str,  # noqa: A002
+        on_event: Callable[[c.JobView], None] | None = None,
+        *,
+        patience_s: float = 60.0,
+    ) -> c.JobView:
+        """Wait until a job is final, across restarts of the daemon, and return it; its ``error`` says if it failed."""
+        for event in self.watch(jobs=[id], patience_s=patience_s):
+            job = job_of(event)
+            if job is not None and on_event is not None:
+                on_event(job)
+        return self.job(id)
+
+    # ── remotes ──
+
+    def remote_add(
+        self,
+        name: str,
+        config: c.AnyRemoteConfig,
+        *,
+        mode: c.Mode = "zero-knowledge",
+        secret: c.AnyRemoteSecret | None = None,
+    ) -> c.RemoteView:
+        """Keep a remote; its secret is sealed at rest."""
+        return self._call(c.RemoteAdd(name, config, mode, secret), c.RemoteView)
+
+    def remotes(self) -> list[c.RemoteView]:
+        """All remotes, without their secrets."""
+        return self._call(c.RemoteList(), c.Remotes).remotes
+
+    def remote_test(self, name: str) -> c.RemoteTested:
+        """Connect to a remote, log in and list."""
+        return self._call(c.RemoteTest(name), c.RemoteTested, SLOW_TIMEOUT_S)
+
+    def remote_remove(self, name: str) -> None:
+        """Forget a remote and its secret."""
+        self._call(c.RemoteRemove(name), type(None))
+
+    def ls(self, location: str, *, recursive: bool = True) -> Iterator[c.ObjectInfo]:
+        """Yield the objects below ``REMOTE:PREFIX``."""
+        with self._open(c.ListObjects(location, recursive), SLOW_TIMEOUT_S) as exchange:
+            for batch in exchange.messages(c.Objects):
+                yield from batch.objects
+
+    # ── vault ──
+
+    def vault(self) -> list[c.VaultItem]:
+        """What is kept on the box, sealed."""
+        return self._call(c.VaultList(), c.Vault).items
+
+    def vault_entries(self, id: str) -> list[c.EntryView]:  # noqa: A002
+        """The names inside one item; opening its index is audited."""
+        return self._call(c.VaultEntries(id), c.Entries).entries
+
+    def vault_open(
+        self,
+        id: str,  # noqa: A002
+        dest: str | os.PathLike[str],
+        *,
+        names: Iterable[str] | None = None,
+        overwrite: bool = False,
+    ) -> list[c.EntryView]:
+        """Open an item in the clear into files below ``dest``, made with the caller's own rights.
+
+        The files get their names once the daemon has verified the whole object; until then, and after a failure,
+        there is none. An object of over 200 entries is opened in several goes.
+
+        Args:
+            id: of the item.
+            dest: a folder, made if need be.
+            names: only these entries; None for all.
+            overwrite: whether files of the same names may be replaced.
+
+        Raises:
+            UsageError: ``bad_name``; an entry's name leads elsewhere.
+            StateError: ``exists``.
+        """
+        from smpctl.landing import Landing  # noqa: PLC0415 - only an export pays for it
+
+        entries = wanted_entries(self.vault_entries(id), names)
+        with Landing(dest, overwrite=overwrite) as landing:
+            landing.plan(entry.name for entry in entries)
+            for batch in batches(entries):
+                with self._open(c.VaultOpen(id), None) as exchange:
+                    for entry in batch:
+                        fd = landing.create(entry.name)
+                        try:
+                            exchange.send(c.OpenInto(entry.name, last=entry is batch[-1]), [fd])
+                        finally:
+                            os.close(fd)
+                    exchange.result(c.Entries)
+            landing.commit({entry.name: entry.size for entry in entries})
+        return entries
+
+    def vault_remove(self, id: str) -> None:  # noqa: A002
+        """Delete an item."""
+        self._call(c.VaultRemove(id), type(None))
+
+    # ── trust and audit ──
+
+    def trust_add(self, name: str, key: str, *, prefixes: Iterable[str] = (), until: float = 0.0) -> c.TrustView:
+        """Have the daemon believe a sender; ``key`` is a public key as text."""
+        return self._call(c.TrustAdd(name, key, list(prefixes), until), c.TrustView)
+
+    def trusted(self) -> list[c.TrustView]:
+        """The senders that the daemon knows, removed ones included."""
+        return self._call(c.TrustList(), c.Trusted).senders
+
+    def trust_remove(self, name: str) -> c.TrustView:
+        """Have the daemon stop believing a sender."""
+        return self._call(c.TrustRemove(name), c.TrustView)
+
+    def audit_read(self, since: int = 0) -> tuple[list[bytes], c.AuditProof]:
+        """Records from ``since`` on, as stored, one line each, and what is needed to verify them."""
+        lines: list[bytes] = []
+        with self._open(c.AuditRead(since)) as exchange:
+            for batch in exchange.messages(c.AuditLines):
+                lines.extend(batch.lines)
+            return lines, exchange.result(c.AuditProof)
+
+    def audit_lines(self, since: int = 0) -> Iterator[bytes]:
+        """Yield the records alone, for a log that is too large to hold."""
+        with self._open(c.AuditRead(since)) as exchange:
+            for batch in exchange.messages(c.AuditLines):
+                yield from batch.lines
+
+
+def new_key() -> str:
+    """A fresh idempotency key."""
+    return os.urandom(16).hex()
+
+
+def wanted_entries(entries: list[c.EntryView], names: Iterable[str] | None) -> list[c.EntryView]:
+    """The entries asked for; ``no_such_file`` for a name that is not there."""
+    if names is None:
+        return entries
+    wanted = set(names)
+    missing = wanted - {entry.name for entry in entries}
+    if missing:
+        hint = "see the names with: smpctl vault ls ID"
+        raise NotFoundError("no_such_file", f"no entry is named {min(missing)}", hint=hint)
+    return [entry for entry in entries if entry.name in wanted]
+
+
+def batches(entries: list[c.EntryView]) -> Iterator[list[c.EntryView]]:
+    """As many entries as may be open at once on both sides."""
+    for start in range(0, len(entries), FILES_PER_OPEN):
+        yield entries[start : start + FILES_PER_OPEN]

@@ -1,0 +1,105 @@
+"""The audit log: read it, and verify it here, with nothing of the daemon's but its records."""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import click
+import msgspec
+
+from smp_proto.audit.note import VerifierKey, iter_notes
+from smp_proto.audit.verify import AuditReport, verify_log
+from smp_proto.errors import NotFoundError, UsageError
+from smpctl.render import facts, plain
+from smpctl.session import Session, VerbGroup
+
+LOG_NAME, NOTES_NAME = "audit.jsonl", "checkpoints"
+
+
+@click.group(cls=VerbGroup)
+def audit() -> None:
+    """The audit log."""
+
+
+@audit.command()
+@click.option("-n", "count", default=20, show_default=True, type=click.IntRange(1), help="So many of the last.")
+def tail(session: Session, count: int) -> None:
+    """The last records."""
+    since = max(0, session.client.status().audit_size - count)
+    for line in session.client.audit_lines(since):
+        record: dict[str, Any] = msgspec.json.decode(line)
+        session.show(record, lambda each=record: click.echo(_line(each)))  # type: ignore[misc]
+
+
+def _line(record: dict[str, Any]) -> str:
+    parts = [f"{record.get('seq', ''):>8}", record.get("time", ""), record.get("event", ""), record.get("actor", "")]
+    details = [f"{name}={value}" for name, value in record.get("fields", {}).items()]
+    more = [str(record[name]) for name in ("job", "outcome") if record.get(name)]
+    return plain("  ".join([*map(str, parts), " ".join([*more, *details])]).rstrip())
+
+
+@audit.command()
+@click.option("--dir", "folder", metavar="DIR", help="Verify the files of a log instead of asking a daemon.")
+@click.option("--key", "key_file", metavar="FILE", help="The log's public keys, kept elsewhere, one a line.")
+@click.option("--checkpoint", metavar="FILE", help="A checkpoint that was kept elsewhere.")
+def verify(session: Session, folder: str | None, key_file: str | None, checkpoint: str | None) -> None:
+    """Verify the whole log against its checkpoints, on this side of the socket.
+
+    Without --key the log's own word for its key is taken. Only a --checkpoint kept where the log's keeper could
+    not change it shows that the log was not rewritten and signed again.
+    """
+    outside = _read(checkpoint) if checkpoint else None
+    keys = [VerifierKey.parse(line) for line in _read(key_file).decode("utf-8", "replace").split()] if key_file else []
+    if folder:
+        if not keys:
+            hint = "smpctl audit verify prints it on the log's box; keep it in a file"
+            raise UsageError("bad_request", "the files of a log do not hold its public key: add --key", hint=hint)
+        notes = list(iter_notes(_read(os.path.join(folder, NOTES_NAME)).splitlines(keepends=True)))
+        lines = _lines(os.path.join(folder, LOG_NAME))
+    else:
+        lines, notes, own = _from_daemon(session)
+        keys = keys or [own]
+    report = verify_log(lines, notes, keys, outside)
+    session.show(report, lambda: _report(report, keys, outside=outside is not None))
+
+
+def _report(report: AuditReport, keys: list[VerifierKey], *, outside: bool) -> None:
+    against = "and against the checkpoint given" if outside else "not against one kept elsewhere: --checkpoint FILE"
+    facts(
+        [
+            ("log", f"{report.size} records, whole and in order"),
+            ("checked", f"against {report.checkpoints_ok} checkpoints of its own, {against}"),
+            ("covered", f"{report.covered} records"),
+            ("root", report.root.hex()),
+            *[("key", str(key)) for key in keys],
+            *[("note", finding) for finding in report.findings],
+        ]
+    )
+
+
+def _from_daemon(session: Session) -> tuple[Iterator[bytes], list[bytes], VerifierKey]:
+    # Checkpoints first: what is written meanwhile is then only not yet covered by one.
+    _, proof = session.client.audit_read(session.client.status().audit_size)
+    lines = (line.removesuffix(b"\n") + b"\n" for line in session.client.audit_lines())
+    return lines, [note.encode() for note in proof.checkpoints], VerifierKey(proof.origin, proof.public_key)
+
+
+def _lines(path: str) -> Iterator[bytes]:
+    try:
+        with open(path, "rb") as file:
+            yield from file
+    except OSError as error:
+        raise _unreadable(path, error) from None
+
+
+def _read(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: str, error: OSError) -> NotFoundError:
+    reason = (error.strerror or str(error)).lower()
+    return NotFoundError("no_such_file", f"{path} cannot be read: {reason}", hint="check the path")

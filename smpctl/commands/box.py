@@ -1,0 +1,128 @@
+"""The box itself: status, doctor, processors, and what is shown when nothing is asked."""
+
+import click
+
+from smp_proto.control import Check, ProcessorInfo, Status
+from smp_proto.errors import DaemonError, NotFoundError
+from smpctl.render import duration, facts, plain, size, state, table
+from smpctl.session import Session, verb
+
+
+@verb()
+def status(session: Session) -> None:
+    """How the daemon is."""
+    found = session.client.status()
+    session.show(found, lambda: _status(found))
+
+
+def _status(found: Status) -> None:
+    jobs = ", ".join(f"{count} {name}" for name, count in found.jobs.items() if count) or "none"
+    facts(
+        [
+            ("smpd", f"{found.version}, process {found.pid}, up {duration(found.uptime_s)}"),
+            ("you are", found.role),
+            ("box key", found.fingerprint),
+            ("jobs", jobs),
+            ("remotes", ", ".join(found.remotes) or "none; add one with: smpctl remote add"),
+            ("vault", f"{found.vault_items} items, {size(found.free_bytes)} free in {found.state_dir}"),
+            ("audit", f"{found.audit_size} records, {'ok' if found.audit_ok else 'BROKEN: smpctl audit verify'}"),
+            ("memory", f"{size(found.peak_rss_bytes)} at most"),
+        ]
+    )
+    if found.workers:
+        click.echo()
+        rows = [
+            (
+                worker.role,
+                worker.label,
+                str(worker.pid),
+                worker.state,
+                str(worker.restarts),
+                size(worker.peak_rss_bytes),
+            )
+            for worker in found.workers
+        ]
+        table(("worker", "for", "process", "state", "restarts", "memory"), rows, right=(2, 4, 5))
+
+
+@verb()
+def doctor(session: Session) -> int:
+    """What this box can and cannot do. Fails (exit code 8) when a check fails."""
+    checks = session.client.doctor()
+    session.show(checks, lambda: _checks(checks))
+    return 8 if any(check.state == "fail" for check in checks) else 0
+
+
+def _checks(checks: list[Check]) -> None:
+    width = max((len(check.name) for check in checks), default=0)
+    for check in checks:
+        click.echo(f"{state(check.state)}{' ' * (5 - len(check.state))} {check.name.ljust(width)}  {plain(check.text)}")
+        if check.hint and check.state != "ok":
+            click.echo(f"      {' ' * width}  hint: {plain(check.hint)}")
+
+
+@verb()
+@click.argument("name", required=False)
+def processors(session: Session, name: str | None) -> None:
+    """The processors that are loaded; with a NAME, its parameters."""
+    found = [each for each in session.client.processors() if name in (None, each.name)]
+    if name and not found:
+        raise NotFoundError("no_such_processor", f"no processor is named {name}", hint="list them: smpctl processors")
+    session.show(found, lambda: _processor(found[0]) if name else _processors(found))
+
+
+def _processors(found: list[ProcessorInfo]) -> None:
+    rows = [(each.name, each.accepts, each.distribution, each.summary) for each in found]
+    table(("name", "accepts", "from", "what it does"), rows)
+
+
+def _processor(info: ProcessorInfo) -> None:
+    takes = "all entries at once" if info.group else "windows of an entry" if info.stream else "one entry"
+    facts(
+        [
+            ("name", info.name),
+            ("does", info.summary),
+            ("accepts", f"{info.accepts}, {takes}"),
+            ("from", info.distribution),
+        ]
+    )
+    required = set(info.params.get("required", []))
+    properties: dict[str, dict[str, object]] = info.params.get("properties", {})
+    for name, schema in properties.items():
+        kind = plain(str(schema.get("type", "value")))
+        default = "required" if name in required else f"default {plain(str(schema.get('default')))}"
+        click.echo(f"  -p {plain(name)}=…  {kind}, {default}")
+
+
+def overview(session: Session) -> None:
+    """What to type next."""
+    try:
+        found = session.client.status()
+    except DaemonError as error:
+        if session.as_json:
+            raise
+        click.echo(f"{error.message}\n  {error.hint}\n\nWithout a daemon you can make keys, seal and open files:\n")
+        steps = [("smpctl keys new NAME", "make a key"), ("smpctl seal FILE -o FILE.smp --to KEY", "seal for someone")]
+    else:
+        if session.as_json:
+            session.json_line(found)
+            return
+        click.echo(f"smpd {found.version} is up; you are {found.role}\n")
+        steps = _steps(found)
+    facts([(f"  {command}", what) for command, what in [*steps, ("smpctl --help", "all commands")]])
+
+
+def _steps(found: Status) -> list[tuple[str, str]]:
+    if not found.remotes:
+        return [
+            ("smpctl remote add NAME s3://BUCKET", "say where your objects are"),
+            ("smpctl keys export --box", "the key to seal for this box"),
+            ("smpctl doctor", "what this box can do"),
+        ]
+    remote = found.remotes[0]
+    return [
+        (f"smpctl ls {remote}:", "what is there"),
+        (f"smpctl get {remote}:PATH", "bring an object into the vault"),
+        (f"smpctl run PROCESSOR {remote}:PATH", "work on one"),
+        ("smpctl jobs", "what is going on"),
+    ]

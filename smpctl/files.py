@@ -1,0 +1,110 @@
+"""The person's own files on their way in: found, named, opened. Symbolic links are never followed."""
+
+import os
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+from smp_proto.errors import NotFoundError, ResourceError, UsageError
+
+HEAD_BYTES = 132  # enough for the magic of every media type, DICOM's being the last
+
+
+class LocalFile(NamedTuple):
+    """A file and the name of its entry: relative, with ``/`` between components."""
+
+    name: str
+    path: str
+
+    def open(self) -> tuple[int, int]:
+        """A descriptor open for reading, which the caller closes, and the size in bytes.
+
+        Raises:
+            NotFoundError: ``no_such_file``; it is not there, may not be read, or is no regular file.
+        """
+        try:
+            # NONBLOCK: a pipe put here since must not hold us.
+            fd = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as error:
+            raise _unreadable(self.path, error) from None
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode):
+            os.close(fd)
+            raise NotFoundError("no_such_file", f"{self.path} is no regular file", hint="name files or folders")
+        return fd, found.st_size
+
+
+def collect(
+    paths: Iterable[str | os.PathLike[str] | LocalFile], *, skipped: Callable[[str], None] | None = None
+) -> list[LocalFile]:
+    """Files with the names of their entries; folders are walked, in order.
+
+    A file is named by its last component, what is below a folder by the folder's name and the path below it.
+
+    Args:
+        paths: files, folders, or files that are named already.
+        skipped: is told of each symbolic link, pipe, device and socket below a folder.
+
+    Raises:
+        NotFoundError: ``no_such_file``.
+        UsageError: ``bad_request`` when there is nothing or two files would have one name, ``bad_name``.
+    """
+    files: list[LocalFile] = []
+    for each in paths:
+        if isinstance(each, LocalFile):
+            files.append(each)
+        else:
+            files.extend(_below(os.fspath(each), skipped or (lambda _path: None)))
+    if not files:
+        raise UsageError("bad_request", "there is no file in what was named", hint="name at least one file")
+    seen: dict[str, str] = {}
+    for file in files:
+        try:
+            file.name.encode()
+        except UnicodeEncodeError:
+            hint = "rename it; entry names are UTF-8"
+            raise UsageError("bad_name", f"the name of {file.path!r} is not UTF-8", hint=hint) from None
+        if seen.setdefault(file.name, file.path) != file.path:
+            message = f"{seen[file.name]} and {file.path} would both be named {file.name}"
+            raise UsageError("bad_request", message, hint="name the folder above them instead")
+    return files
+
+
+def _below(path: str, skipped: Callable[[str], None]) -> Iterator[LocalFile]:
+    try:
+        found = os.lstat(path)
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    if stat.S_ISREG(found.st_mode):
+        yield LocalFile(os.path.basename(path), path)
+    elif stat.S_ISDIR(found.st_mode):
+        # The folder itself names what is below it, also when it is written as "." or "..".
+        yield from _walk(path, os.path.basename(os.path.abspath(path)), skipped)
+    else:
+        what = "a symbolic link" if stat.S_ISLNK(found.st_mode) else "no file or folder"
+        raise UsageError("bad_request", f"{path} is {what}", hint="name the file that it stands for")
+
+
+def _walk(folder: str, prefix: str, skipped: Callable[[str], None]) -> Iterator[LocalFile]:
+    try:
+        with os.scandir(folder) as entries:
+            ordered = sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        raise _unreadable(folder, error) from None
+    for entry in ordered:
+        name = f"{prefix}/{entry.name}" if prefix else entry.name
+        if entry.is_dir(follow_symlinks=False):
+            yield from _walk(entry.path, name, skipped)
+        elif entry.is_file(follow_symlinks=False):
+            yield LocalFile(name, entry.path)
+        else:
+            skipped(entry.path)
+
+
+def _unreadable(path: str, error: OSError) -> NotFoundError | ResourceError:
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return NotFoundError("no_such_file", f"{path} does not exist", hint="check the path")
+    reason = (error.strerror or str(error)).lower()
+    if isinstance(error, PermissionError) or error.errno in (40, 20):
+        return NotFoundError("no_such_file", f"{path} cannot be read: {reason}", hint="check its owner and mode")
+    return ResourceError("disk_failed", f"{path} cannot be read: {reason}")

@@ -1,0 +1,231 @@
+"""Where opened entries land: files that appear below one folder whole and verified, or not at all.
+
+The names come from others. Each is checked, and each component is opened from the one above it without following
+a link, so that nothing is written outside the folder, whatever is planted in it.
+"""
+
+import os
+import secrets
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Self
+
+from smp_proto.errors import IntegrityError, ResourceError, SmpError, StateError, UsageError
+from smp_proto.sealed.entries import NameSet
+
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Landing:
+    """Files below ``dest`` that get their names together, by :meth:`commit`; a context manager.
+
+    Leaving it without a commit removes everything it made.
+
+    Args:
+        dest: a folder, made if it is not there (the folder above it must be).
+        overwrite: whether files of the same names may be replaced.
+    """
+
+    def __init__(self, dest: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        self._dest = os.fspath(dest)
+        self._overwrite = overwrite
+        self._root = -1
+        self._made_dest = False
+        self._folders: list[str] = []
+        self._parts: dict[str, str] = {}
+
+    def __enter__(self) -> Self:
+        try:
+            os.mkdir(self._dest, 0o700)
+            self._made_dest = True
+        except FileExistsError:
+            pass
+        except OSError as error:
+            raise disk_error(self._dest, error) from None
+        try:
+            self._root = os.open(self._dest, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise disk_error(self._dest, error) from None
+        return self
+
+    def plan(self, names: Iterable[str]) -> None:
+        """Check all names before anything is written.
+
+        Raises:
+            UsageError: ``bad_name``; a name that leads elsewhere, or two that one file system cannot tell apart.
+            StateError: ``exists``; a file is there and is not to be replaced.
+        """
+        seen = NameSet()
+        for name in names:
+            try:
+                seen.add(name)
+            except ValueError as error:
+                shown = ascii(name if len(name) <= 80 else name[:80] + "...")
+                message = f"the entry {shown} cannot be made into a file: {error}"
+                raise UsageError("bad_name", message, hint="nothing was written; ask its sender") from None
+            if not self._overwrite and self._exists(name):
+                hint = "choose another folder, or add --force to replace it"
+                raise StateError("exists", f"{self._dest}/{name} exists", hint=hint)
+
+    def create(self, name: str) -> int:
+        """A descriptor for a new, empty file that will be ``name``; the caller closes it."""
+        *folders, _last = name.split("/")
+        parent = self._descend(folders, make=True)
+        part = f".smp-{secrets.token_hex(8)}.part"
+        try:
+            fd = os.open(part, _NEW_FILE, 0o600, dir_fd=parent)
+        except OSError as error:
+            raise disk_error(f"{self._dest}/{name}", error) from None
+        finally:
+            os.close(parent)
+        self._parts[name] = part
+        return fd
+
+    def commit(self, sizes: dict[str, int]) -> None:
+        """Give every file its name.
+
+        Args:
+            sizes: how many bytes each must have.
+
+        Raises:
+            IntegrityError: ``truncated``; a file is not as long as it should be. None keeps its name then.
+        """
+        touched: set[tuple[str, ...]] = {()}
+        for name, part in self._parts.items():
+            folders = name.split("/")[:-1]
+            touched.update(tuple(folders[:depth]) for depth in range(1, len(folders) + 1))
+            parent = self._descend(folders, make=False)
+            try:
+                _settle(parent, part, name, sizes[name])
+            finally:
+                os.close(parent)
+        while self._parts:
+            name, part = next(iter(self._parts.items()))
+            self._name(name, part)
+            del self._parts[name]
+        for folders_touched in touched:
+            fd = self._descend(folders_touched, make=False)
+            os.fsync(fd)
+            os.close(fd)
+        self._folders.clear()
+        self._made_dest = False
+
+    def __exit__(self, *_: object) -> None:
+        if self._root < 0:
+            return
+        for name, part in self._parts.items():
+            with suppress(OSError, SmpError):
+                parent = self._descend(name.split("/")[:-1], make=False)
+                try:
+                    os.unlink(part, dir_fd=parent)
+                finally:
+                    os.close(parent)
+        for folder in reversed(self._folders):
+            with suppress(OSError):
+                os.rmdir(folder, dir_fd=self._root)
+        os.close(self._root)
+        if self._made_dest:
+            with suppress(OSError):
+                os.rmdir(self._dest)
+
+    def _descend(self, folders: Iterable[str], *, make: bool) -> int:
+        """A descriptor of a folder below the root, one component at a time."""
+        fd, path = os.dup(self._root), ""
+        for component in folders:
+            path = f"{path}/{component}".lstrip("/")
+            try:
+                if make:
+                    with suppress(FileExistsError):
+                        os.mkdir(component, 0o700, dir_fd=fd)
+                        self._folders.append(path)
+                below = os.open(component, _FOLDER, dir_fd=fd)
+            except OSError as error:
+                raise disk_error(f"{self._dest}/{path}", error) from None
+            finally:
+                os.close(fd)
+            fd = below
+        return fd
+
+    def _exists(self, name: str) -> bool:
+        *folders, last = name.split("/")
+        try:
+            parent = self._descend(folders, make=False)
+        except StateError:
+            raise
+        except SmpError:
+            return False
+        try:
+            os.lstat(last, dir_fd=parent)
+        except OSError:
+            return False
+        finally:
+            os.close(parent)
+        return True
+
+    def _name(self, name: str, part: str) -> None:
+        *folders, last = name.split("/")
+        parent = self._descend(folders, make=False)
+        try:
+            if self._overwrite:
+                os.replace(part, last, src_dir_fd=parent, dst_dir_fd=parent)
+                return
+            rename_new(part, last, parent)
+        except OSError as error:
+            raise disk_error(f"{self._dest}/{name}", error) from None
+        finally:
+            os.close(parent)
+
+
+def rename_new(source: str, target: str, folder: int) -> None:
+    """Rename within a folder, refusing to replace: a hard link is the only way that checks and acts at once.
+
+    Raises:
+        FileExistsError: the target is there.
+    """
+    try:
+        os.link(source, target, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        if _is_there(target, folder):
+            raise FileExistsError(17, "file exists") from None
+        os.rename(source, target, src_dir_fd=folder, dst_dir_fd=folder)
+        return
+    os.unlink(source, dir_fd=folder)
+
+
+def _is_there(name: str, folder: int) -> bool:
+    try:
+        os.lstat(name, dir_fd=folder)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _settle(parent: int, part: str, name: str, size: int) -> None:
+    fd = os.open(part, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+    try:
+        found = os.fstat(fd).st_size
+        if found != size:
+            message = f"{name} came out as {found} bytes instead of {size}"
+            raise IntegrityError("truncated", message, hint="try again; nothing was kept")
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def disk_error(path: str, error: OSError) -> SmpError:
+    """What an error of the file system means for a file to be written."""
+    reason = (error.strerror or str(error)).lower()
+    if isinstance(error, FileExistsError):
+        return StateError("exists", f"{path} exists", hint="choose another folder, or add --force to replace it")
+    if error.errno in (20, 40):  # ENOTDIR, ELOOP: what O_NOFOLLOW says of a link
+        message = f"{path} is a link or a file where a folder should be"
+        return StateError("exists", message, hint="choose an empty folder")
+    if isinstance(error, FileNotFoundError):
+        folder = os.path.dirname(path) or path
+        return ResourceError("disk_failed", f"{path} cannot be written: there is no such folder", hint=f"make {folder}")
+    if error.errno in (28, 122):  # ENOSPC, EDQUOT
+        return ResourceError("disk_full", f"{path} cannot be written: {reason}", hint="free some space")
+    return ResourceError("disk_failed", f"{path} cannot be written: {reason}", hint="check the folder's owner and mode")

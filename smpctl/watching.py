@@ -1,0 +1,77 @@
+"""What both clients do alike: the state of a resumable watch, and the job inside an event."""
+
+import msgspec
+
+from smp_proto.control import Event, JobView
+from smp_proto.errors import DaemonError, SmpError
+
+RECONNECT_FIRST_S = 0.25
+RECONNECT_MAX_S = 5.0
+
+
+def job_of(event: Event) -> JobView | None:
+    """The job that an event is about; None for an event of another kind.
+
+    Raises:
+        DaemonError: ``protocol``; the body is no job.
+    """
+    if event.kind not in ("snapshot", "job"):
+        return None
+    try:
+        return msgspec.msgpack.decode(event.body, type=JobView)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise DaemonError("protocol", f"an event does not fit the protocol: {error}") from None
+
+
+class Cursor:
+    """Where a watch goes on after it broke.
+
+    Args:
+        since: the sequence number to begin after; 0 for a snapshot.
+        resume: whether to go on at all.
+        patience_s: how long a daemon may be away.
+    """
+
+    def __init__(self, since: int, resume: bool, patience_s: float) -> None:
+        self.since = since
+        self._resume = resume
+        self._patience_s = patience_s
+        self._boot_id = ""
+        self._waited_s = 0.0
+        self._delay_s = RECONNECT_FIRST_S
+        self._lags = 0
+
+    def joined(self, boot_id: str) -> int:
+        """A connection is there; the number to ask from. Another boot of the daemon counts from the start again."""
+        if self._boot_id and boot_id != self._boot_id:
+            self.since = 0
+        self._boot_id = boot_id
+        return self.since
+
+    def saw(self, event: Event) -> None:
+        """An event came."""
+        self.since = max(self.since, event.seq)
+        self._lags, self._waited_s, self._delay_s = 0, 0.0, RECONNECT_FIRST_S
+
+    def after(self, error: SmpError) -> float:
+        """Seconds to wait before going on.
+
+        Raises:
+            SmpError: the error itself, when it is not to be resumed from or the daemon is away for too long.
+        """
+        if not self._resume or error.code not in ("lagged", "daemon_down") or not error.retryable:
+            raise error
+        if error.code == "lagged":
+            # Too old even from where we were told to go on: begin again with a snapshot.
+            self._lags += 1
+            if self._lags > 2:
+                raise error
+            told = error.details.get("since")
+            self.since = told if self._lags == 1 and isinstance(told, int) else 0
+            return 0.0
+        if self._waited_s >= self._patience_s:
+            raise error
+        delay = self._delay_s
+        self._waited_s += delay
+        self._delay_s = min(RECONNECT_MAX_S, delay * 2)
+        return delay

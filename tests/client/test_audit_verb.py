@@ -1,0 +1,101 @@
+"""``audit tail`` and ``audit verify`` against logs that verify and logs that do not."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+from client.conftest import Smpctl
+from client.standin import StandIn, status
+from nacl.signing import SigningKey
+
+from smp_proto import aio
+from smp_proto import control as c
+from smp_proto.audit.merkle import leaf_hash, root_of
+from smp_proto.audit.note import Checkpoint, VerifierKey, sign_note
+from smp_proto.audit.record import AuditRecord, encode_line, format_time
+
+SIGNER = SigningKey(bytes(32))
+KEY = VerifierKey("box.example/audit", bytes(SIGNER.verify_key))
+
+
+def lines_of(count: int, actor: str = "ann(1000)") -> list[bytes]:
+    """A log of records."""
+    return [
+        encode_line(
+            AuditRecord(number, format_time(1e9 + number), "object.open", actor, "", "", "ok", {"n": number}, "")
+        )
+        for number in range(count)
+    ]
+
+
+def checkpoint(lines: list[bytes]) -> bytes:
+    """A signed checkpoint over them."""
+    root = root_of(leaf_hash(line[:-1]) for line in lines)
+    return sign_note(Checkpoint(KEY.name, len(lines), root).text(), KEY, lambda data: SIGNER.sign(data).signature)
+
+
+def keep(daemon: StandIn, lines: list[bytes], *, newlines: bool = True) -> None:
+    """Have the stand-in hold a log with one checkpoint over all of it."""
+
+    async def answer(request: c.AuditRead, exchange: aio.Exchange) -> c.AuditProof:
+        wanted = [line if newlines else line[:-1] for line in lines[request.since :]]
+        for start in range(0, len(wanted), 3):
+            await exchange.send(c.AuditLines(wanted[start : start + 3]))
+        return c.AuditProof([checkpoint(lines).decode()], KEY.name, KEY.public)
+
+    daemon.answers |= {c.AuditRead: answer, c.StatusRequest: status(audit_size=len(lines))}
+
+
+def test_tail_shows_the_last(smpctl: Smpctl, daemon: StandIn) -> None:
+    """The last records, as lines or as the records themselves."""
+    keep(daemon, lines_of(10))
+    assert [line.split()[0] for line in smpctl("audit", "tail", "-n", "4").out.splitlines()] == ["6", "7", "8", "9"]
+    found = [msgspec.convert(each, AuditRecord) for each in smpctl("audit", "tail", "-n", "2", "--json").lines]
+    assert [each.seq for each in found] == [8, 9]
+
+
+@pytest.mark.parametrize("newlines", [True, False])
+def test_verify_through_the_socket(smpctl: Smpctl, daemon: StandIn, newlines: bool) -> None:
+    """A whole log verifies here, whether or not its lines come with their ends; the key is shown to be kept."""
+    keep(daemon, lines_of(10), newlines=newlines)
+    ran = smpctl("audit", "verify")
+    assert ran.code == 0, ran.err
+    assert "10 records" in ran.out
+    assert str(KEY) in ran.out
+    assert smpctl("audit", "verify", "--json").json["size"] == 10
+
+
+def test_a_log_signed_again_shows_against_an_outside_checkpoint(
+    smpctl: Smpctl, daemon: StandIn, tmp_path: Path
+) -> None:
+    """R19: a rewritten and newly signed log passes its own checkpoints and fails the one kept elsewhere."""
+    (tmp_path / "kept").write_bytes(checkpoint(lines_of(5)))
+    keep(daemon, lines_of(10, actor="eve(0)"))
+    assert smpctl("audit", "verify").code == 0
+    ran = smpctl("audit", "verify", "--checkpoint", tmp_path / "kept", "--json")
+    assert (ran.code, ran.json["error"]["code"]) == (11, "audit_broken")
+    keep(daemon, lines_of(10))
+    assert smpctl("audit", "verify", "--checkpoint", tmp_path / "kept").code == 0
+
+
+def test_another_key_is_not_believed(smpctl: Smpctl, daemon: StandIn, tmp_path: Path) -> None:
+    """With a key kept elsewhere, the log's own word for its key does not count."""
+    keep(daemon, lines_of(3))
+    (tmp_path / "key").write_text(f"{KEY}\n")
+    assert smpctl("audit", "verify", "--key", tmp_path / "key").code == 0
+    (tmp_path / "key").write_text(str(VerifierKey(KEY.name, bytes(SigningKey(b"1" * 32).verify_key))))
+    assert smpctl("audit", "verify", "--key", tmp_path / "key").code == 11
+
+
+def test_verify_files(smpctl: Smpctl, tmp_path: Path) -> None:
+    """The files of a log verify without a daemon, given its key; a changed byte is found; the key is asked for."""
+    lines = lines_of(6)
+    (tmp_path / "audit.jsonl").write_bytes(b"".join(lines))
+    (tmp_path / "checkpoints").write_bytes(checkpoint(lines[:3]) + checkpoint(lines))
+    (tmp_path / "key").write_text(f"{KEY}\n")
+    args = ["audit", "verify", "--dir", tmp_path, "--key", tmp_path / "key"]
+    assert smpctl(*args, "--json").json["checkpoints_ok"] == 2
+    assert smpctl(*args[:4]).code == 2
+    (tmp_path / "audit.jsonl").write_bytes(b"".join(lines).replace(b'"n":4', b'"n":5'))
+    assert smpctl(*args).code == 11
+    assert smpctl("audit", "verify", "--dir", tmp_path / "no", "--key", tmp_path / "key").code == 5

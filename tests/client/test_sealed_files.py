@@ -1,0 +1,294 @@
+"""Keys and sealed files on a sender's machine: the real command, no daemon."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+from client.conftest import PASSPHRASE, Ran, Smpctl
+from client.standin import StandIn
+
+from smp_proto import control as c
+from smp_proto.errors import IntegrityError, ResourceError
+from smp_proto.sealed.keys import Identity
+from smpctl.files import LocalFile
+from smpctl.keyring import Keyring, Unlock
+from smpctl.sealing import rewrap_file, seal_files, sealed_file
+
+SECRET = b"patient Smith, born 1950"
+
+
+@pytest.fixture
+def key_file(home: Path) -> Path:
+    """Key material that opens keys without Argon2id, which takes its time on purpose."""
+    path = home / "credential"
+    path.write_bytes(bytes(range(32)))
+    return path
+
+
+@pytest.fixture
+def ann(smpctl: Smpctl, key_file: Path) -> list[str]:
+    """Ann's key in the ring; the options that open it."""
+    options = ["--credential-file", str(key_file)]
+    assert smpctl("keys", "new", "ann", *options).code == 0
+    return options
+
+
+@pytest.fixture
+def sealed(smpctl: Smpctl, home: Path, ann: list[str]) -> Path:
+    """A folder sealed by Ann for herself."""
+    (home / "scans/sub").mkdir(parents=True)
+    (home / "scans/a.txt").write_bytes(SECRET)
+    (home / "scans/sub/empty").write_bytes(b"")
+    (home / "scans/big").write_bytes(os.urandom(1 << 20) * 3)
+    ran = smpctl("seal", "scans", "-o", "x.smp", "--to", "ann", *ann)
+    assert ran.code == 0, ran.err
+    return home / "x.smp"
+
+
+def test_keys_are_private_files_sealed_by_a_passphrase(smpctl: Smpctl, home: Path) -> None:
+    """A new key is one 0600 file in a 0700 folder, which opens with its passphrase only and shows no secret."""
+    ran = smpctl("keys", "new", "ann", "--passphrase-file", home / "pass")
+    assert ran.code == 0, ran.err
+    folder = home / ".config/smp/keys"
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert [(path.name, path.stat().st_mode & 0o777) for path in folder.iterdir()] == [("ann.key", 0o600)]
+    data = (folder / "ann.key").read_bytes()
+    Identity.from_file(data, passphrase=bytearray(PASSPHRASE.encode())).wipe()
+    (home / "pass").write_text("wrong\n")
+    ran = smpctl("seal", "pass", "-o", "x", "--to", "ann", "--passphrase-file", home / "pass")
+    assert (ran.code, "passphrase" in ran.err) == (12, True)
+    assert not (home / "x").exists()
+
+
+def test_export_and_import(smpctl: Smpctl, home: Path, ann: list[str]) -> None:
+    """A public key goes out as one line and comes in under another name; a private key file stays sealed."""
+    ran = smpctl("keys", "export", "ann")
+    (home / "ann.pub").write_text(ran.out)
+    assert (len(ran.out.splitlines()), "fingerprint" in ran.err) == (1, True)
+    assert "compare the fingerprint" in smpctl("keys", "import", "ann.pub", "--name", "her").err
+    assert smpctl("keys", "import", "-", "--name", "stdin", stdin=ran.out).code == 0
+    assert smpctl("keys", "import", home / ".config/smp/keys/ann.key", "--name", "copy").code == 0
+    found = {each["name"]: each["private"] for each in smpctl("keys", "list", "--json").lines}
+    assert found == {"ann": True, "copy": True, "her": False, "stdin": False}
+    assert smpctl("keys", "import", "ann.pub", "--name", "her").code == 10
+    assert smpctl("keys", "import", "pass", "--name", "x").code == 12
+    assert smpctl("keys", "import", "ann.pub", "--name", "../x").code == 2
+
+
+def test_export_of_the_boxs_key(smpctl: Smpctl, daemon: StandIn) -> None:
+    """--box asks the daemon; a name and --box together are refused."""
+    box = Identity.generate("box").public
+    daemon.answers[c.BoxKey] = c.PublicKey(box.text(), box.key_id.hex(), box.fingerprint())
+    assert smpctl("keys", "export", "--box").out == box.text() + "\n"
+    assert smpctl("keys", "export", "ann", "--box").code == 2
+    assert smpctl("keys", "export").code == 2
+
+
+def test_round_trip(smpctl: Smpctl, home: Path, sealed: Path, ann: list[str]) -> None:
+    """What was sealed comes out as it went in, under relative names, in private files."""
+    ran = smpctl("open", sealed, "-o", "out", *ann, "--json")
+    assert ran.code == 0, ran.err
+    entries = {each["name"]: msgspec.convert(each, c.EntryView) for each in ran.lines}
+    assert set(entries) == {"scans/a.txt", "scans/big", "scans/sub/empty"}
+    for name, entry in entries.items():
+        assert (home / "out" / name).read_bytes() == (home / name).read_bytes()
+        assert (home / "out" / name).stat().st_size == entry.size
+    assert (home / "out/scans/a.txt").stat().st_mode & 0o077 == 0
+    assert SECRET not in sealed.read_bytes()
+    assert b"a.txt" not in sealed.read_bytes()
+
+
+def test_open_some_and_not_over_others(smpctl: Smpctl, home: Path, sealed: Path, ann: list[str]) -> None:
+    """--name takes some, an unknown one is an error, a file that is there stays unless --force."""
+    assert smpctl("open", sealed, "-o", "out", "--name", "scans/a.txt", *ann).code == 0
+    assert [path.name for path in (home / "out/scans").iterdir()] == ["a.txt"]
+    assert smpctl("open", sealed, "-o", "out", *ann).code == 10
+    assert [path.name for path in (home / "out/scans").iterdir()] == ["a.txt"]
+    assert smpctl("open", sealed, "-o", "out", "--force", *ann).code == 0
+    assert smpctl("open", sealed, "-o", "out2", "--name", "zz", *ann).code == 5
+
+
+@pytest.mark.parametrize(
+    "position", [100, 2_000_000, -100, -3000], ids=["first", "last segment", "trailer", "envelope"]
+)
+def test_a_changed_byte_leaves_no_file(smpctl: Smpctl, home: Path, sealed: Path, ann: list[str], position: int) -> None:
+    """Wherever a byte was changed, opening fails with code 7 and nothing is left, not even the folder."""
+    data = bytearray(sealed.read_bytes())
+    data[position] ^= 1
+    sealed.write_bytes(data)
+    ran = smpctl("open", sealed, "-o", "out", *ann)
+    assert ran.code == 7, ran.err
+    assert not (home / "out").exists()
+
+
+def test_senders_are_believed_by_import_only(smpctl: Smpctl, home: Path, sealed: Path, ann: list[str]) -> None:
+    """An unknown sender is refused before a passphrase is asked for, with the fingerprint and what to type."""
+    public = smpctl("keys", "export", "ann").out
+    fingerprint = smpctl("keys", "export", "ann", "--json").json["fingerprint"]
+    ring = home / ".config/smp/keys"
+    assert smpctl("keys", "new", "bob", *ann).code == 0
+    assert smpctl("rewrap", sealed, "--to", "bob", "--as", "ann", *ann).code == 0
+    (ring / "ann.key").rename(home / "away")
+    ran = smpctl("open", sealed, "-o", "out", "--json")
+    assert (ran.code, ran.json["error"]["code"]) == (7, "untrusted_sender")
+    assert fingerprint in ran.err
+    assert "smpctl keys import" in ran.err
+    (home / "ann.pub").write_text(public)
+    assert smpctl("keys", "import", "ann.pub", "--name", "ann").code == 0
+    assert smpctl("open", sealed, "-o", "out", *ann).code == 0
+
+
+def test_rewrap_changes_the_envelope_only(smpctl: Smpctl, home: Path, sealed: Path, ann: list[str]) -> None:
+    """After a rewrap the payload is the same bytes, the file keeps its mode, and only the new recipient opens it."""
+    assert smpctl("keys", "new", "bob", *ann).code == 0
+    before = sealed.read_bytes()
+    sealed.chmod(0o640)
+    ran = smpctl("rewrap", sealed, "--to", "bob", "-o", "y.smp", "--as", "ann", *ann)
+    assert ran.code == 0, ran.err
+    assert sealed.read_bytes() == before
+    after = (home / "y.smp").read_bytes()
+    payload = int.from_bytes(before[-24:-16], "big")
+    assert after[:payload] == before[:payload]
+    assert (home / "y.smp").stat().st_mode & 0o777 == 0o640
+    assert smpctl("open", "y.smp", "-o", "out", "--as", "ann", *ann).code == 7
+    assert smpctl("open", "y.smp", "-o", "out", *ann).code == 0
+    assert smpctl("rewrap", sealed, "--to", "bob", "-o", "y.smp", "--as", "ann", *ann).code == 10
+    (home / "link").symlink_to("y.smp")
+    assert smpctl("rewrap", "link", "--to", "ann", *ann).code == 0
+    assert (home / "link").is_symlink()
+    assert smpctl("inspect", "y.smp", "--json").json["recipients"][0]["name"] == "ann"
+
+
+def test_rewrap_where_ranges_cannot_be_copied(
+    home: Path, sealed: Path, key_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file system without copy_file_range gets the same bytes by sendfile."""
+
+    def none(*_args: object) -> int:
+        raise OSError(18, "cross-device link")
+
+    monkeypatch.setattr(os, "copy_file_range", none)
+    ring = Keyring()
+    identity = ring.unlock(ring.own("ann"), Unlock(credential_file=str(key_file)))
+    with sealed_file(str(sealed)) as found:
+        rewrap_file(
+            found, str(home / "y"), identity=identity, trust=ring.trusted, recipients=[identity.public], overwrite=False
+        )
+        payload = found.trailer.payload_bytes
+    identity.wipe()
+    assert (home / "y").read_bytes()[:payload] == sealed.read_bytes()[:payload]
+
+
+def test_inspect_with_and_without_a_key(smpctl: Smpctl, sealed: Path, ann: list[str]) -> None:
+    """Without a key sizes and fingerprints show, unchecked, and no name; with one, the names."""
+    ran = smpctl("inspect", sealed)
+    assert (ran.code, "not checked" in ran.out, "a.txt" in ran.out) == (0, True, False)
+    assert "--as NAME" in ran.out
+    ran = smpctl("inspect", sealed, *ann)
+    assert (ran.code, "not checked" in ran.out, "scans/a.txt" in ran.out) == (0, False, True)
+    found = smpctl("inspect", sealed, *ann, "--json").json
+    assert msgspec.convert(found["entries"], list[c.EntryView])[0].name == "scans/a.txt"
+    (sealed.parent / "plain").write_bytes(b"x" * 100)
+    assert smpctl("inspect", "plain").code == 7
+    assert smpctl("inspect", "nothing").code == 5
+
+
+def test_seal_refuses_to_overwrite(smpctl: Smpctl, home: Path, sealed: Path, ann: list[str]) -> None:
+    """A file of the name stays unless --force; a failure leaves nothing beside it."""
+    before = sealed.read_bytes()
+    assert smpctl("seal", "scans", "-o", sealed, "--to", "ann", *ann).code == 10
+    assert sealed.read_bytes() == before
+    assert smpctl("seal", "scans", "-o", sealed, "--to", "ann", *ann, "--force").code == 0
+    assert sealed.read_bytes() != before
+    assert smpctl("seal", "nothing", "-o", "z.smp", "--to", "ann", *ann).code == 5
+    assert smpctl("seal", "scans", "-o", "z.smp", "--to", "nobody", *ann).code == 5
+    assert smpctl("seal", "scans", "-o", "no/such/folder/z.smp", "--to", "ann", *ann).code == 8
+    assert not [name for name in os.listdir(home) if "z.smp" in name or name.endswith(".part")]
+
+
+def test_the_only_key_signs_unless_told(smpctl: Smpctl, home: Path, ann: list[str]) -> None:
+    """With several keys --from is needed; with none, how to make one is said."""
+    assert smpctl("keys", "new", "bob", *ann).code == 0
+    ran = smpctl("seal", "pass", "-o", "x", "--to", "ann", *ann)
+    assert (ran.code, "ann, bob" in ran.err) == (2, True)
+    assert smpctl("seal", "pass", "-o", "x", "--to", "ann", "--from", "bob", *ann).code == 0
+    assert smpctl("inspect", "x", "--json").json["sender"]["name"] == "bob"
+    ran = smpctl("seal", "pass", "-o", "y", "--to", "ann", "--from", "eve", *ann)
+    assert (ran.code, "smpctl keys new eve" in ran.err) == (5, True)
+
+
+def test_a_recipient_may_be_a_file(smpctl: Smpctl, home: Path, ann: list[str]) -> None:
+    """--to takes a public key's file as well, without importing it."""
+    stranger = Identity.generate("eve").public
+    (home / "eve.pub").write_text(stranger.text())
+    assert smpctl("seal", "pass", "-o", "x", "--to", "eve.pub", *ann).code == 0
+    assert smpctl("inspect", "x", "--json").json["recipients"] == [{"fingerprint": stranger.fingerprint(), "name": ""}]
+
+
+def test_without_a_terminal_nobody_is_asked(smpctl: Smpctl) -> None:
+    """Where there is no terminal, a passphrase that is needed is an error that names the option."""
+    ran = smpctl("keys", "new", "ann")
+    assert (ran.code, "--passphrase-file" in ran.err) == (2, True)
+    assert smpctl("keys", "new", "ann", "--passphrase-file", "a", "--credential-file", "b").code == 2
+
+
+def test_a_file_that_grows_while_it_is_sealed(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What changes its length under our hands is no object; nothing is left of it."""
+    path = home / "growing"
+    path.write_bytes(b"x" * 10)
+    real = LocalFile.open
+    monkeypatch.setattr(LocalFile, "open", lambda self: (real(self)[0], 9))
+    sender = Identity.generate()
+    with pytest.raises(IntegrityError, match="something writes to it"):
+        seal_files([LocalFile("g", str(path))], str(home / "o"), sender=sender, recipients=[sender.public])
+    assert sorted(os.listdir(home)) == ["growing", "pass"]
+
+
+def test_a_full_disk_leaves_nothing(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the disk is full the error says so, and no part of the file stays."""
+    (home / "big").write_bytes(bytes(3 << 20))
+    real = os.write
+
+    def full(fd: int, data: bytes) -> int:
+        if len(data) > 1000:
+            raise OSError(28, "no space left on device")
+        return real(fd, data)
+
+    monkeypatch.setattr(os, "write", full)
+    sender = Identity.generate()
+    with pytest.raises(ResourceError) as caught:
+        seal_files([LocalFile("b", str(home / "big"))], str(home / "o"), sender=sender, recipients=[sender.public])
+    assert caught.value.code == "disk_full"
+    assert sorted(os.listdir(home)) == ["big", "pass"]
+
+
+def test_memory_stays_the_same_and_no_plaintext_is_written_elsewhere(
+    smpctl: Smpctl, home: Path, ann: list[str]
+) -> None:
+    """Sealing 192 MiB takes no more memory than 1 MiB, within 24 MiB; nothing lies in a temporary folder."""
+    temporary = home / "tmp"
+    temporary.mkdir()
+
+    def peak(size: int) -> int:
+        with (home / "data").open("wb") as file:
+            file.truncate(size)
+        command = [sys.executable, "-m", "smpctl", "seal", "data", "-o", "o", "--force", "--to", "ann", *ann]
+        code = f"import resource, subprocess; subprocess.run({command!r}, check=True)\n"
+        code += "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+        environment = {**os.environ, "TMPDIR": str(temporary)}
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=home, env=environment, capture_output=True, check=True, text=True
+        )
+        return int(done.stdout.splitlines()[-1])
+
+    assert peak(192 << 20) - peak(1 << 20) < 24 << 10
+    assert os.listdir(temporary) == []
+
+
+def test_ran_is_what_it_says(smpctl: Smpctl) -> None:
+    """The keyring of a new home is empty, and says what to type."""
+    ran: Ran = smpctl("keys", "list")
+    assert (ran.code, "smpctl keys new" in ran.out) == (0, True)
