@@ -1,0 +1,58 @@
+"""A worker process that does as it is told: ``python fake_worker.py FD`` behaves as the environment's FAKE_WORKER says.
+
+Its link speaks the real protocol; requests are maps with ``op``.
+"""
+
+import os
+import signal
+import socket
+import sys
+
+import anyio
+import msgspec
+
+from smp_proto.aio import Channel, Exchange, serve
+from smp_proto.wire import FrameType
+
+
+async def handle(body: bytes, fds: list[int], exchange: Exchange) -> object:
+    request = msgspec.msgpack.decode(body)
+    match request["op"]:
+        case "pid":
+            return os.getpid()
+        case "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "hang":
+            await anyio.sleep_forever()
+        case "deaf":  # stops reading its link, and would not end when it is closed
+            with open("/proc/self/comm", "w") as comm:
+                comm.write("deaf")
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            while True:
+                signal.pause()
+        case "slow-cancel":
+            try:
+                await anyio.sleep_forever()
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await anyio.sleep(0.2)
+                    os.write(fds[0], b"late")
+        case "garbage":
+            exchange.channel.socket.send(b"\xff" * 64)
+            await anyio.sleep_forever()
+        case "stranger":
+            await exchange.channel.send(FrameType.END, 99, b"")
+            await anyio.sleep_forever()
+    return None
+
+
+async def main() -> None:
+    channel = Channel(socket.socket(fileno=int(sys.argv[1])))
+    try:
+        await serve(channel, handle, unexpected=lambda error: None)
+    finally:
+        channel.close()
+
+
+if __name__ == "__main__":
+    anyio.run(main)

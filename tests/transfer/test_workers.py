@@ -1,0 +1,263 @@
+"""Worker processes: one at a time, and never one that is going for a new user."""
+
+import os
+import signal
+import subprocess
+
+import anyio
+import pytest
+
+from smp_proto.aio import Caller
+from smp_proto.errors import ResourceError, SmpError
+from smpd.transfer import workers
+from smpd.transfer.workers import Worker, WorkerHost
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs (a zombie does not)."""
+    found = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout.strip()
+    return bool(found) and not found.startswith("Z")
+
+
+async def pid_of(host: WorkerHost) -> int:
+    async with host.use() as worker:
+        return await worker.caller.call({"op": "pid"}, int, timeout=30)
+
+
+async def test_one_worker_serves_all(hosting):
+    """Many that come at once get the same process, started once."""
+    async with hosting() as host:
+        pids: list[int] = []
+
+        async def ask() -> None:
+            pids.append(await pid_of(host))
+
+        async with anyio.create_task_group() as group:
+            for _ in range(10):
+                group.start_soon(ask)
+        assert len(set(pids)) == 1
+        assert host.restarts == 0
+
+
+async def test_another_starts_after_a_death(hosting):
+    """When a worker dies, whoever it worked for is told, and the next one gets another."""
+    async with hosting() as host:
+        first = await pid_of(host)
+        with pytest.raises(ResourceError, match="ended unexpectedly") as caught:
+            async with host.use() as worker:
+                await worker.caller.call({"op": "die"}, type(None), timeout=30)
+        assert (caught.value.code, caught.value.retryable) == ("worker_died", True)
+        second = await pid_of(host)
+        assert second != first
+        assert not alive(first)
+        assert host.restarts == 1
+
+
+@pytest.mark.parametrize("op", ["garbage", "stranger"])
+async def test_a_worker_that_breaks_the_protocol_is_ended(hosting, op):
+    """What no worker may send ends that worker and its requests, not its host."""
+    async with hosting() as host:
+        with pytest.raises(SmpError) as caught:
+            async with host.use() as worker:
+                await worker.caller.call({"op": op}, type(None), timeout=30)
+        assert caught.value.code in ("protocol", "worker_died")
+        assert await pid_of(host) != worker.pid
+        assert not alive(worker.pid)
+
+
+async def test_death_while_starting(hosting):
+    """A worker that dies before it is set up is an error of whoever asked for it; the next try may succeed."""
+    deaths = iter([True, False])
+
+    async def set_up(worker: Worker) -> None:
+        if next(deaths, False):
+            os.kill(worker.pid, signal.SIGKILL)
+        await worker.caller.call({"op": "pid"}, int, timeout=30)
+
+    async with hosting(set_up) as host:
+        with pytest.raises(ResourceError) as caught:
+            await pid_of(host)
+        assert caught.value.code == "worker_died"
+        assert await pid_of(host)
+        assert host.restarts == 0
+
+
+async def test_what_set_up_says_is_what_the_user_gets(hosting):
+    """A worker that refuses its set-up is let go, and the reason arrives."""
+
+    async def set_up(worker: Worker) -> None:
+        pids.append(worker.pid)
+        raise ResourceError("sandbox", "no seccomp here")
+
+    pids: list[int] = []
+    async with hosting(set_up) as host:
+        with pytest.raises(ResourceError, match="no seccomp here"):
+            await pid_of(host)
+        assert not alive(pids[0])
+
+
+async def test_stop_while_starting(hosting):
+    """Stopping a host whose worker is not ready yet is an error of whoever waits for it, and no fault."""
+    starting = anyio.Event()
+
+    async def set_up(worker: Worker) -> None:
+        if not starting.is_set():
+            starting.set()
+            await anyio.sleep_forever()
+
+    async with hosting(set_up) as host:
+        async with anyio.create_task_group() as group:
+
+            async def ask() -> None:
+                with pytest.raises(ResourceError, match="ended unexpectedly"):
+                    await pid_of(host)
+
+            group.start_soon(ask)
+            await starting.wait()
+            host.stop()
+        assert await pid_of(host)
+
+
+async def test_a_worker_that_cannot_be_set_up_in_time(hosting, monkeypatch):
+    """A worker that never gets ready is given up."""
+    monkeypatch.setattr(workers, "START_TIMEOUT_S", 0.05)
+
+    async def set_up(worker: Worker) -> None:
+        await worker.caller.call({"op": "hang"}, type(None))
+
+    async with hosting(set_up) as host:
+        with pytest.raises(ResourceError) as caught:
+            await pid_of(host)
+        assert caught.value.code == "worker_died"
+
+
+async def test_no_new_user_gets_a_worker_that_idles_out(hosting):
+    """A use that begins as the worker is let go for idleness gets one that works, at whatever instant it begins."""
+    async with hosting(idle_s=0.01) as host:
+        pids = set()
+        for number in range(12):
+            pids.add(await pid_of(host))
+            with anyio.move_on_after(0.01 + number * 0.0002):
+                await anyio.sleep_forever()
+        assert host.restarts == len(pids) - 1
+
+
+async def test_a_use_right_after_a_stop_gets_another(hosting):
+    """A use that begins in the same instant in which the worker is let go gets a new one, not a dying one."""
+    async with hosting() as host:
+        pids = [await pid_of(host)]
+
+        async def ask() -> None:
+            pids.append(await pid_of(host))
+
+        async with anyio.create_task_group() as group:
+            host.stop()
+            group.start_soon(ask)
+        assert pids[0] != pids[1]
+
+
+async def test_a_user_keeps_the_worker(hosting):
+    """A worker in use does not idle out, however long the use; when it ends, the worker goes."""
+    async with hosting(idle_s=0.01) as host:
+        async with host.use() as worker:
+            first = await pid_of(host)
+            await anyio.sleep(0.1)
+            assert await worker.caller.call({"op": "pid"}, int, timeout=30) == first
+        await worker.caller.wait_closed()
+        assert host.worker is None
+        assert host.peak_rss > 0
+
+
+async def test_the_next_one_waits_until_the_last_is_gone(hosting, monkeypatch):
+    """A worker that ignores that its link closed is killed, and only then another starts: they share their rings."""
+    monkeypatch.setattr(workers, "_STOP_TIMEOUT_S", 0.3)
+    async with hosting() as host:
+        first = await pid_of(host)
+        async with host.use() as worker, anyio.create_task_group() as group:
+
+            async def deafen() -> None:
+                with pytest.raises(SmpError):
+                    await worker.caller.call({"op": "deaf"}, type(None))
+
+            group.start_soon(deafen)
+            await pid_comm(worker.pid)
+            host.stop()
+        assert alive(first)
+        assert await pid_of(host) != first
+        assert not alive(first)
+
+
+async def pid_comm(pid: int) -> None:
+    """Wait until the worker is deaf."""
+    while True:
+        with open(f"/proc/{pid}/comm") as comm:
+            if comm.read().strip() == "deaf":
+                return
+        await anyio.sleep(0.005)
+
+
+async def test_end_leaves_no_process(hosting):
+    """After end the process is gone, whatever it was doing."""
+    async with hosting() as host:
+        async with host.use() as worker, anyio.create_task_group() as group:
+
+            async def deafen() -> None:
+                with pytest.raises(SmpError):
+                    await worker.caller.call({"op": "deaf"}, type(None))
+
+            group.start_soon(deafen)
+            await pid_comm(worker.pid)
+            await host.end()
+            assert not alive(worker.pid)
+        await host.end()  # of none: nothing happens
+
+
+async def test_a_cancelled_start_leaves_no_process(hosting):
+    """A job that is cancelled while its worker starts takes the start back; the next job starts anew."""
+    pids: list[int] = []
+    starting = anyio.Event()
+
+    async def set_up(worker: Worker) -> None:
+        pids.append(worker.pid)
+        if len(pids) == 1:
+            starting.set()
+            await anyio.sleep_forever()
+
+    async with hosting(set_up) as host:
+        async with anyio.create_task_group() as group:
+            group.start_soon(pid_of, host)
+            await starting.wait()
+            group.cancel_scope.cancel()
+        assert await pid_of(host) == pids[1]
+        assert not alive(pids[0])
+
+
+async def test_too_few_descriptors_are_an_error_of_the_job(hosting, monkeypatch):
+    """When the system gives no process, the job fails with a reason and may be tried again; nothing leaks."""
+
+    async def none(*_: object, **__: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    async with hosting() as host:
+        with monkeypatch.context() as patch:
+            patch.setattr(workers.anyio, "open_process", none)
+            with pytest.raises(ResourceError, match="Too many open files") as caught:
+                await pid_of(host)
+        assert caught.value.retryable
+        assert await pid_of(host)
+
+
+async def test_cancel_waits_until_the_peer_has_let_go(hosting):
+    """Exchange.cancel returns after END: what the request was given is not touched any more."""
+    async with hosting() as host, host.use() as worker:
+        caller: Caller = worker.caller
+        reader, writer = os.pipe()
+        try:
+            async with caller.open({"op": "slow-cancel"}, [writer]) as exchange:
+                await caller.call({"op": "pid"}, int, timeout=30)
+                await exchange.cancel()
+                os.set_blocking(reader, False)
+                assert os.read(reader, 10) == b"late"
+        finally:
+            os.close(reader)
+            os.close(writer)
