@@ -40,16 +40,21 @@ async def sealed_file(path: str, sender: Identity, recipients: Sequence[PublicId
             writer.abort()
         await anyio.to_thread.run_sync(_sync, fd, path)
     except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(path)
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(_discard, fd, path)
         raise
-    finally:
-        os.close(fd)
+    os.close(fd)
 
 
 def _create(path: str) -> int:
     with disk_errors("the spool"):
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+
+
+def _discard(fd: int, path: str) -> None:
+    with contextlib.suppress(OSError):
+        os.unlink(path)
+    os.close(fd)  # which frees its blocks, and takes as long as there are many
 
 
 def _sync(fd: int, path: str) -> None:

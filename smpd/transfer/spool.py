@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 import anyio
 
 from smp_proto.errors import ResourceError
+from smpd.transfer.opening import write_exact
 
 # Left for the journal and the audit log, which have to say that the disk is full.
 RESERVE_BYTES = 8 << 20
@@ -79,7 +80,7 @@ class Spool:
 
         def write() -> None:
             with disk_errors("the spool"):
-                os.pwrite(self.fd, tail, offset)
+                write_exact(self.fd, memoryview(tail), offset)
                 os.fsync(self.fd)
 
         await anyio.to_thread.run_sync(write)

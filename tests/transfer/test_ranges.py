@@ -1,0 +1,362 @@
+"""Ranges of an object through the pipeline, with a real fetch process: what fails or is cancelled gives all back."""
+
+import contextlib
+import os
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import anyio
+import pytest
+
+from smp_proto.control import LocalConfig
+from smp_proto.errors import IntegrityError, NotFoundError, ResourceError, one_error
+from smp_proto.sealed.bundle import BundleWriter
+from smp_proto.sealed.keys import Identity
+from smpd.transfer.arriving import find_objects, seal_arriving
+from smpd.transfer.pool import FetchSettings, Pools, RemotePool
+from smpd.transfer.sealing import sealed_file
+from smpd.transfer.source import RangeStream, Source, open_source
+from smpd.transfer.spool import Spool
+from smpd.vault.remotes import Remote
+
+MIB = 1 << 20
+RANGES = 7
+ME = Identity.generate("box")
+
+
+@dataclass
+class Count:
+    """The tally, and a place to stop at."""
+
+    fetched_bytes: int = 0
+    resumed_bytes: int = 0
+    done_bytes: int = 0
+    at: Callable[[int], None] = field(default=lambda done: None)
+
+    def fetched(self, count: int) -> None:
+        self.fetched_bytes += count
+
+    def resumed(self, count: int) -> None:
+        self.resumed_bytes += count
+
+    def advanced(self, count: int) -> None:
+        self.done_bytes += count
+        self.at(self.done_bytes)
+
+
+class Plain:
+    """Takes plaintext as a compute process would, from two slots."""
+
+    def __init__(self, fail_at: int = -1) -> None:
+        self.data = bytearray()
+        self._slots = [bytearray(MIB), bytearray(MIB)]
+        self._free = anyio.Semaphore(2)
+        self._ready = [0, 1]
+        self._fail_at = fail_at
+
+    async def take(self) -> int:
+        await self._free.acquire()
+        return self._ready.pop()
+
+    def view(self, slot: int) -> memoryview:
+        return memoryview(self._slots[slot])
+
+    async def deliver(self, slot: int, offset: int, length: int) -> None:
+        await anyio.lowlevel.checkpoint()
+        assert offset == len(self.data), "out of order"
+        if offset >= self._fail_at * MIB >= 0:
+            raise ResourceError("worker_died", "the compute process is gone")
+        self.data += self._slots[slot][:length]
+        self._ready.append(slot)
+        self._free.release()
+
+
+@pytest.fixture(scope="module")
+def plaintext() -> bytes:
+    return os.urandom(RANGES * MIB - 4321)
+
+
+@pytest.fixture(scope="module")
+def sealed(plaintext: bytes, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the sealed object, and loose ones."""
+    folder = tmp_path_factory.mktemp("remote")
+    with (folder / "object.smp").open("wb") as file:
+        writer = BundleWriter(file.write, sender=ME, recipients=[ME.public])
+        writer.begin("scan.bin")
+        writer.write(plaintext)
+        writer.end()
+        writer.finish()
+    (folder / "loose").mkdir()
+    for number in range(RANGES):
+        (folder / "loose" / str(number)).write_bytes(plaintext[number * MIB : (number + 1) * MIB])
+    return folder
+
+
+@contextlib.asynccontextmanager
+async def pools(folder: Path, *, slots: int = 2, processes: int = 2) -> AsyncIterator[Pools]:
+    """The pools of one local remote, with few slots."""
+    remote = Remote("local", "zero-knowledge", LocalConfig(str(folder)), None)
+    settings = FetchSettings(processes, slots, MIB, 4, 60.0, "auto")
+    with anyio.fail_after(60):
+        async with anyio.create_task_group() as group:
+            found = Pools(lambda name: remote, settings, group)
+            try:
+                yield found
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await found.aclose()
+            group.cancel_scope.cancel()
+
+
+@contextlib.asynccontextmanager
+async def opened(folder: Path, **options: int) -> AsyncIterator[tuple[RemotePool, Source]]:
+    async with pools(folder, **options) as found:
+        pool = await found.get("local")
+        source = await open_source(pool, await pool.stat("object.smp"), [ME], lambda key_id: ME.public)
+        try:
+            yield pool, source
+        finally:
+            source.close()
+
+
+@contextlib.asynccontextmanager
+async def spooling(path: Path, size: int, marks: dict[int, bytes]) -> AsyncIterator[Spool]:
+    spool = await Spool.open(str(path), size, marks.update)
+    try:
+        async with spool.flushing():
+            yield spool
+    finally:
+        spool.close()
+
+
+async def all_lanes_are_back(pool: RemotePool) -> None:
+    """Take every lane at once, which hangs when one is lost, and find each once."""
+    lanes = [await pool.take() for _ in range(pool.lanes)]
+    assert len(set(lanes)) == pool.lanes
+    for lane in lanes:
+        pool.give(lane)
+
+
+async def stream(
+    pool: RemotePool,
+    source: Source,
+    path: Path,
+    *,
+    plain: Plain | None = None,
+    have: Mapping[int, bytes | None] | None = None,
+    count: Count | None = None,
+    marks: dict[int, bytes] | None = None,
+) -> Count:
+    count = count or Count()
+    marks = {} if marks is None else marks
+    with one_error():
+        async with spooling(path, source.info.size, marks) as spool:
+            await RangeStream(pool, source, spool=spool, have=have or {}, plain=plain, tally=count).run()
+    return count
+
+
+@pytest.mark.parametrize("slots", [2, 5])
+async def test_every_range_comes_once(sealed, plaintext, tmp_path, slots):
+    """Plaintext is delivered in order, ciphertext lies in the spool, all ranges are marked, all lanes are back."""
+    async with opened(sealed, slots=slots) as (pool, source):
+        plain, marks = Plain(), dict[int, bytes]()
+        count = await stream(pool, source, tmp_path / "s", plain=plain, marks=marks)
+        await all_lanes_are_back(pool)
+    size = source.trailer.payload_bytes
+    assert plain.data == plaintext
+    assert (count.fetched_bytes, count.resumed_bytes, count.done_bytes) == (size, 0, size)
+    assert sorted(marks) == list(range(RANGES))
+    assert (tmp_path / "s").read_bytes()[:size] == (sealed / "object.smp").read_bytes()[:size]
+
+
+async def test_what_the_spool_has_is_not_fetched(sealed, plaintext, tmp_path):
+    """Ranges that are marked come from the spool; one whose bytes the disk changed is fetched again."""
+    async with opened(sealed) as (pool, source):
+        marks: dict[int, bytes] = {}
+        await stream(pool, source, tmp_path / "s", marks=marks)
+        with (tmp_path / "s").open("r+b") as file:
+            file.seek(3 * MIB + 5)
+            file.write(b"\0\0\0\0")
+        del marks[1]
+        plain = Plain()
+        count = await stream(pool, source, tmp_path / "s", plain=plain, have=dict(marks), marks={})
+        await all_lanes_are_back(pool)
+    assert plain.data == plaintext
+    assert count.fetched_bytes == 2 * MIB
+
+
+@pytest.mark.parametrize("ranges", range(RANGES))
+async def test_cancelled_anywhere(sealed, tmp_path, ranges):
+    """Cancelled after any range, all lanes come back, what was marked is right, and the next run needs only the rest."""
+    async with opened(sealed) as (pool, source):
+        marks: dict[int, bytes] = {}
+        with anyio.CancelScope() as scope:
+            stop = Count(at=lambda done: scope.cancel() if done > ranges * MIB else None)
+            await stream(pool, source, tmp_path / "s", plain=Plain(), count=stop, marks=marks)
+        assert scope.cancelled_caught
+        await all_lanes_are_back(pool)
+        plain = Plain()
+        count = await stream(pool, source, tmp_path / "s", plain=plain, have=dict(marks))
+        assert count.resumed_bytes >= len(marks) * MIB - MIB
+        assert count.fetched_bytes + count.resumed_bytes == source.trailer.payload_bytes
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.001, 0.003, 0.01, 0.02])
+async def test_cancelled_at_any_instant(sealed, tmp_path, delay):
+    """The same at instants that have nothing to do with ranges, many jobs at once over the same lanes."""
+    async with opened(sealed) as (pool, source):
+
+        async def one(number: int) -> None:
+            with anyio.move_on_after(delay * number):
+                await stream(pool, source, tmp_path / str(number), plain=Plain())
+
+        async with anyio.create_task_group() as group:
+            for number in range(6):
+                group.start_soon(one, number)
+        await all_lanes_are_back(pool)
+        plain = Plain()
+        await stream(pool, source, tmp_path / "whole", plain=plain)
+
+
+async def test_an_object_that_changes(sealed, plaintext, tmp_path):
+    """A pin that no longer holds ends the stream with that reason, whatever other ranges do."""
+    folder = tmp_path / "remote"
+    folder.mkdir()
+    (folder / "object.smp").write_bytes((sealed / "object.smp").read_bytes())
+    async with opened(folder) as (pool, source):
+        (folder / "object.smp").write_bytes((sealed / "object.smp").read_bytes())
+        with pytest.raises(IntegrityError) as caught:
+            await stream(pool, source, tmp_path / "s", plain=Plain())
+        assert caught.value.code == "source_changed"
+        await all_lanes_are_back(pool)
+
+
+@pytest.mark.parametrize("bad", [0, 3, RANGES - 1])
+async def test_a_flipped_bit(sealed, tmp_path, bad):
+    """A range that does not open is an error, and it is neither marked nor delivered."""
+    data = bytearray((sealed / "object.smp").read_bytes())
+    data[bad * MIB + 100] ^= 1
+    folder = tmp_path / "remote"
+    folder.mkdir()
+    (folder / "object.smp").write_bytes(data)
+    async with opened(folder) as (pool, source):
+        plain, marks = Plain(), dict[int, bytes]()
+        with pytest.raises(IntegrityError) as caught:
+            await stream(pool, source, tmp_path / "s", plain=plain, marks=marks)
+        assert caught.value.code == "corrupt"
+        assert bad not in marks
+        assert len(plain.data) <= bad * MIB
+        await all_lanes_are_back(pool)
+
+
+@pytest.mark.parametrize("at", [0, 2, RANGES - 2])
+async def test_a_receiver_that_fails(sealed, tmp_path, at):
+    """When the compute process dies at any range the stream ends with that reason, and all lanes come back."""
+    async with opened(sealed) as (pool, source):
+        with pytest.raises(ResourceError, match="compute process is gone"):
+            await stream(pool, source, tmp_path / "s", plain=Plain(fail_at=at))
+        await all_lanes_are_back(pool)
+
+
+async def test_a_journal_that_fails(sealed, tmp_path):
+    """A range that cannot be marked ends the stream with that reason: it is never counted as kept."""
+
+    def mark(batch: Mapping[int, bytes]) -> None:
+        raise ResourceError("disk_full", "no space is left for the journal")
+
+    async with opened(sealed) as (pool, source):
+        spool = await Spool.open(str(tmp_path / "s"), source.info.size, mark)
+        count = Count()
+        with pytest.raises(ResourceError, match="the journal"), one_error():
+            async with spool.flushing():
+                await RangeStream(pool, source, spool=spool, have={}, plain=None, tally=count).run()
+        spool.close()
+        assert count.done_bytes == 0
+        await all_lanes_are_back(pool)
+
+
+async def test_a_spool_that_cannot_be_written(sealed, tmp_path):
+    """A disk that refuses a range's bytes ends the stream as the spool's fault, not as damage of the object."""
+    async with opened(sealed) as (pool, source):
+        spool = await Spool.open(str(tmp_path / "s"), source.info.size, lambda batch: None)
+        kept, spool.fd = spool.fd, os.open(tmp_path / "s", os.O_RDONLY)
+        with pytest.raises(ResourceError, match="the spool") as caught, one_error():
+            async with spool.flushing():
+                await RangeStream(pool, source, spool=spool, have={}, plain=None, tally=Count()).run()
+        assert caught.value.code == "disk_failed"
+        spool.close()
+        os.close(kept)
+        await all_lanes_are_back(pool)
+
+
+async def test_a_fetch_process_that_is_killed(sealed, plaintext, tmp_path):
+    """Ranges under way when a fetch process dies are fetched again; nothing else is."""
+    async with opened(sealed) as (pool, source):
+        killed = False
+
+        def kill(done: int) -> None:
+            nonlocal killed
+            if not killed and done >= MIB:
+                killed = True
+                for host in pool.hosts:
+                    if host.worker:
+                        host.worker.process.kill()
+
+        plain = Plain()
+        count = await stream(pool, source, tmp_path / "s", plain=plain, count=Count(at=kill))
+        await all_lanes_are_back(pool)
+        assert plain.data == plaintext
+        assert count.fetched_bytes <= source.trailer.payload_bytes + pool.lanes * MIB
+        assert any(host.restarts for host in pool.hosts)
+
+
+async def test_a_remote_that_is_removed_meanwhile(sealed, tmp_path):
+    """Forgetting a remote ends what runs over it with a reason, waits for its lanes, and closes its rings."""
+    async with pools(sealed) as found, anyio.create_task_group() as group:
+        pool = await found.get("local")
+        source = await open_source(pool, await pool.stat("object.smp"), [ME], lambda key_id: ME.public)
+        count = Count(at=lambda done: group.start_soon(found.forget, "local") if done == MIB else None)
+        with pytest.raises(NotFoundError, match="was removed"):
+            await stream(pool, source, tmp_path / "s", count=count)
+        source.close()
+        again = await found.get("local")
+        assert again is not pool
+        assert (await again.stat("object.smp")).size == source.info.size
+
+
+async def test_loose_objects_are_sealed_in_order(sealed, plaintext, tmp_path):
+    """Pieces that arrive in any order are sealed in order, and no slot keeps plaintext."""
+    async with pools(sealed) as found:
+        pool = await found.get("local")
+        objects = await find_objects(pool, "loose/")
+        count = Count()
+        async with sealed_file(str(tmp_path / "s"), ME, [ME.public]) as writer:
+            info = await seal_arriving(pool, "loose/", objects, writer, count)
+        await all_lanes_are_back(pool)
+        assert [entry.name for entry in info.entries] == [str(number) for number in range(RANGES)]
+        assert count.done_bytes == len(plaintext)
+        assert no_plaintext(pool, plaintext)
+
+
+@pytest.mark.parametrize("pieces", range(0, RANGES, 2))
+async def test_a_cancelled_arrival_keeps_no_plaintext(sealed, plaintext, tmp_path, pieces):
+    """Cancelled in the middle of sealing on arrival: no file, all lanes back, and no plaintext in any slot."""
+    async with pools(sealed, slots=3) as found:
+        pool = await found.get("local")
+        objects = await find_objects(pool, "loose/")
+        with anyio.CancelScope() as scope:
+            count = Count(at=lambda done: scope.cancel() if done > pieces * MIB else None)
+            async with sealed_file(str(tmp_path / "s"), ME, [ME.public]) as writer:
+                await seal_arriving(pool, "loose/", objects, writer, count)
+        assert scope.cancelled_caught
+        await all_lanes_are_back(pool)
+        assert not (tmp_path / "s").exists()
+        assert no_plaintext(pool, plaintext)
+
+
+def no_plaintext(pool: RemotePool, plaintext: bytes) -> bool:
+    rings = [ring for ring in pool._rings if ring]
+    parts = [plaintext[at : at + 32] for at in range(0, len(plaintext) - 32, MIB // 4)]
+    held = [os.pread(ring.fd, ring.slots * ring.slot_bytes, 0) for ring in rings]
+    return bool(held) and not any(part in each for part in parts for each in held)
