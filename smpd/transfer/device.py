@@ -3,14 +3,14 @@
 import importlib.metadata
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from difflib import get_close_matches
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import anyio
 from anyio.abc import TaskGroup
 
 from smp_proto.aio import Exchange, encode
 from smp_proto.errors import NotFoundError, ProcessorError, SmpError, UsageError, one_error
-from smp_proto.sealed.bundle import BundleWriter
+from smp_proto.sealed.bundle import BundleInfo, BundleWriter
 from smp_proto.sealed.entries import Entry
 from smpd.links import computing
 from smpd.links.ring import Ring, Slots
@@ -22,6 +22,7 @@ ENTRY_POINTS = "smpd.processors"
 _ENTRIES_BYTES = 512 << 10
 # The process ends its own overruns; this is for one that no longer answers.
 _GRACE_S = 30.0
+T = TypeVar("T")
 _TO_AUTHOR = "report it to the processor's author"
 _FROM_COMPUTE = cast("type[computing.FromCompute]", computing.AnyFromCompute)
 
@@ -281,9 +282,18 @@ def _batches(entries: Sequence[Entry]) -> Iterator[list[computing.InputEntry]]:
         yield batch
 
 
-def _output(act: Callable[..., object], *arguments: Any) -> None:
+def finish_results(writer: BundleWriter) -> BundleInfo:
+    """Finish the bundle that a run wrote; blocking.
+
+    Raises:
+        ProcessorError: ``processor_output``; there is no result in it, or one without an end.
+    """
+    return _output(writer.finish)
+
+
+def _output(act: Callable[..., T], *arguments: Any) -> T:
     try:
-        act(*arguments)
+        return act(*arguments)
     except SmpError as error:
         if error.code in ("bad_name", "bad_request", "wrong_state"):
             message = f"the processor's result was refused: {error.message}"

@@ -26,7 +26,7 @@ from smpd.jobs.journal import Journal
 from smpd.jobs.scheduler import Outcome
 from smpd.links import computing
 from smpd.transfer.arriving import find_objects, seal_arriving
-from smpd.transfer.device import ComputePools, PlainRing
+from smpd.transfer.device import ComputePools, PlainRing, finish_results
 from smpd.transfer.opening import Opener
 from smpd.transfer.pool import RemotePool
 from smpd.transfer.sealing import sealed_file
@@ -223,7 +223,7 @@ class Runner:
                 # The object is verified whole when feed returns; only then may a result be finished.
                 done = await compute.run(request, envelope.entries, writer, feed)
                 meter.transfer.device = done.device
-                info = await self._thread(writer.finish)
+                info = await self._thread(finish_results, writer)
             return result_of(info)
         finally:
             source.close()

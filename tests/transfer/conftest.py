@@ -1,10 +1,11 @@
-"""What the transfer tests share: a host of fake workers, and a real fetch process for a folder."""
+"""What the transfer tests share: workers that are programs of this folder."""
 
 import contextlib
 import os
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from smpd.transfer import workers
 from smpd.transfer.workers import Worker, WorkerHost
 
-FAKE = Path(__file__).with_name("fake_worker.py")
+HERE = Path(__file__).parent
 Hosting = Callable[..., contextlib.AbstractAsyncContextManager[WorkerHost]]
 
 
@@ -21,16 +22,24 @@ async def _ready(worker: Worker) -> None:
 
 
 @pytest.fixture
-def hosting(monkeypatch: pytest.MonkeyPatch) -> Hosting:
-    """Hosts whose workers are ``fake_worker.py``."""
+def fake_program(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Has workers run a program of this folder instead of their own."""
     real = anyio.open_process
 
-    async def open_process(command: list[str], **options: object) -> anyio.abc.Process:
-        assert "smpd.fetch" in command
-        options["env"] = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-        return await real([sys.executable, str(FAKE), command[-1]], **options)  # type: ignore[arg-type]
+    def use(name: str) -> None:
+        async def open_process(command: list[str], **options: Any) -> anyio.abc.Process:
+            options["env"] = {**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))}
+            return await real([sys.executable, str(HERE / name), command[-1]], **options)
 
-    monkeypatch.setattr(workers.anyio, "open_process", open_process)
+        monkeypatch.setattr(workers.anyio, "open_process", open_process)
+
+    return use
+
+
+@pytest.fixture
+def hosting(fake_program: Callable[[str], None]) -> Hosting:
+    """Hosts whose workers are ``fake_worker.py``."""
+    fake_program("fake_worker.py")
 
     @contextlib.asynccontextmanager
     async def host(

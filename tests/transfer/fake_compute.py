@@ -1,0 +1,110 @@
+"""A compute process that keeps to the protocol or breaks it, as the processor's name says: ``fake_compute.py FD``."""
+
+import os
+import signal
+import socket
+import sys
+from typing import cast
+
+import anyio
+
+from smp_proto.aio import Channel, Exchange, close_all, decode, serve
+from smp_proto.errors import ProcessorError
+from smpd.links.computing import (
+    AnyRequest,
+    AnyToCompute,
+    Chunk,
+    Done,
+    Entries,
+    Freed,
+    OutputBegin,
+    OutputChunk,
+    OutputEnd,
+    OutputFreed,
+    Ready,
+    Request,
+    Run,
+    Setup,
+    ToCompute,
+)
+from smpd.links.ring import Ring
+
+FLOOD = 20_000
+rings: list[Ring] = []
+
+
+async def handle(body: bytes, fds: list[int], exchange: Exchange) -> object:
+    request = decode(body, cast("type[Request]", AnyRequest))
+    if isinstance(request, Setup):
+        rings.append(Ring(fds[0], request.slots, request.slot_bytes))
+        rings.append(Ring(fds[1], request.result_slots, request.result_slot_bytes))
+        return Ready("cpu", "fake", "0", False, {}, [])
+    close_all(fds)
+    assert isinstance(request, Run)
+    return await run(request, exchange)
+
+
+async def run(request: Run, exchange: Exchange) -> Done:
+    act = request.processor
+    done = Done(request.entries, 1, "cpu", 0, 0.0)
+    received = 0
+    while received < request.plain_bytes:
+        message, _ = await exchange.receive(cast("type[ToCompute]", AnyToCompute))
+        if isinstance(message, Entries):
+            continue
+        assert isinstance(message, Chunk)
+        received += message.length
+        if await misbehave(act, exchange, message):
+            return done
+        await exchange.send(Freed(message.slot))
+    if act == "nothing":
+        return done
+    await exchange.send(OutputBegin("result.bin", "application/octet-stream"))
+    if act == "begin twice":
+        await exchange.send(OutputBegin("other.bin", "application/octet-stream"))
+    with rings[1].slot(0) as slot:
+        slot[:5] = b"hello"
+    length = rings[1].slot_bytes + 1 if act == "too long" else 5
+    await exchange.send(OutputChunk(99 if act == "outside" else 0, length))
+    while not isinstance((await exchange.receive(cast("type[ToCompute]", AnyToCompute)))[0], OutputFreed):
+        pass
+    if act != "unended":
+        await exchange.send(OutputEnd())
+    return done
+
+
+async def misbehave(act: str, exchange: Exchange, chunk: Chunk) -> bool:
+    """Do what the name says at the first chunk; True to be done at once."""
+    match act:
+        case "early":
+            return True
+        case "freed twice":
+            await exchange.send(Freed(chunk.slot))
+        case "freed unasked":
+            await exchange.send(Freed(1000))
+        case "dies":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "hangs":
+            await anyio.sleep_forever()
+        case "stops":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        case "fails":
+            raise ProcessorError("processor_failed", "line 7")
+        case "floods":
+            for _ in range(FLOOD):
+                await exchange.send(OutputBegin("x", "y"))
+        case "nonsense":
+            await exchange.send({"m": "no such message"})
+    return False
+
+
+async def main() -> None:
+    channel = Channel(socket.socket(fileno=int(sys.argv[1])))
+    try:
+        await serve(channel, handle, unexpected=lambda error: None)
+    finally:
+        channel.close()
+
+
+if __name__ == "__main__":
+    anyio.run(main)

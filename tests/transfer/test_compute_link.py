@@ -1,0 +1,167 @@
+"""A compute process that misbehaves costs its job and itself; its rings are zero and the next job runs."""
+
+import contextlib
+import os
+from collections.abc import AsyncIterator
+
+import anyio
+import pytest
+
+from smp_proto.errors import IntegrityError, ProcessorError, SmpError
+from smp_proto.sealed.bundle import BundleWriter
+from smp_proto.sealed.entries import Entry
+from smp_proto.sealed.keys import Identity
+from smpd.links.computing import Done, Run
+from smpd.transfer import device
+from smpd.transfer.device import Compute, ComputeSettings, PlainRing, finish_results
+
+KIB = 1 << 10
+SLOT = 64 * KIB
+CHUNKS = 9
+ME = Identity.generate("box")
+ENTRY = Entry("scan.bin", 0, CHUNKS * SLOT, bytes(32), "application/octet-stream", {})
+
+
+@pytest.fixture
+def computing(fake_program, monkeypatch):
+    """A compute whose process is ``fake_compute.py``, with rings of three small slots."""
+    fake_program("fake_compute.py")
+    monkeypatch.setattr(device, "_GRACE_S", 0.3)
+
+    @contextlib.asynccontextmanager
+    async def compute() -> AsyncIterator[Compute]:
+        settings = ComputeSettings(3, SLOT, 2, SLOT, "cpu", "off", 0, 0.2, 60.0)
+        async with anyio.create_task_group() as group:
+            found = Compute("fake", ["echo"], settings, group)
+            try:
+                with anyio.fail_after(60):
+                    yield found
+                if found._rings:
+                    held = b"".join(os.pread(ring.fd, ring.slots * SLOT, 0) for ring in found._rings)
+                    assert not held.strip(b"\0"), "the rings hold data after the job"
+            finally:
+                group.cancel_scope.cancel()
+        for ring in found._rings or ():
+            ring.close()
+
+    return compute
+
+
+async def feed(plain: PlainRing) -> None:
+    for index in range(CHUNKS):
+        slot = await plain.take()
+        with plain.view(slot) as view:
+            view[:] = b"secret!!" * (SLOT // 8)
+        await plain.deliver(slot, index * SLOT, SLOT)
+
+
+async def run(compute: Compute, act: str, feeding=feed) -> tuple[Done, bytes]:
+    written = bytearray()
+    writer = BundleWriter(written.extend, sender=ME, recipients=[ME.public])
+    try:
+        request = Run("job", act, {}, 1, CHUNKS * SLOT, 0.2)
+        done = await compute.run(request, [ENTRY], writer, feeding)
+        finish_results(writer)
+        return done, bytes(written)
+    finally:
+        writer.abort()
+
+
+async def test_a_process_that_keeps_to_the_protocol_is_kept(computing):
+    """Runs follow each other in one process."""
+    async with computing() as compute:
+        for _ in range(3):
+            done, _ = await run(compute, "echo")
+            assert done.outputs == 1
+        assert compute.host.restarts == 0
+
+
+@pytest.mark.parametrize(
+    ("act", "code", "message"),
+    [
+        ("early", "processor_output", "done before it had been given everything"),
+        ("freed twice", "processor_output", "a slot that it does not hold"),
+        ("freed unasked", "processor_output", "a slot that it does not hold"),
+        ("outside", "processor_output", "outside its ring"),
+        ("too long", "processor_output", "outside its ring"),
+        ("begin twice", "processor_output", "was refused"),
+        ("dies", "worker_died", "ended unexpectedly"),
+        ("hangs", "processor_timeout", "ran past its limit"),
+        ("stops", "processor_timeout", "ran past its limit"),
+        ("fails", "processor_failed", "line 7"),
+        ("nonsense", "protocol", "does not fit the protocol"),
+        ("floods", None, ""),
+    ],
+)
+async def test_what_goes_wrong_ends_the_job_and_no_more(computing, act, code, message):
+    """Each fault is an error that says what it was, and the next run is served, by a new process where need be."""
+    async with computing() as compute:
+        await run(compute, "echo")
+        with pytest.raises(SmpError) as caught:
+            await run(compute, act)
+        if code:
+            assert caught.value.code == code
+            assert message in caught.value.message
+        done, _ = await run(compute, "echo")
+        assert done.outputs == 1
+        assert compute.host.restarts == (0 if act in ("fails", "early") else 1)
+
+
+@pytest.mark.parametrize("act", ["unended", "nothing"])
+async def test_results_that_are_not_whole(computing, act):
+    """A process that is done in the middle of a result, or without any, is the processor's fault and is named so."""
+    async with computing() as compute:
+        with pytest.raises(ProcessorError, match="the processor's result was refused") as caught:
+            await run(compute, act)
+        assert caught.value.code == "processor_output"
+
+
+async def test_an_object_that_does_not_open(computing):
+    """When feeding fails, that is the reason, and the process that saw half an object is ended."""
+
+    async def broken(plain: PlainRing) -> None:
+        await plain.deliver(await plain.take(), 0, SLOT)
+        raise IntegrityError("corrupt", "segment 9 does not open")
+
+    async with computing() as compute:
+        with pytest.raises(IntegrityError, match="segment 9"):
+            await run(compute, "echo", broken)
+        await run(compute, "echo")
+        assert compute.host.restarts == 1
+
+
+@pytest.mark.parametrize("chunks", range(0, CHUNKS, 2))
+async def test_a_cancelled_run(computing, chunks):
+    """Cancelled at any chunk the process is gone and the rings are zero before the run returns."""
+    async with computing() as compute:
+        with anyio.CancelScope() as scope:
+
+            async def stopping(plain: PlainRing) -> None:
+                for index in range(CHUNKS):
+                    if index == chunks:
+                        scope.cancel()
+                    slot = await plain.take()
+                    with plain.view(slot) as view:
+                        view[:] = b"secret!!" * (SLOT // 8)
+                    await plain.deliver(slot, index * SLOT, SLOT)
+
+            await run(compute, "echo", stopping)
+        assert scope.cancelled_caught
+        assert compute.host.worker is None
+        await run(compute, "echo")
+
+
+async def test_runs_wait_for_each_other(computing):
+    """Runs that come at once are served one after the other, and one that is cancelled while waiting is gone."""
+    async with computing() as compute, anyio.create_task_group() as group:
+        results: list[Done] = []
+
+        async def one() -> None:
+            results.append((await run(compute, "echo"))[0])
+
+        for _ in range(4):
+            group.start_soon(one)
+        with anyio.move_on_after(0):
+            await run(compute, "echo")
+        group.start_soon(compute.describe)
+    assert len(results) == 4
