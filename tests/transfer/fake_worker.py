@@ -13,6 +13,9 @@ import msgspec
 
 from smp_proto.aio import Channel, Exchange, serve
 from smp_proto.wire import FrameType
+from smpd.links.ring import Ring
+
+rings: list[Ring] = []
 
 
 async def handle(body: bytes, fds: list[int], exchange: Exchange) -> object:
@@ -37,6 +40,16 @@ async def handle(body: bytes, fds: list[int], exchange: Exchange) -> object:
                 with anyio.CancelScope(shield=True):
                     await anyio.sleep(0.2)
                     os.write(fds[0], b"late")
+        case "setup":
+            rings.append(Ring(os.dup(fds[0]), request["slots"], request["slot_bytes"]))
+            return {"sandbox": {}}
+        case "read":
+            try:
+                await anyio.sleep_forever()
+            finally:
+                with anyio.CancelScope(shield=True), rings[0].slot(request["slot"]) as slot:
+                    await anyio.sleep(0.2)  # a thread that is still reading
+                    slot[:4] = b"late"
         case "garbage":
             exchange.channel.socket.send(b"\xff" * 64)
             await anyio.sleep_forever()

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 from collections.abc import AsyncIterator
 
 import anyio
@@ -134,6 +135,9 @@ async def test_an_object_that_does_not_open(computing):
 async def test_a_cancelled_run(computing, chunks):
     """Cancelled at any chunk the process is gone and the rings are zero before the run returns."""
     async with computing() as compute:
+        await compute.describe()
+        assert compute.host.worker
+        process = compute.host.worker.process
         with anyio.CancelScope() as scope:
 
             async def stopping(plain: PlainRing) -> None:
@@ -147,7 +151,7 @@ async def test_a_cancelled_run(computing, chunks):
 
             await run(compute, "echo", stopping)
         assert scope.cancelled_caught
-        assert compute.host.worker is None
+        assert process.returncode == -signal.SIGKILL
         await run(compute, "echo")
 
 

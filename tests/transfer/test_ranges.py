@@ -219,6 +219,19 @@ async def test_cancelled_at_any_instant(sealed, tmp_path, delay):
         await stream(pool, source, tmp_path / "whole", plain=plain)
 
 
+async def test_a_cancelled_read_has_let_go_of_its_slot(fake_program):
+    """When a cancelled read returns, the fetch process is done with the slot: the next range cannot be overwritten."""
+    fake_program("fake_worker.py")
+    async with pools(Path("/"), processes=1) as found:
+        pool = await found.get("local")
+        async with pool.lane() as lane:
+            with anyio.move_on_after(1) as scope:
+                await pool.read(lane, "path", "pin", 0, 4)
+            assert scope.cancelled_caught
+            ring = pool.ring(lane)
+            assert os.pread(ring.fd, 4, ring.offset(lane.slot)) == b"late"
+
+
 async def test_an_object_that_changes(sealed, plaintext, tmp_path):
     """A pin that no longer holds ends the stream with that reason, whatever other ranges do."""
     folder = tmp_path / "remote"
