@@ -22,6 +22,7 @@ from smpd.fetch.remote import (
     missing,
     missing_root,
     short_source,
+    tail_of,
     temporary_name,
     unwritable,
     walk_folders,
@@ -114,6 +115,10 @@ class LocalRemote:
     async def stat(self, path: str) -> ObjectInfo:
         """See :class:`smpd.fetch.remote.Remote`."""
         return await self._run(path, lambda root: _stat(root, path))
+
+    async def tail(self, path: str, into: memoryview) -> ObjectInfo:
+        """See :class:`smpd.fetch.remote.Remote`."""
+        return await tail_of(self, path, into)
 
     async def read(self, path: str, pin: str, offset: int, into: memoryview) -> None:
         """See :class:`smpd.fetch.remote.Remote`."""

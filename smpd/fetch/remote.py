@@ -48,6 +48,10 @@ class Remote(Protocol):
         """Fill ``into`` from byte ``offset`` on, or raise."""
         ...
 
+    async def tail(self, path: str, into: memoryview) -> ObjectInfo:
+        """Put the last ``len(into)`` bytes, or all of a smaller object, into the front of ``into``."""
+        ...
+
     async def write(self, path: str, fd: int, size: int, progress: Progress) -> ObjectInfo:
         """Upload bytes ``[0, size)`` of ``fd``, which stays open."""
         ...
@@ -63,6 +67,16 @@ class Remote(Protocol):
     async def aclose(self) -> None:
         """Close what is open."""
         ...
+
+
+async def tail_of(remote: Remote, path: str, into: memoryview) -> ObjectInfo:
+    """:meth:`Remote.tail` for a remote whose stat costs little: stat, then read."""
+    info = await remote.stat(path)
+    length = min(len(into), info.size)
+    if length:
+        with into[:length] as part:
+            await remote.read(path, info.pin, info.size - length, part)
+    return info
 
 
 def check_path(path: str, *, prefix: bool = False) -> None:

@@ -23,7 +23,17 @@ from smp_proto.errors import RemoteError, SmpError, UsageError
 from smpd.fetch.http import Answer, RangeReader, Unspoken, Wanted, connect_error
 from smpd.fetch.pins import etag_pin, parse_pin
 from smpd.fetch.refusals import refusal
-from smpd.fetch.remote import ANEW, DEADLINES, Deadlines, Progress, changed, first_error, read_source, unreachable
+from smpd.fetch.remote import (
+    ANEW,
+    DEADLINES,
+    Deadlines,
+    Progress,
+    changed,
+    first_error,
+    read_source,
+    tail_of,
+    unreachable,
+)
 
 PART_BYTES = 8 << 20
 PARTS_MAX = 10_000
@@ -200,6 +210,10 @@ class S3Remote:
                 raise RemoteError("remote_failed", f"{self._where} listed an object that was not asked for")
             info.path = info.path.removeprefix(self._root)
         return sorted(found, key=lambda info: info.path.encode())
+
+    async def tail(self, path: str, into: memoryview) -> ObjectInfo:
+        """See :class:`smpd.fetch.remote.Remote`."""
+        return await tail_of(self, path, into)
 
     async def read(self, path: str, pin: str, offset: int, into: memoryview) -> None:
         """See :class:`smpd.fetch.remote.Remote`."""

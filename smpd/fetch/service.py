@@ -5,7 +5,10 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Iterator
 from typing import cast
+
+import anyio
 
 from smp_proto.aio import Channel, Exchange, close_all, decode, serve
 from smp_proto.control import (
@@ -18,7 +21,7 @@ from smp_proto.control import (
     SftpConfig,
     SftpSecret,
 )
-from smp_proto.errors import DaemonError, UsageError
+from smp_proto.errors import DaemonError, SmpError, UsageError
 from smpd.fetch import sandbox
 from smpd.fetch.remote import BATCH_OBJECTS, DEADLINES, Deadlines, Remote, changed, check_path
 from smpd.links import fetching
@@ -88,6 +91,12 @@ class Service:
         match request:
             case fetching.Read():
                 await _read(request, remote, ring)
+            case fetching.Tail():
+                check_path(request.path)
+                with _place(ring, request.slot, 0, request.length) as into:
+                    return await remote.tail(request.path, into)
+            case fetching.ReadMany():
+                return await _read_many(request, remote, ring)
             case fetching.Stat():
                 check_path(request.path)
                 return await remote.stat(request.path)
@@ -118,15 +127,43 @@ class _Reporter:
 
 async def _read(request: fetching.Read, remote: Remote, ring: Ring) -> None:
     check_path(request.path)
-    fits = 0 <= request.at <= request.at + request.length <= ring.slot_bytes and 0 <= request.slot < ring.slots
-    if not fits or request.offset < 0:
+    if request.offset < 0:
+        raise UsageError("bad_request", "the range starts before the object")
+    with _place(ring, request.slot, request.at, request.length) as into:
+        await _read_range(remote, request.path, request.pin, request.offset, into)
+
+
+async def _read_range(remote: Remote, path: str, pin: str, offset: int, into: memoryview) -> None:
+    if into:
+        await remote.read(path, pin, offset, into)
+    elif (await remote.stat(path)).pin != pin:  # no server can be asked for nothing
+        raise changed(path)
+
+
+async def _read_many(request: fetching.ReadMany, remote: Remote, ring: Ring) -> fetching.ManyRead:
+    answer = fetching.ManyRead()
+
+    async def one(index: int, whole: fetching.Whole) -> None:
+        try:
+            check_path(whole.path)
+            with _place(ring, request.slot, whole.at, whole.size) as into:
+                await _read_range(remote, whole.path, whole.pin, 0, into)
+        except SmpError as error:
+            answer.errors[index] = error.body()
+
+    async with anyio.create_task_group() as group:
+        for index, whole in enumerate(request.objects):
+            group.start_soon(one, index, whole)
+    return answer
+
+
+@contextlib.contextmanager
+def _place(ring: Ring, slot: int, at: int, length: int) -> Iterator[memoryview]:
+    """Bytes ``[at, at + length)`` of a slot."""
+    if not (0 <= at <= at + length <= ring.slot_bytes and 0 <= slot < ring.slots):
         raise UsageError("bad_request", "the range does not fit into the slot")
-    if request.length == 0:  # no server can be asked for nothing
-        if (await remote.stat(request.path)).pin != request.pin:
-            raise changed(request.path)
-        return
-    with ring.slot(request.slot) as slot, slot[request.at : request.at + request.length] as into:
-        await remote.read(request.path, request.pin, request.offset, into)
+    with ring.slot(slot) as whole, whole[at : at + length] as part:
+        yield part
 
 
 async def _list(request: fetching.List, remote: Remote, exchange: Exchange) -> None:

@@ -26,6 +26,7 @@ from smpd.fetch.remote import (
     missing,
     missing_root,
     read_source,
+    tail_of,
     temporary_name,
     unreachable,
     walk_folders,
@@ -270,6 +271,10 @@ class SftpRemote:
         """See :class:`smpd.fetch.remote.Remote`."""
         async with self._line(path) as sftp:
             return _info(path, await self._within(sftp.stat(self._full(path))))
+
+    async def tail(self, path: str, into: memoryview) -> ObjectInfo:
+        """See :class:`smpd.fetch.remote.Remote`."""
+        return await tail_of(self, path, into)
 
     async def read(self, path: str, pin: str, offset: int, into: memoryview) -> None:
         """See :class:`smpd.fetch.remote.Remote`."""

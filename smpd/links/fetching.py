@@ -8,6 +8,7 @@ what its remote is called: its hints say ``NAME``, which smpd fills in.
 import msgspec
 
 from smp_proto.control import AnyRemoteConfig, AnyRemoteSecret, ObjectInfo
+from smp_proto.errors import ErrorBody
 
 
 class Request(msgspec.Struct, tag_field="op"):
@@ -69,6 +70,43 @@ class Read(Request, tag="read"):
     at: int = 0
 
 
+class Tail(Request, tag="tail"):
+    """The last ``length`` bytes of an object, all of a smaller one, into the front of a slot. Reply: ObjectInfo.
+
+    For S3 one request (a suffix range, RFC 9110 §14.1.2) in place of Stat and Read; what is in the slot is of the
+    object that the reply's pin names. Errors: those of Stat and Read.
+    """
+
+    path: str
+    length: int
+    slot: int
+
+
+class Whole(msgspec.Struct):
+    """One object of ReadMany: all of its ``size`` bytes, to be put at ``at`` of the slot."""
+
+    path: str
+    pin: str
+    size: int
+    at: int
+
+
+class ReadMany(Request, tag="read-many"):
+    """Whole objects into one slot, several at a time: one message for many small objects. Reply: ManyRead.
+
+    Each is read as by Read. The failure of one is told in the reply and does not disturb the others.
+    """
+
+    objects: list[Whole]
+    slot: int
+
+
+class ManyRead(msgspec.Struct):
+    """Which objects of ReadMany are not in the slot, by their index, and why."""
+
+    errors: dict[int, ErrorBody] = {}
+
+
 class Write(Request, tag="write"):
     """Upload ``size`` bytes of the descriptor that comes along, from its offset 0, to ``path``. Reply: ObjectInfo.
 
@@ -103,4 +141,4 @@ class Probed(msgspec.Struct):
     facts: dict[str, str] = {}
 
 
-AnyRequest = Setup | Stat | List | Read | Write | Delete | Probe
+AnyRequest = Setup | Stat | List | Read | Tail | ReadMany | Write | Delete | Probe
