@@ -234,9 +234,14 @@ class AsyncClient:
 
     # ── vault ──
 
-    async def vault(self) -> list[c.VaultItem]:
-        """What is kept on the box, sealed."""
-        return (await self._call(c.VaultList(), c.Vault)).items
+    async def vault(self, job: str = "") -> list[c.VaultItem]:
+        """What is kept on the box, sealed, newest first; of one job where it is named."""
+        found: list[c.VaultItem] = []
+        while True:
+            page = (await self._call(c.VaultList(job, found[-1].id if found else ""), c.Vault)).items
+            found += page
+            if len(page) < c.VAULT_PAGE:
+                return found
 
     async def vault_entries(self, id: str) -> list[c.EntryView]:  # noqa: A002
         """The names inside one item; opening its index is audited."""

@@ -68,7 +68,8 @@ def closing(job: JobView) -> str:
     result, moved = job.result, job.transfer
     if result is None:
         return f"job {job.id} is {job.state}"
-    where = result.target or f"vault {result.vault_id}"
+    many = f"{result.objects} objects, listed by: smpctl vault ls --job {job.id[:8]}"
+    where = result.target or (f"vault {result.vault_id}" if result.vault_id else many)
     speed = f", {size(moved.fetched_bytes / moved.seconds)}/s" if moved.seconds and moved.fetched_bytes else ""
     resumed = f", {size(moved.resumed_bytes)} were here already" if moved.resumed_bytes else ""
     took = f" in {duration(moved.seconds)}" if moved.seconds else ""

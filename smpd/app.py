@@ -5,8 +5,8 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from typing import Any
 
 import anyio
@@ -31,9 +31,10 @@ from smpd.jobs.job import Job
 from smpd.jobs.journal import Journal
 from smpd.jobs.scheduler import Scheduler
 from smpd.jobs.seal import StateSeal
+from smpd.transfer.box import Box, Senders
 from smpd.transfer.device import ComputePools, ComputeSettings
 from smpd.transfer.pool import FetchSettings, Pools
-from smpd.transfer.runner import Box, Runner
+from smpd.transfer.runner import Runner
 from smpd.vault.keys import BoxKeys, load_keys
 from smpd.vault.objects import Vault
 from smpd.vault.remotes import RemoteStore
@@ -151,7 +152,7 @@ def _compose(
     pools = Pools(remotes.get, _fetch(config), group)
     box = Box(
         identities=[keys.identity],
-        sender_key=_sender_key(keys.identity.public, trust),
+        senders=partial(_senders, keys.identity.public, trust),
         journal=journal,
         vault=vault,
         audit=_recorder(audit),
@@ -243,22 +244,24 @@ def _compute(config: Config) -> ComputeSettings:
     )
 
 
-def _sender_key(own: PublicIdentity, trust: TrustStore) -> Callable[[bytes, str], PublicIdentity]:
-    """How a sender is believed: this box itself, or whom the trust store names for that location."""
+def _senders(own: PublicIdentity, trust: TrustStore) -> Senders:
+    """How a sender is believed: this box itself, or whom the trust store names for that location, as it is now."""
+    believed = trust.read()
+    parse = lru_cache(PublicIdentity.parse)
 
     def sender(key_id: bytes, location: str) -> PublicIdentity:
-        if key_id == own.key_id:
-            return own
-        return PublicIdentity.parse(trust.lookup(key_id, location, time.time()))
+        return own if key_id == own.key_id else parse(believed.lookup(key_id, location, time.time()))
 
     return sender
 
 
 def _recorder(audit: AuditLog) -> Any:
-    async def record(event: str, *, actor: str, job: str = "", subject: str = "", **fields: Any) -> None:
+    async def record(
+        event: str, *, actor: str, job: str = "", subject: str = "", subjects: Sequence[str] = (), **fields: Any
+    ) -> None:
         # Not to be cancelled half way: the caller would not know whether the record is there.
         with anyio.CancelScope(shield=True):
-            append = partial(audit.append, event, actor=actor, job=job, subject=subject, **fields)
+            append = partial(audit.append_each, event, subjects or [subject], actor=actor, job=job, **fields)
             await anyio.to_thread.run_sync(_mended, audit, append)
 
     return record

@@ -161,7 +161,11 @@ AnyJobSpec = GetSpec | RunSpec | PutSpec
 
 
 class Result(msgspec.Struct):
-    """What a finished job delivered. Exactly one of ``vault_id`` and ``target`` is set for a sealed result."""
+    """What a finished job delivered.
+
+    One sealed object, at ``vault_id`` or at ``target``; or, of a get over a prefix, ``objects`` in the vault, each
+    with this job's id in its ``VaultItem.job``.
+    """
 
     object_id: str = ""
     vault_id: str = ""
@@ -170,6 +174,7 @@ class Result(msgspec.Struct):
     plain_bytes: int = 0
     sealed_bytes: int = 0
     content_digest: str = ""
+    objects: int = 1
 
 
 class Transfer(msgspec.Struct):
@@ -352,7 +357,16 @@ class Objects(msgspec.Struct):
 
 
 class VaultList(Request, tag="vault-list"):
-    """Reply: Vault."""
+    """What is kept, newest first, at most :data:`VAULT_PAGE` items. Reply: Vault.
+
+    ``job``: only what this job brought. ``before``: go on after the item of this id.
+    """
+
+    job: str = ""
+    before: str = ""
+
+
+VAULT_PAGE = 1000  # items, which fit one frame
 
 
 class VaultItem(msgspec.Struct):

@@ -40,7 +40,8 @@ def get(
 ) -> int:
     """Bring an object into the vault, sealed.
 
-    In a remote of mode standard a path that ends in / is a whole folder.
+    A path that ends in / is all that lies below it: each sealed object there, or in a remote of mode standard the
+    whole folder as one object.
     """
     _check_export(export, detach)
     job = session.client.submit(GetSpec(location(source)), key=key, priority=priority)
@@ -70,7 +71,10 @@ def run(
     priority: Priority,
     key: str | None,
 ) -> int:
-    """Run a processor over an object."""
+    """Run a processor over an object.
+
+    A path that ends in / is all that lies below it. The results of all are one object, each named after its own.
+    """
     _check_export(export, detach)
     if export and target:
         raise UsageError("bad_request", "--to and --export say two things", hint="use one of them")
@@ -150,6 +154,18 @@ def _check_export(export: str | None, detach: bool) -> None:
         raise UsageError("bad_request", "an export has to wait for its job", hint=hint)
 
 
+def _export(session: Session, items: list[str], folder: str, force: bool) -> int:
+    """Open vault items into a folder; how many files they were."""
+    files = 0
+    for item in items:
+        try:
+            files += len(session.client.vault_open(item, folder, overwrite=force))
+        except SmpError as error:
+            error.hint = f"{error.hint}; it is in the vault: smpctl vault open {item} -o DIR".lstrip("; ")
+            raise
+    return files
+
+
 def _finish(session: Session, job: JobView, detach: bool, export: str | None, force: bool) -> int:
     if detach:
         session.show(job, lambda: click.echo(job.id))
@@ -162,14 +178,8 @@ def _finish(session: Session, job: JobView, detach: bool, export: str | None, fo
         session.show(job, lambda: None)
         report_failed(session, job)
         return exit_code(job)
-    if export and job.result and job.result.vault_id:
-        try:
-            entries = session.client.vault_open(job.result.vault_id, export, overwrite=force)
-        except SmpError as error:
-            error.hint = f"{error.hint}; it is in the vault: smpctl vault open {job.result.vault_id} -o DIR".lstrip(
-                "; "
-            )
-            raise
-        session.note(f"{len(entries)} files, in the clear, in {export}")
+    if export and job.result:
+        items = [job.result.vault_id] if job.result.vault_id else [item.id for item in session.client.vault(job.id)]
+        session.note(f"{_export(session, items, export, force)} files, in the clear, in {export}")
     session.show(job, lambda: click.echo(closing(job)))
     return 0

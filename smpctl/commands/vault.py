@@ -17,10 +17,11 @@ def vault() -> None:
 
 @vault.command()
 @click.argument("id", required=False)
-def ls(session: Session, id: str | None) -> None:  # noqa: A002 - the argument's name on the command line
+@click.option("--job", default="", metavar="JOB", help="Only what this job brought.")
+def ls(session: Session, id: str | None, job: str) -> None:  # noqa: A002 - the argument's name on the command line
     """List the items; with an ID the names inside it, which is audited."""
     if id is None:
-        items = session.client.vault()
+        items = session.client.vault(session.job_id(job) if job else "")
         session.show(items, lambda: _items(items))
     else:
         entries = session.client.vault_entries(session.vault_id(id))

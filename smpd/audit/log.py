@@ -160,14 +160,34 @@ class AuditLog:
         Raises:
             UsageError: ``bad_request``, when the record cannot be encoded, or a detail has no subject.
         """
-        name = self.pseudonym(subject) if subject else ""
-        blob = "" if detail is None else self._sealed(name, detail)
+        return self.append_each(event, [subject], actor=actor, job=job, outcome=outcome, detail=detail, **fields)
+
+    def append_each(
+        self,
+        event: str,
+        subjects: Sequence[str],
+        *,
+        actor: str,
+        job: str = "",
+        outcome: str = "",
+        detail: dict[str, Any] | None = None,
+        **fields: FieldValue,
+    ) -> int:
+        """As :meth:`append`, one record for each subject, all synced as one; return the number of the first."""
+        names = [self.pseudonym(subject) if subject else "" for subject in subjects]
+        blobs = ["" if detail is None else self._sealed(name, detail) for name in names]
         with self._changed:
             self._refuse_if_failed()
-            seq = self._tree.size + len(self._flight) + len(self._queue)
+            first = self._tree.size + len(self._flight) + len(self._queue)
             now = format_time(self._clock())
-            entry = _Entry(encode_line(AuditRecord(seq, now, event, actor, job, name, outcome, fields, blob)))
-            self._queue.append(entry)
+            entries = [
+                _Entry(encode_line(AuditRecord(seq, now, event, actor, job, name, outcome, fields, blob)))
+                for seq, (name, blob) in enumerate(zip(names, blobs, strict=True), first)
+            ]
+            if not entries:
+                return first
+            self._queue += entries
+            entry = entries[-1]  # they go to the disk together
             while self._busy and not entry.synced and not entry.failure:
                 self._changed.wait()
             lead = not entry.synced and not entry.failure
@@ -177,7 +197,7 @@ class AuditLog:
                 self._commit()
         if not entry.synced:
             raise self._unwritable(entry.failure)
-        return seq
+        return first
 
     def checkpoint(self) -> bytes:
         """Sign a checkpoint if there are records without one; return the newest (empty for an empty log)."""

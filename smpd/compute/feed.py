@@ -1,5 +1,6 @@
-"""The processor thread's side of the rings: plaintext comes in through :class:`Feed`, results go out through
-:class:`Results`. Both wait on queues that the event loop fills, and both end the thread's work when told to.
+"""The processor thread's side of the rings: :class:`Inputs` says what comes, plaintext comes in through :class:`Feed`,
+results go out through :class:`Results`. All wait on queues that the event loop fills, and end the thread's work when
+told to.
 """
 
 import contextlib
@@ -14,7 +15,7 @@ import torch
 from smp_proto.errors import ProcessorError
 from smpd.compute.device import Device
 from smpd.compute.npy import as_npy
-from smpd.links.computing import Chunk, FromCompute, OutputBegin, OutputChunk, OutputEnd
+from smpd.links.computing import Chunk, FromCompute, InputEntry, InputObject, OutputBegin, OutputChunk, OutputEnd
 from smpd.processors import Output
 from smpd.processors.host import host_bytes
 from smpd.processors.pictures import encode_png
@@ -63,6 +64,34 @@ class Clock:
         """Seconds so far; may be asked from another thread."""
         since = self._since
         return self._worked + (time.monotonic() - since if since is not None else 0.0)
+
+
+class Inputs:
+    """The objects of one run, as they are announced.
+
+    Args:
+        queue: filled by the event loop; a number is the length of the whole plaintext and the end, None only wakes.
+    """
+
+    def __init__(self, queue: "queue.SimpleQueue[InputObject | int | None]", clock: Clock) -> None:
+        self._queue = queue
+        self._clock = clock
+        self.plain_bytes = 0
+
+    def __iter__(self) -> Iterator[InputObject]:
+        """Whole objects; :attr:`plain_bytes` is right once there are no more."""
+        parts: list[InputEntry] = []
+        while True:
+            with self._clock.waiting():
+                found = self._queue.get()
+            if isinstance(found, int):
+                self.plain_bytes = found
+                return
+            assert found is not None
+            parts += found.entries
+            if not found.more:
+                yield InputObject(found.prefix, parts)
+                parts = []
 
 
 class Feed:
@@ -150,6 +179,7 @@ class Results:
         processor: str,
     ) -> None:
         self.count = 0
+        self.prefix = ""  # of the object that the next results are of
         self._slots = slots
         self._free = list(range(len(slots)))
         self._freed = freed
@@ -166,9 +196,13 @@ class Results:
         """
         if not isinstance(output, Output):
             raise self._nonsense(f"is {type(output).__name__}, not Output")
-        self._check(output)
+        complaint = name_complaint(output.name)
+        if complaint:
+            raise self._nonsense(f"has a name that {complaint}")
+        name = f"{self.prefix}/{output.name}" if self.prefix else output.name
+        self._check(output, name)
         parts, media_type = self._encode(output)
-        self._send(OutputBegin(output.name, output.media_type or media_type, output.attributes))
+        self._send(OutputBegin(name, output.media_type or media_type, output.attributes))
         for part in parts:
             self._write(part)
         self._send(OutputEnd())
@@ -184,13 +218,10 @@ class Results:
         for slot in self._slots if self.count or len(self._free) < len(self._slots) else ():
             slot.zero_()
 
-    def _check(self, output: Output) -> None:
-        complaint = name_complaint(output.name)
-        if complaint:
-            raise self._nonsense(f"has a name that {complaint}")
-        if output.name in self._names:
+    def _check(self, output: Output, name: str) -> None:
+        if name in self._names:
             raise self._nonsense("has the name of an earlier one")
-        self._names.add(output.name)
+        self._names.add(name)
         kind = output.media_type
         if not isinstance(kind, str) or len(kind) > 127 or not kind.isascii() or not (kind + "x").isprintable():
             raise self._nonsense("has a media type that is not text of at most 127 ASCII characters")

@@ -14,11 +14,13 @@ import torch
 
 from smp_proto.errors import ProcessorError, ResourceError, SmpError
 from smpd.compute.device import Device, is_fatal, is_memory_error
-from smpd.compute.feed import Clock, Feed, Results, Stopped
-from smpd.links.computing import InputEntry
+from smpd.compute.feed import Feed, Inputs, Results, Stopped
+from smpd.links.computing import InputEntry, InputObject
 from smpd.processors import Context, Item, Output, Processor, Refused, StreamItem
 
 _TEXT_MAX = 300
+_KINDS = 5  # media types that a refusal names
+Numbered = list[tuple[int, InputEntry]]
 
 
 @dataclasses.dataclass
@@ -35,40 +37,33 @@ class Job:
     """One run of one processor.
 
     Args:
-        entries: all entries, in order and without overlap.
-        plain_bytes: the length of the plaintext, read to its end whatever the processor takes of it.
+        objects: what comes; the plaintext is read to its end whatever the processor takes of it.
+        single: there is one object only, so that what the processor cannot take is refused before it comes.
     """
 
     def __init__(
-        self,
-        processor: Processor,
-        context: Context[Any],
-        entries: list[InputEntry],
-        plain_bytes: int,
-        device: Device,
+        self, processor: Processor, context: Context[Any], objects: Inputs, device: Device, *, single: bool
     ) -> None:
-        self.clock = Clock()
         self._processor = processor
         self._context = context
-        self._accepted = [
-            (number, entry) for number, entry in enumerate(entries, 1) if processor.takes(entry.media_type)
-        ]
-        self._total = len(entries)
-        self._kinds = sorted({entry.media_type for entry in entries})
-        self._plain_bytes = plain_bytes
+        self._objects = objects
+        self._single = single
         self._device = device
-        self._number = 0
+        self._seen = self._taken = self._number = 0  # entries, and the one at hand
+        self._kinds: set[str] = set()
 
     def run(self, feed: Feed, results: Results) -> Outcome:
         """Do it all; raises nothing, and leaves no tensor of the job behind."""
-        self.clock.start()
         outcome = Outcome()
         try:
             with self._device.current(), torch.no_grad():
-                self._call(feed, results)
-                feed.skip_to(self._plain_bytes)
+                for item in self._objects:
+                    self._call(item, feed, results)
+                if not self._taken:
+                    raise self._none_taken()
+                feed.skip_to(self._objects.plain_bytes)
                 results.finish()
-            outcome.entries, outcome.outputs = len(self._accepted), results.count
+            outcome.entries, outcome.outputs = self._taken, results.count
         except Stopped:
             outcome.error = SmpError("cancelled", "the run was ended")
         except SmpError as error:
@@ -77,26 +72,41 @@ class Job:
             outcome.error, outcome.fatal = self._explain(error), is_fatal(error)
         return self._clean_up(outcome, results)
 
-    def _call(self, feed: Feed, results: Results) -> None:
-        processor, accepted = self._processor, self._accepted
+    def _call(self, item: InputObject, feed: Feed, results: Results) -> None:
+        processor = self._processor
+        accepted = [
+            (number, entry)
+            for number, entry in enumerate(item.entries, self._seen + 1)
+            if processor.takes(entry.media_type)
+        ]
+        self._seen += len(item.entries)
+        self._taken += len(accepted)
         if not accepted:
-            raise ProcessorError(
-                "processor_input",
-                f"processor {processor.name} takes {processor.accepts}, and none of {self._total} entries is that",
-                hint=f"the entries are {', '.join(self._kinds[:5])}" if self._kinds else "the object is empty",
-            )
+            self._kinds.update(entry.media_type for entry in item.entries[:_KINDS])
+            if self._single:
+                raise self._none_taken()
+            return
+        results.prefix = item.prefix
         if processor.group and processor.stream:
-            _put_all(results, processor(self._streams(feed), self._context))
+            _put_all(results, processor(self._streams(accepted, feed), self._context))
         elif processor.group:
-            _put_all(results, processor(self._load_all(feed), self._context))
+            _put_all(results, processor(self._load_all(accepted, feed), self._context))
         else:
             load: Callable[[Feed, InputEntry], Item | StreamItem] = _stream if processor.stream else self._load
             for number, entry in accepted:
                 self._number = number
                 _put_all(results, processor(load(feed, entry), self._context))
 
-    def _streams(self, feed: Feed) -> Iterator[StreamItem]:
-        for number, entry in self._accepted:
+    def _none_taken(self) -> ProcessorError:
+        processor, kinds = self._processor, sorted(self._kinds)[:_KINDS]
+        return ProcessorError(
+            "processor_input",
+            f"processor {processor.name} takes {processor.accepts}, and none of {self._seen} entries is that",
+            hint=f"the entries are {', '.join(kinds)}" if kinds else "the object is empty",
+        )
+
+    def _streams(self, accepted: Numbered, feed: Feed) -> Iterator[StreamItem]:
+        for number, entry in accepted:
             self._number = number
             yield _stream(feed, entry)
 
@@ -105,10 +115,10 @@ class Job:
         feed.load(entry.offset, data)
         return Item(entry.name, entry.media_type, entry.attributes, data, entry.size)
 
-    def _load_all(self, feed: Feed) -> list[Item]:
-        data = self._device.entry.take(sum(entry.size for _, entry in self._accepted))
+    def _load_all(self, accepted: Numbered, feed: Feed) -> list[Item]:
+        data = self._device.entry.take(sum(entry.size for _, entry in accepted))
         items, start = [], 0
-        for _, entry in self._accepted:
+        for _, entry in accepted:
             part = data[start : start + entry.size]
             feed.load(entry.offset, part)
             items.append(Item(entry.name, entry.media_type, entry.attributes, part, entry.size))
@@ -127,7 +137,7 @@ class Job:
     def _explain(self, error: BaseException) -> SmpError:
         where = f"processor {self._processor.name}"
         if self._number:
-            where += f", at entry {self._number} of {self._total}"
+            where += f", at entry {self._number}" + (f" of {self._seen}" if self._single else "")
         if isinstance(error, Refused):
             text = " ".join(str(error).split())[:_TEXT_MAX]
             return ProcessorError("processor_failed", f"{where}: {text}", hint="nothing was changed")

@@ -15,16 +15,17 @@ import torch
 
 from smp_proto.aio import Exchange
 from smp_proto.errors import DaemonError, ProcessorError, SmpError
-from smpd.compute.feed import Feed, Results
+from smpd.compute.feed import Clock, Feed, Inputs, Results
 from smpd.compute.job import Job, Outcome
 from smpd.compute.worker import Worker
 from smpd.links.computing import (
     AnyToCompute,
     Chunk,
-    Entries,
+    Finish,
     Freed,
     FromCompute,
-    InputEntry,
+    InputObject,
+    Objects,
     OutputFreed,
     Run,
     ToCompute,
@@ -51,15 +52,17 @@ class Running:
         self._processor = processor
         self._params = params
         self._exchange = exchange
-        self._entries: list[InputEntry] = []
         self._end = 0
         self._received = 0
+        self._complete = False
+        self._objects: queue.SimpleQueue[InputObject | int | None] = queue.SimpleQueue()
         self._chunks: queue.SimpleQueue[Chunk | None] = queue.SimpleQueue()
         self._output_freed: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._loop = asyncio.get_running_loop()
         self._outbox, self._to_send = anyio.create_memory_object_stream[FromCompute](math.inf)
         self._fences, self._to_reclaim = anyio.create_memory_object_stream[tuple[int, torch.Event]](math.inf)
-        self._job: Job | None = None
+        self._clock = Clock()
+        self._begun = False
         self._outcome: Outcome | None = None
         self._ended = anyio.Event()
         self._error: SmpError | None = None
@@ -67,7 +70,7 @@ class Running:
     @property
     def stuck(self) -> bool:
         """Whether the processor thread has begun and not let go."""
-        return self._job is not None and self._outcome is None
+        return self._begun and self._outcome is None
 
     async def run(self) -> Outcome:
         """Do it. On cancellation the thread gets :data:`GRACE_S` to let go; see :attr:`stuck`."""
@@ -76,11 +79,13 @@ class Running:
             group.start_soon(self._receive, receiving)
             group.start_soon(self._send)
             group.start_soon(self._reclaim)
+            self._begun = True
+            self._worker.submit(self._work)
             try:
                 await self._watch()
             finally:
-                if self._job is not None:
-                    self._job.clock.stop()
+                self._clock.stop()
+                self._objects.put(None)
                 self._chunks.put(None)
                 self._output_freed.put(None)
                 receiving.cancel()
@@ -100,7 +105,7 @@ class Running:
         """Return when the thread has ended, has used up its time, or the peer has broken the protocol."""
         limit = self._request.timeout_s if self._request.timeout_s > 0 else math.inf
         while not self._ended.is_set():
-            left = limit - (self._job.clock.worked() if self._job else 0.0)
+            left = limit - self._clock.worked()
             if left <= 0:
                 self._error = ProcessorError(
                     "processor_timeout",
@@ -114,7 +119,6 @@ class Running:
     async def _receive(self, scope: anyio.CancelScope) -> None:
         with scope:
             try:
-                self._start_when_ready()
                 async for message in self._exchange.messages(_TO_COMPUTE):
                     self._take(message)
             except DaemonError as error:
@@ -122,40 +126,41 @@ class Running:
                 self._ended.set()
 
     def _take(self, message: ToCompute) -> None:
-        if isinstance(message, Chunk):
+        if isinstance(message, OutputFreed):
+            self._output_freed.put(message.slot)
+        elif self._complete:
+            raise DaemonError("protocol", "more came after the end of the input")
+        elif isinstance(message, Chunk):
             fits = 0 <= message.slot < len(self._worker.plain) and 0 < message.length <= self._worker.plain[0].numel()
-            follows = message.offset == self._received <= self._request.plain_bytes - message.length
-            if self._job is None or not fits or not follows:
+            if not fits or message.offset != self._received:
                 raise DaemonError("protocol", f"a chunk of {message.length} bytes at {message.offset} is out of place")
             self._received += message.length
             self._chunks.put(message)
-        elif isinstance(message, OutputFreed):
-            self._output_freed.put(message.slot)
-        elif isinstance(message, Entries):
-            for entry in message.entries:
-                if entry.size < 0 or not self._end <= entry.offset <= self._request.plain_bytes - entry.size:
-                    raise DaemonError("protocol", "the entries overlap, are out of order or end after the plaintext")
-                self._end = entry.offset + entry.size
-            self._entries += message.entries
-            self._start_when_ready()
+        elif isinstance(message, Objects):
+            for item in message.objects:
+                self._announce(item)
+        elif isinstance(message, Finish):
+            if message.plain_bytes != self._received or self._end > self._received:
+                raise DaemonError("protocol", "the input ended before it was whole")
+            self._complete = True
+            self._objects.put(self._received)
 
-    def _start_when_ready(self) -> None:
-        if len(self._entries) > self._request.entries:
-            raise DaemonError("protocol", f"there are more than the {self._request.entries} entries announced")
-        if self._job is None and len(self._entries) == self._request.entries:
-            request = self._request
-            device = self._worker.device
-            context = Context(device.torch_device, self._params, device.stream, request.job)
-            self._job = Job(self._processor, context, self._entries, request.plain_bytes, device)
-            self._worker.submit(self._work)
+    def _announce(self, item: InputObject) -> None:
+        for entry in item.entries:
+            if entry.size < 0 or entry.offset < self._end:
+                raise DaemonError("protocol", "the entries overlap or are out of order")
+            self._end = entry.offset + entry.size
+        self._objects.put(item)
 
     def _work(self) -> None:
         """On the processor thread."""
-        assert self._job is not None
-        clock = self._job.clock
-        feed = Feed(self._worker.plain, self._chunks, self._free, self._worker.device, clock)
-        results = Results(self._worker.result, self._output_freed, self._post, clock, self._processor.name)
-        outcome = self._job.run(feed, results)
+        worker, request, clock = self._worker, self._request, self._clock
+        context = Context(worker.device.torch_device, self._params, worker.device.stream, request.job)
+        objects = Inputs(self._objects, clock)
+        feed = Feed(worker.plain, self._chunks, self._free, worker.device, clock)
+        results = Results(worker.result, self._output_freed, self._post, clock, self._processor.name)
+        clock.start()
+        outcome = Job(self._processor, context, objects, worker.device, single=request.single).run(feed, results)
         self._loop.call_soon_threadsafe(self._finish, outcome)
 
     def _post(self, message: FromCompute) -> None:

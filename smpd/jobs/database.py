@@ -71,6 +71,25 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE TABLE remotes (name TEXT PRIMARY KEY, body BLOB NOT NULL);               -- sealed
     CREATE TABLE trust (number INTEGER PRIMARY KEY AUTOINCREMENT, body BLOB NOT NULL);   -- sealed
     """,
+    # A job may bring many objects.
+    """
+    CREATE TABLE vault_of_many (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        id TEXT NOT NULL UNIQUE,
+        job TEXT NOT NULL,
+        object_id BLOB NOT NULL,
+        sender BLOB NOT NULL,
+        size INTEGER NOT NULL,
+        entries INTEGER NOT NULL,
+        plain INTEGER NOT NULL DEFAULT 0,           -- bytes of plaintext; 0 in rows older than this
+        created REAL NOT NULL
+    );
+    INSERT INTO vault_of_many (number, id, job, object_id, sender, size, entries, created)
+        SELECT number, id, job, object_id, sender, size, entries, created FROM vault;
+    DROP TABLE vault;
+    ALTER TABLE vault_of_many RENAME TO vault;
+    CREATE INDEX vault_by_job ON vault (job);
+    """,
 )
 
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}

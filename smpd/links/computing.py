@@ -1,9 +1,10 @@
 """What smpd asks of a compute process, and how plaintext and results flow.
 
 The first request is :class:`Setup`, with two descriptors (plain ring, result ring), answered by :class:`Ready`.
-Then one :class:`Run` at a time: smpd sends a :class:`Chunk` for each filled slot of the plain ring, in the order
-of the bundle's plaintext and without gaps; the process answers each with :class:`Freed` as soon as the slot may
-be reused.
+Then one :class:`Run` at a time. Its plaintext is that of one object, or of several one after the other: smpd names
+their entries in :class:`Objects`, each before the first byte of it, and sends a :class:`Chunk` for each filled slot of
+the plain ring, in order and without gaps; the process answers each with :class:`Freed` as soon as the slot may be
+reused. :class:`Finish` says that all was sent.
 When it has results it fills slots of the result ring, which it owns, and announces them; smpd answers each
 :class:`OutputChunk` with :class:`OutputFreed`. The reply that ends the exchange is :class:`Done`.
 """
@@ -48,7 +49,7 @@ class Ready(msgspec.Struct):
 
 
 class InputEntry(msgspec.Struct):
-    """One entry of the bundle: bytes ``[offset, offset + size)`` of the plaintext."""
+    """One entry: bytes ``[offset, offset + size)`` of the run's plaintext."""
 
     name: str
     offset: int
@@ -57,30 +58,44 @@ class InputEntry(msgspec.Struct):
     attributes: dict[str, Any] = {}
 
 
+class InputObject(msgspec.Struct):
+    """An object, or the first or next entries of one: ``more`` follow in the next :class:`InputObject`.
+
+    ``prefix`` goes before the names of its results when the run has several objects.
+    """
+
+    prefix: str
+    entries: list[InputEntry]
+    more: bool = False
+
+
 class Run(Request, tag="run"):
     """Run a processor over all entries. Reply: Done.
 
-    Errors: processor_*, bad_parameter, no_such_processor, device_memory.
-
-    Entries may be more than one frame holds: they come as Entries messages before the first Chunk.
+    Errors: processor_*, bad_parameter, no_such_processor, device_memory. ``single`` says that there is one object only.
     """
 
     job: str
     processor: str
     params: dict[str, Any]
-    entries: int
-    plain_bytes: int
     timeout_s: float
+    single: bool = True
 
 
 class ToCompute(msgspec.Struct, tag_field="m"):
     """Base of DATA from smpd."""
 
 
-class Entries(ToCompute, tag="entries"):
-    """The next entries, in order."""
+class Objects(ToCompute, tag="objects"):
+    """The entries of the next objects, in order."""
 
-    entries: list[InputEntry]
+    objects: list[InputObject]
+
+
+class Finish(ToCompute, tag="finish"):
+    """All objects and chunks were sent; the plaintext is ``plain_bytes`` long."""
+
+    plain_bytes: int
 
 
 class Chunk(ToCompute, tag="chunk"):
@@ -137,5 +152,5 @@ class Done(msgspec.Struct):
 
 
 AnyRequest = Setup | Run
-AnyToCompute = Entries | Chunk | OutputFreed
+AnyToCompute = Objects | Chunk | Finish | OutputFreed
 AnyFromCompute = Freed | OutputBegin | OutputChunk | OutputEnd

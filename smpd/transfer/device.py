@@ -1,17 +1,16 @@
 """The compute processes: one for each plugin distribution, with rings of its own, running one job at a time."""
 
 import importlib.metadata
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from difflib import get_close_matches
 from typing import Any, NamedTuple, TypeVar, cast
 
 import anyio
 from anyio.abc import TaskGroup
 
-from smp_proto.aio import Exchange, encode
+from smp_proto.aio import Exchange
 from smp_proto.errors import NotFoundError, ProcessorError, SmpError, UsageError, one_error
 from smp_proto.sealed.bundle import BundleInfo, BundleWriter
-from smp_proto.sealed.entries import Entry
 from smpd.links import computing
 from smpd.links.ring import Ring, Slots
 from smpd.transfer.opening import private_copies
@@ -19,7 +18,6 @@ from smpd.transfer.source import naming
 from smpd.transfer.workers import Worker, WorkerHost
 
 ENTRY_POINTS = "smpd.processors"
-_ENTRIES_BYTES = 512 << 10
 # The process ends its own overruns; this is for one that no longer answers.
 _GRACE_S = 30.0
 T = TypeVar("T")
@@ -50,7 +48,9 @@ class PlainRing:
         self._timeout_s = timeout_s
         self._slots = Slots(ring.slots)
         self._lent: set[int] = set()
+        self._filled: dict[int, int] = {}  # how far each slot was ever filled
         self.delivered = 0
+        self.finished = False
 
     async def take(self) -> int:
         """Wait for a slot the process has let go of.
@@ -68,14 +68,29 @@ class PlainRing:
         """The slot's memory."""
         return self._ring.slot(slot)
 
-    async def deliver(self, slot: int, offset: int, length: int) -> None:
-        """Announce a filled slot; one that nothing is in is free again at once."""
+    async def announce(self, objects: Sequence[computing.InputObject]) -> None:
+        """Name entries whose plaintext comes next."""
+        await self._exchange.send(computing.Objects(list(objects)))
+
+    async def deliver(self, slot: int, length: int) -> None:
+        """Pass on a slot with the next ``length`` bytes; one that nothing is in is free again at once."""
         if not length:
             self._slots.give(slot)
             return
         self._lent.add(slot)
-        self.delivered += length
+        self._filled[slot] = max(length, self._filled.get(slot, 0))
+        offset, self.delivered = self.delivered, self.delivered + length
         await self._exchange.send(computing.Chunk(slot, offset, length))
+
+    async def finish(self) -> None:
+        """Say that this was all."""
+        self.finished = True
+        await self._exchange.send(computing.Finish(self.delivered))
+
+    def wipe(self) -> None:
+        """Zero what was filled; blocking."""
+        for slot, length in self._filled.items():
+            self._ring.wipe(slot, length)
 
     def freed(self, slot: int) -> None:
         """Take a slot back.
@@ -100,6 +115,7 @@ class Compute:
         self._settings = settings
         self._busy = anyio.Lock()
         self._rings: tuple[Ring, Ring] | None = None
+        self._results_filled: dict[int, int] = {}
         self.ready: computing.Ready | None = None
         self.host = WorkerHost(group, "compute", distribution, self._set_up, settings.idle_s)
 
@@ -110,15 +126,11 @@ class Compute:
             return self.ready
 
     async def run(
-        self,
-        request: computing.Run,
-        entries: Sequence[Entry],
-        writer: BundleWriter,
-        feed: Callable[[PlainRing], Awaitable[None]],
+        self, request: computing.Run, writer: BundleWriter, feed: Callable[[PlainRing], Awaitable[None]]
     ) -> computing.Done:
-        """Run a processor: ``feed`` brings the plaintext, ``writer`` takes the results.
+        """Run a processor: ``feed`` brings entries and plaintext, ``writer`` takes the results.
 
-        The process is ended unless the run ended cleanly, and its rings are zeroed in any case.
+        The process is ended unless the run ended cleanly, and what was used of its rings is zeroed in any case.
 
         Raises:
             SmpError: what the processor did wrong, or ``worker_died``.
@@ -126,10 +138,12 @@ class Compute:
         async with self._busy, self.host.use() as worker:
             assert self._rings is not None
             clean = False
+            plain: PlainRing | None = None
             try:
                 async with worker.caller.open(request) as exchange:
                     try:
-                        done = await self._exchange(exchange, request, entries, writer, feed)
+                        plain = PlainRing(self._rings[0], exchange, request.timeout_s)
+                        done = await self._exchange(exchange, request, plain, writer, feed)
                         clean = True
                     except (ProcessorError, UsageError) as error:
                         # Its own answer; one that was refused here is still at work.
@@ -145,35 +159,30 @@ class Compute:
                 with anyio.CancelScope(shield=True):
                     if not clean:
                         await self.host.end()  # first, or it could write to the rings again
-                    await anyio.to_thread.run_sync(self._wipe)
+                    await anyio.to_thread.run_sync(self._wipe, plain if clean else None)
 
     async def _exchange(
         self,
         exchange: Exchange,
         request: computing.Run,
-        entries: Sequence[Entry],
+        plain: PlainRing,
         writer: BundleWriter,
         feed: Callable[[PlainRing], Awaitable[None]],
     ) -> computing.Done:
-        assert self._rings is not None
-        plain = PlainRing(self._rings[0], exchange, request.timeout_s)
-        finished = anyio.Event()
-        for batch in _batches(entries):
-            await exchange.send(computing.Entries(batch))
+        done = anyio.Event()
         with one_error():
             async with anyio.create_task_group() as group:
-                group.start_soon(self._receive, exchange, plain, request.plain_bytes, writer, finished)
+                group.start_soon(self._receive, exchange, plain, writer, done)
                 await feed(plain)
+                await plain.finish()
                 with anyio.move_on_after(request.timeout_s + _GRACE_S):
-                    await finished.wait()
+                    await done.wait()
                 group.cancel_scope.cancel()
-        if not finished.is_set():
+        if not done.is_set():
             raise _overdue(request.timeout_s)
         return await exchange.result(computing.Done)
 
-    async def _receive(
-        self, exchange: Exchange, plain: PlainRing, plain_bytes: int, writer: BundleWriter, finished: anyio.Event
-    ) -> None:
+    async def _receive(self, exchange: Exchange, plain: PlainRing, writer: BundleWriter, done: anyio.Event) -> None:
         async for message in exchange.messages(_FROM_COMPUTE):
             match message:
                 case computing.Freed(slot):
@@ -185,9 +194,9 @@ class Compute:
                     await exchange.send(computing.OutputFreed(slot))
                 case computing.OutputEnd():
                     _output(writer.end)
-        if plain.delivered < plain_bytes:
+        if not plain.finished:
             raise _nonsense("was done before it had been given everything")
-        finished.set()
+        done.set()
 
     def _take_result(self, slot: int, length: int, writer: BundleWriter) -> None:
         # Copied before it is hashed and sealed: the process could change its ring between the two.
@@ -195,6 +204,7 @@ class Compute:
         ring = self._rings[1]
         if not (0 <= slot < ring.slots and 0 <= length <= ring.slot_bytes):
             raise _nonsense("announced a result outside its ring")
+        self._results_filled[slot] = max(length, self._results_filled.get(slot, 0))
         for _, part in private_copies(ring.fd, ring.offset(slot), length):
             _output(writer.write, part)
 
@@ -222,10 +232,18 @@ class Compute:
             Ring.create("smp-results", settings.result_slots, settings.result_slot_bytes),
         )
 
-    def _wipe(self) -> None:
-        for ring in self._rings or ():
-            for slot in range(ring.slots):
-                ring.wipe(slot)
+    def _wipe(self, plain: PlainRing | None) -> None:
+        """Zero what a clean run used; None: all, as the process may have written anywhere."""
+        assert self._rings is not None
+        ring, results = self._rings
+        if plain is not None:
+            plain.wipe()
+        filled = self._results_filled if plain is not None else dict.fromkeys(range(results.slots), results.slot_bytes)
+        for slot, length in filled.items():
+            results.wipe(slot, length)
+        self._results_filled.clear()
+        for slot in range(ring.slots) if plain is None else ():
+            ring.wipe(slot)
 
 
 class ComputePools:
@@ -265,21 +283,6 @@ class ComputePools:
             f"no processor is called {processor[:80]!r}" + (f"; did you mean {near[0]}?" if near else ""),
             hint="run: smpctl processors; a new one must be installed and listed in compute.processors",
         )
-
-
-def _batches(entries: Sequence[Entry]) -> Iterator[list[computing.InputEntry]]:
-    batch: list[computing.InputEntry] = []
-    size = 0
-    for entry in entries:
-        item = computing.InputEntry(entry.name, entry.offset, entry.size, entry.media_type, dict(entry.attributes))
-        length = len(encode(item))
-        if batch and size + length > _ENTRIES_BYTES:
-            yield batch
-            batch, size = [], 0
-        batch.append(item)
-        size += length
-    if batch:
-        yield batch
 
 
 def finish_results(writer: BundleWriter) -> BundleInfo:

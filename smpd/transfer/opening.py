@@ -7,15 +7,18 @@ spooled: what was checked is what is used, whatever the other side does meanwhil
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from smp_proto.errors import IntegrityError
-from smp_proto.sealed.envelope import OpenedEnvelope
-from smp_proto.sealed.layout import HEADER_BYTES, SEGMENT_BYTES, Layout
+from smp_proto.sealed.envelope import OpenedEnvelope, Trust, open_envelope
+from smp_proto.sealed.keys import Identity
+from smp_proto.sealed.layout import HEADER_BYTES, SEGMENT_BYTES, TRAILER_BYTES, Layout, Trailer
 from smp_proto.sealed.payload import content_digest, leaf
 from smpd.transfer.pool import read_exact
 
 LEAF_BYTES = 32
+# Fills the view with bytes from an offset on; the same place may read otherwise the next time.
+Reader = Callable[[memoryview, int], None]
 
 
 class _Buffers(threading.local):
@@ -48,18 +51,26 @@ class Opener:
         """Where everything lies."""
         return self.envelope.layout
 
+    @property
+    def range_count(self) -> int:
+        """How many ranges it has."""
+        return self.layout.range_count(self.range_bytes)
+
+    def range_span(self, index: int) -> tuple[int, int]:
+        """Where range ``index`` lies in the object."""
+        return self.layout.range_span(index, self.range_bytes)
+
     def plain_span(self, index: int) -> tuple[int, int]:
         """Which plaintext bytes range ``index`` holds."""
         segments = self.layout.range_segments(index, self.range_bytes)
         return self.layout.plain_span(segments[0])[0], self.layout.plain_span(segments[-1])[1]
 
-    def open_range(self, index: int, source: int, at: int, plain: memoryview | None, spool: int | None) -> bytes:
+    def open_range(self, index: int, read: Reader, plain: memoryview | None, spool: int | None) -> bytes:
         """Check and open a range; blocking, made for threads.
 
         Args:
             index: the range's number.
-            source: descriptor of a ring or a spool file.
-            at: where in it the range starts.
+            read: gives bytes of the range.
             plain: where its plaintext goes, in order; None to check it only.
             spool: descriptor of a spool file that takes the ciphertext at its place in the object.
 
@@ -73,18 +84,19 @@ class Opener:
         """
         leaves = bytearray()
         filled = 0
-        start = self.layout.range_span(index, self.range_bytes)[0]
+        start = self.range_span(index)[0]
         for k in self.layout.range_segments(index, self.range_bytes):
             first, end = self.layout.leaf_span(k)
             sealed = _buffers.sealed[: end - first]
-            read_exact(source, sealed, at + first - start)
+            read(sealed, first - start)
             if k == 0 and bytes(sealed[:HEADER_BYTES]) != self.envelope.signed.header:
                 raise IntegrityError("corrupt", "the payload header is not the one the sender signed")
             into = _buffers.plain if plain is None else plain[filled:]
-            filled += self._payload.open_segment(k, sealed[self.layout.segment_span(k)[0] - first :], into)
+            opened = self._payload.open_segment(k, sealed[self.layout.segment_span(k)[0] - first :], into)
+            filled += opened
             leaves += leaf(sealed)
             if plain is None:
-                _buffers.plain[:] = _ZEROS
+                _buffers.plain[:opened] = _ZEROS[:opened]
             if spool is not None:
                 write_exact(spool, sealed, first)
         return bytes(leaves)
@@ -95,8 +107,7 @@ class Opener:
         Raises:
             IntegrityError: ``truncated`` when a range is missing, ``corrupt`` when the digest differs.
         """
-        count = self.layout.range_count(self.range_bytes)
-        joined = b"".join(leaves.get(index, b"") for index in range(count))
+        joined = b"".join(leaves.get(index, b"") for index in range(self.range_count))
         if len(joined) != self.layout.segments * LEAF_BYTES:
             raise IntegrityError("truncated", "not every segment of the object arrived")
         if content_digest([joined]) != self.envelope.signed.content_digest:
@@ -114,7 +125,68 @@ def private_copies(fd: int, offset: int, length: int) -> Iterator[tuple[int, mem
             read_exact(fd, piece, offset + start)
             yield start, piece
     finally:
-        _buffers.plain[:] = _ZEROS
+        used = min(SEGMENT_BYTES, length)
+        _buffers.plain[:used] = _ZEROS[:used]
+
+
+def from_descriptor(fd: int, at: int) -> Reader:
+    """Reads what starts at byte ``at`` of a ring or a file."""
+    return lambda into, offset: read_exact(fd, into, at + offset)
+
+
+def from_memory(data: bytes | bytearray) -> Reader:
+    """Reads private memory."""
+
+    def read(into: memoryview, offset: int) -> None:
+        into[:] = data[offset : offset + len(into)]
+
+    return read
+
+
+def open_whole(
+    read: Reader,
+    size: int,
+    identities: Sequence[Identity],
+    trust: Trust,
+    plain: memoryview | None,
+    spool: int | None,
+    range_bytes: int,
+) -> OpenedEnvelope:
+    """Check and open an object that is there as a whole, at most ``range_bytes`` long; blocking.
+
+    Args:
+        read: gives bytes of the object.
+        size: of the object.
+        plain: where its plaintext goes, in order; None to check it only.
+        spool: descriptor of a file that takes the object.
+
+    Returns:
+        The checked envelope; its file key is wiped.
+
+    Raises:
+        IntegrityError: as :func:`open_envelope`, :meth:`Opener.open_range` and :meth:`Opener.check_content`; what
+            ``plain`` holds is then zero.
+        OSError: the spool could not be written.
+    """
+    end = bytearray(min(size, TRAILER_BYTES))
+    read(memoryview(end), size - len(end))
+    trailer = Trailer.parse(end, size)
+    sealed = bytearray(trailer.envelope_bytes)
+    read(memoryview(sealed), trailer.payload_bytes)
+    envelope = open_envelope(bytes(sealed), trailer, identities, trust)
+    try:
+        opener = Opener(envelope, range_bytes)
+        opener.check_content({0: opener.open_range(0, read, plain, spool)})
+    except IntegrityError:
+        if plain is not None:
+            wanted = min(len(plain), envelope.layout.plain_bytes)
+            plain[:wanted] = bytes(wanted)
+        raise
+    finally:
+        envelope.file_key.wipe()
+    if spool is not None:
+        write_exact(spool, memoryview(sealed + end), trailer.payload_bytes)
+    return envelope
 
 
 def write_exact(fd: int, data: memoryview, offset: int) -> None:

@@ -140,6 +140,49 @@ class RemotePool:
                 await anyio.to_thread.run_sync(read_exact, ring.fd, part, ring.offset(lane.slot))
         return data
 
+    async def tail(self, path: str, length: int) -> tuple[ObjectInfo, bytearray]:
+        """What an object is, and its last ``length`` bytes (all, where it has fewer) in private memory."""
+        async with self.lane() as lane:
+            length = min(length, self.settings.slot_bytes)
+            request = fetching.Tail(path, length, lane.slot)
+            info = await self._call(self.hosts[lane.worker], request, ObjectInfo, _READ_TIMEOUT_S)
+            data = bytearray(max(0, min(length, info.size)))
+            ring = self.ring(lane)
+            await anyio.to_thread.run_sync(read_exact, ring.fd, memoryview(data), ring.offset(lane.slot))
+        return info, data
+
+    async def read_many(self, lane: Lane, objects: Sequence[fetching.Whole]) -> dict[int, SmpError]:
+        """Fetch whole objects into the lane's slot, each to its place; returns what went wrong, by index.
+
+        What may pass is tried again here, as by :meth:`read`.
+        """
+        failed: dict[int, SmpError] = {}
+        wanted = list(range(len(objects)))
+        for _ in range(RANGE_ATTEMPTS):
+            errors = await self._read_many_once(lane, [objects[number] for number in wanted])
+            for index, number in enumerate(wanted):
+                failed.pop(number, None)
+                if index in errors:
+                    failed[number] = errors[index]
+            wanted = [n for n in wanted if n in failed and failed[n].retryable and failed[n].code != "remote_busy"]
+            if not wanted:
+                break
+        return failed
+
+    async def _read_many_once(self, lane: Lane, objects: Sequence[fetching.Whole]) -> dict[int, SmpError]:
+        request = fetching.ReadMany(list(objects), lane.slot)
+        try:
+            answer = await self._call(self.hosts[lane.worker], request, fetching.ManyRead, _READ_TIMEOUT_S)
+        except SmpError as error:
+            return dict.fromkeys(range(len(objects)), error)
+        errors = {index: SmpError.from_body(body) for index, body in answer.errors.items()}
+        for failure in errors.values():
+            self._name(failure)
+        return errors
+
+    def _name(self, error: SmpError) -> None:
+        error.hint = error.hint.replace(" NAME", f" {self.name}")  # a fetch process does not know it
+
     async def stat(self, path: str) -> ObjectInfo:
         """Size and pin of an object."""
         return await self._call(self._any(), fetching.Stat(path), ObjectInfo, _ANSWER_TIMEOUT_S)
@@ -201,7 +244,7 @@ class RemotePool:
             try:
                 yield exchange
             except SmpError as error:
-                error.hint = error.hint.replace(" NAME", f" {self.name}")  # a fetch process does not know it
+                self._name(error)
                 raise
             except TimeoutError:
                 kill(worker.process)

@@ -5,12 +5,12 @@ are sealed into the spool before they are delivered, and are delivered under a n
 """
 
 import contextlib
+import glob
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import anyio
 import msgspec
@@ -19,75 +19,23 @@ from smp_proto.control import GetSpec, ObjectInfo, PutSpec, Result, RunSpec, Tra
 from smp_proto.errors import IntegrityError, SmpError, UsageError, one_error
 from smp_proto.sealed.bundle import BundleInfo
 from smp_proto.sealed.envelope import open_envelope
-from smp_proto.sealed.keys import Identity, PublicIdentity
+from smp_proto.sealed.keys import PublicIdentity
 from smp_proto.sealed.layout import TRAILER_BYTES, Trailer
 from smpd.jobs.job import Job, Progress
-from smpd.jobs.journal import Journal
 from smpd.jobs.scheduler import Outcome
 from smpd.links import computing
 from smpd.transfer.arriving import find_objects, seal_arriving
-from smpd.transfer.device import ComputePools, PlainRing, finish_results
+from smpd.transfer.box import Box, Meter
+from smpd.transfer.collection import Members, get_all, is_prefix
+from smpd.transfer.device import PlainRing, finish_results
 from smpd.transfer.opening import Opener
+from smpd.transfer.pipeline import bring_object
 from smpd.transfer.pool import RemotePool
 from smpd.transfer.sealing import sealed_file
-from smpd.transfer.source import RangeStream, Source, naming, open_source
+from smpd.transfer.source import Source, naming, open_source
 from smpd.transfer.spool import Spool, disk_errors, remove
-from smpd.vault.objects import Vault
+from smpd.vault.objects import Adoption
 from smpd.vault.remotes import parse_location
-
-
-class Audit(Protocol):
-    """Writes a record before the act it names; raises AuditError when it cannot, and then there is no act."""
-
-    async def __call__(self, event: str, *, actor: str, job: str = "", subject: str = "", **fields: Any) -> None:
-        """Append and sync."""
-
-
-@dataclass(slots=True)
-class Meter:
-    """Counts one attempt; the journal adds attempts up."""
-
-    progress: Progress
-    transfer: Transfer = field(default_factory=Transfer)
-
-    def fetched(self, count: int) -> None:
-        """Bytes asked of the remote."""
-        self.transfer.fetched_bytes += count
-
-    def resumed(self, count: int) -> None:
-        """Bytes that were in the spool already."""
-        self.transfer.resumed_bytes += count
-
-    def advanced(self, count: int) -> None:
-        """Bytes of this phase that are done."""
-        self.progress.advance(count)
-
-    def reached(self, done: int) -> None:
-        """So many bytes of this phase are done."""
-        self.progress.update(done_bytes=done)
-
-    def begin(self, phase: str, total: int) -> None:
-        """A new phase."""
-        self.progress.update(phase=phase, done_bytes=0, total_bytes=total)
-
-
-@dataclass(frozen=True, slots=True)
-class Box:
-    """All that a job needs of this machine."""
-
-    identities: list[Identity]
-    sender_key: Callable[[bytes, str], PublicIdentity]
-    journal: Journal
-    vault: Vault
-    audit: Audit
-    remote: Callable[[str], Awaitable[RemotePool]]
-    compute: ComputePools
-    spool_dir: str
-
-    @property
-    def identity(self) -> Identity:
-        """The identity that signs and seals."""
-        return self.identities[0]
 
 
 class Runner:
@@ -121,7 +69,7 @@ class Runner:
 
     async def clean(self, job_id: str) -> None:
         """Remove what a job left in the spool."""
-        for path in (self.part(job_id), self.out(job_id)):
+        for path in await self._thread(glob.glob, os.path.join(glob.escape(self._box.spool_dir), f"{job_id}.*")):
             await remove(path)
         await self._thread(self._box.journal.clear_ranges, job_id)
 
@@ -143,6 +91,8 @@ class Runner:
                 f"remote {pool.name} is in streaming mode: nothing of it is kept on a disk",
                 hint="use smpctl run, or add the remote in mode zero-knowledge",
             )
+        if pool.mode != "standard" and is_prefix(path):
+            return await get_all(self._box, job, pool, path, meter)
         if pool.mode == "standard":
             info = await self._arrive(job, pool, path, meter)
             return await self._keep(job, self.part(job.id), result_of(info), self._box.identity.public.key_id)
@@ -168,17 +118,16 @@ class Runner:
 
     async def _keep(self, job: Job, path: str, result: Result, sender: bytes) -> Result:
         await self._audit(job, "object.store", result.object_id)
-        item = await self._thread(
-            partial(
-                self._box.vault.adopt,
-                path,
-                object_id=bytes.fromhex(result.object_id),
-                job=job.id,
-                sender_key_id=sender,
-                size=result.sealed_bytes,
-                entries=result.entries,
-            )
+        item = Adoption(
+            job.id,
+            path,
+            bytes.fromhex(result.object_id),
+            sender,
+            result.sealed_bytes,
+            result.entries,
+            result.plain_bytes,
         )
+        await self._thread(self._box.vault.adopt, job.id, [item])
         result.vault_id = item.id
         return result
 
@@ -195,38 +144,50 @@ class Runner:
 
     async def _process(self, job: Job, spec: RunSpec, meter: Meter) -> Result:
         recipients = [PublicIdentity.parse(text) for text in spec.recipients]
-        compute = self._box.compute.of(spec.processor)
+        own = self._box.identity.public
+        self._box.compute.of(spec.processor)
         pool, path = await self._locate(spec.source)
+        if pool.mode != "standard" and is_prefix(path):
+            async with Members(self._box, job, pool, path, meter) as members:
+                return await self._compute(
+                    job, spec, meter, members.feed, lambda: recipients or [*members.senders.values(), own]
+                )
         if pool.mode == "standard":
             await self._arrive(job, pool, path, meter)
             source = await self._open_own(job, pool)
         else:
             source = await self._open(job, pool, path)
+
+        async def feed(plain: PlainRing) -> None:
+            spool = await self._fill(job, pool, source, spec.source, meter, plain=plain)
+            if spool is not None:
+                spool.close()
+
         try:
-            envelope = source.opener.envelope
-            request = computing.Run(
-                job.id,
-                spec.processor,
-                spec.params,
-                len(envelope.entries),
-                envelope.signed.plain_bytes,
-                self._box.compute.settings.timeout_s,
-            )
-            recipients = recipients or [envelope.sender, self._box.identity.public]
-            async with sealed_file(self.out(job.id), self._box.identity, recipients) as writer:
-
-                async def feed(plain: PlainRing) -> None:
-                    spool = await self._fill(job, pool, source, spec.source, meter, plain=plain)
-                    if spool is not None:
-                        spool.close()
-
-                # The object is verified whole when feed returns; only then may a result be finished.
-                done = await compute.run(request, envelope.entries, writer, feed)
-                meter.transfer.device = done.device
-                info = await self._thread(finish_results, writer)
-            return result_of(info)
+            sender = source.opener.envelope.sender
+            return await self._compute(job, spec, meter, feed, lambda: recipients or [sender, own])
         finally:
             source.close()
+
+    async def _compute(
+        self,
+        job: Job,
+        spec: RunSpec,
+        meter: Meter,
+        feed: Callable[[PlainRing], Awaitable[None]],
+        recipients: Callable[[], list[PublicIdentity]],
+    ) -> Result:
+        """Run the processor over what ``feed`` brings; the sealed results are in the spool afterwards."""
+        compute = self._box.compute
+        single = not is_prefix(spec.source.partition(":")[2])
+        request = computing.Run(job.id, spec.processor, spec.params, compute.settings.timeout_s, single)
+        async with sealed_file(self.out(job.id), self._box.identity, []) as writer:
+            # All objects are verified whole when feed returns; only then may a result be finished.
+            done = await compute.of(spec.processor).run(request, writer, feed)
+            meter.transfer.device = done.device
+            writer.recipients = recipients()
+            info = await self._thread(finish_results, writer)
+        return result_of(info)
 
     async def _deliver(self, job: Job, target: str, result: Result, meter: Meter) -> Result:
         pool, path = await self._locate(target)
@@ -262,19 +223,21 @@ class Runner:
     async def _open(self, job: Job, pool: RemotePool, path: str) -> Source:
         """Check the envelope of a remote object; the object is pinned from the job's first attempt on."""
         location = f"{pool.name}:{path}"
-        async with self._reading(job, location):
-            info = await pool.stat(path)
-            pinned = await self._thread(self._box.journal.source, job.id)
+        journal = self._box.journal
+        senders = await self._thread(self._box.senders)
+
+        async def check(info: ObjectInfo) -> None:
+            pinned = await self._thread(journal.source, job.id)
             if pinned is None:
                 # Ranges without a pin belong to an object nobody knows any more.
-                await self._thread(self._box.journal.clear_ranges, job.id)
-                await self._thread(self._box.journal.set_source, job.id, info.pin, info.size)
+                await self._thread(journal.clear_ranges, job.id)
+                await self._thread(journal.set_source, job.id, info.pin, info.size)
             elif pinned.pin != info.pin:
                 raise IntegrityError("source_changed", f"{location} is not the object this job began with")
             await self._audit(job, "object.open", location)
-            return await open_source(
-                pool, info, self._box.identities, lambda key_id: self._box.sender_key(key_id, location)
-            )
+
+        async with self._reading(job, location):
+            return await open_source(pool, path, self._box.identities, lambda key_id: senders(key_id, location), check)
 
     @contextlib.asynccontextmanager
     async def _reading(self, job: Job, location: str) -> AsyncIterator[None]:
@@ -311,10 +274,9 @@ class Runner:
         async with self._reading(job, location):
             spool, have = await self._spool(job, pool, source)
             meter.begin("open" if pool.mode == "standard" else "fetch", source.trailer.payload_bytes)
-            stream = RangeStream(pool, source, spool=spool, have=have, plain=plain, tally=meter)
             try:
                 async with spool.flushing() if spool else contextlib.nullcontext():
-                    await stream.run()
+                    await bring_object(pool, source, spool=spool, have=have, plain=plain, tally=meter)
             except BaseException:
                 if spool:
                     spool.close()
@@ -329,8 +291,7 @@ class Runner:
             return None, {}
         path, size, journal = self.part(job.id), source.info.size, self._box.journal
         if pool.mode == "standard":
-            count = source.opener.layout.range_count(source.opener.range_bytes)
-            return await Spool.open(path, size, lambda batch: None), dict.fromkeys(range(count))
+            return await Spool.open(path, size, None), dict.fromkeys(range(source.opener.range_count))
         have = await self._thread(journal.ranges, job.id)
         return await Spool.open(path, size, partial(journal.mark_ranges, job.id)), have
 

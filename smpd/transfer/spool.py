@@ -7,11 +7,12 @@ written, it is the object. A range counts only once it is synced *and* marked in
 import contextlib
 import errno
 import os
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import anyio
 
 from smp_proto.errors import ResourceError
+from smpd.transfer.grouping import GroupCommit
 from smpd.transfer.opening import write_exact
 
 # Left for the journal and the audit log, which have to say that the disk is full.
@@ -38,22 +39,21 @@ def disk_errors(what: str) -> Iterator[None]:
 class Spool:
     """One spool file, open; made by :meth:`open`."""
 
-    def __init__(self, path: str, fd: int, mark: Mark) -> None:
+    def __init__(self, path: str, fd: int, mark: Mark | None) -> None:
         self.path = path
         self.fd = fd
         self._mark = mark
-        self._pending: dict[int, bytes] = {}
-        self._wake = anyio.Event()
-        self._flushed = anyio.Event()
+        self._ranges = GroupCommit(self._commit)
 
     @classmethod
-    async def open(cls, path: str, size: int, mark: Mark) -> "Spool":
+    async def open(cls, path: str, size: int, mark: Mark | None) -> "Spool":
         """Open a spool file, made when it is not there.
 
         Args:
             path: where it is.
             size: of the whole object, allocated at once so that a full disk is found before the first byte.
-            mark: makes ranges durable in the journal (blocking); called after they are synced.
+            mark: makes ranges durable in the journal (blocking); called after they are synced. None where the object
+                counts as a whole only.
 
         Raises:
             ResourceError: ``disk_full`` or ``disk_failed``.
@@ -62,18 +62,12 @@ class Spool:
 
     async def add(self, index: int, leaves: bytes) -> None:
         """Note that a range was written; returns once it counts."""
-        self._pending[index] = leaves
-        flushed = self._flushed
-        self._wake.set()
-        await flushed.wait()
+        if self._mark is not None:
+            await self._ranges.add((index, leaves))
 
-    @contextlib.asynccontextmanager
-    async def flushing(self) -> AsyncIterator[None]:
-        """Run the flusher for the length of a block: one sync and one transaction for all that came meanwhile."""
-        async with anyio.create_task_group() as group:
-            group.start_soon(self._flush)
-            yield
-            group.cancel_scope.cancel()
+    def flushing(self) -> contextlib.AbstractAsyncContextManager[None]:
+        """For the length of a block, sync and mark ranges: once for all that came meanwhile."""
+        return self._ranges.running()
 
     async def finish(self, tail: bytes, offset: int) -> None:
         """Write the envelope and trailer and sync; the file is then the whole object."""
@@ -89,39 +83,41 @@ class Spool:
         """Close the descriptor; the file stays."""
         os.close(self.fd)
 
-    async def _flush(self) -> None:
-        while True:
-            await self._wake.wait()
-            self._wake = anyio.Event()
-            batch, self._pending = self._pending, {}
-            flushed, self._flushed = self._flushed, anyio.Event()
-            await anyio.to_thread.run_sync(self._commit, batch)
-            flushed.set()
-
-    def _commit(self, batch: Mapping[int, bytes]) -> None:
+    def _commit(self, batch: Sequence[tuple[int, bytes]]) -> None:
         with disk_errors("the spool"):
             os.fdatasync(self.fd)
-        self._mark(batch)
+        assert self._mark is not None
+        self._mark(dict(batch))
 
 
 def _allocate(path: str, size: int) -> int:
     with disk_errors("the spool"):
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
-            had, disk = os.fstat(fd), os.fstatvfs(fd)
-            missing = size - had.st_blocks * 512
-            if missing > 0 and disk.f_bavail * disk.f_frsize - missing < RESERVE_BYTES:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            had = os.fstat(fd)
+            check_room(fd, size - had.st_blocks * 512)
             try:
                 os.posix_fallocate(fd, 0, size)
             except OSError:
                 os.ftruncate(fd, had.st_size)  # what it did get would keep the disk full
                 raise
             os.ftruncate(fd, size)
-        except OSError:
+        except BaseException:
             os.close(fd)
             raise
         return fd
+
+
+def check_room(where: str | int, size: int) -> None:
+    """See that a disk has room for so many bytes beside the reserve.
+
+    Raises:
+        ResourceError: ``disk_full``.
+    """
+    with disk_errors("the spool"):
+        disk = os.statvfs(where)
+        if size > 0 and disk.f_bavail * disk.f_frsize - size < RESERVE_BYTES:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 async def remove(path: str) -> None:

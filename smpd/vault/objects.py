@@ -8,18 +8,40 @@ a crash in between leaves a row without a file, and removing once more finishes 
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from smp_proto.control import VaultItem
+from smp_proto.control import Result, VaultItem
 from smp_proto.errors import IntegrityError, NotFoundError, ResourceError, UsageError
-from smpd.host.durable import adopt_file, sync_folder
+from smpd.host.durable import adopt_files, sync_folder
 from smpd.jobs.database import Database, disk_error
 
 SUFFIX = ".smp"
 
 _ID = re.compile(r"[0-9a-v]{16}")
 _SELECT = "SELECT id, object_id, size, entries, sender, created, job FROM vault"
+
+
+class Adoption(NamedTuple):
+    """A complete, verified sealed object to take over.
+
+    Args:
+        id: 16 characters of ``[0-9a-v]``, which it keeps: the same for the same object of the same job.
+        part: path of its file, on the vault's file system. It is renamed away; after a crash it may be gone.
+        object_id: 16 bytes.
+        sender_key_id: who sealed it.
+        size: bytes the file must have.
+        entries: how many entries are inside.
+        plain_bytes: of all of them together.
+    """
+
+    id: str
+    part: str
+    object_id: bytes
+    sender_key_id: bytes
+    size: int
+    entries: int
+    plain_bytes: int
 
 
 class Findings(NamedTuple):
@@ -60,48 +82,53 @@ class Vault:
         except OSError as error:
             raise disk_error(error, f"the vault {self._path}") from error
 
-    def adopt(
-        self, part: str, *, object_id: bytes, job: str, sender_key_id: bytes, size: int, entries: int
-    ) -> VaultItem:
-        """Take over a complete, verified sealed object. Idempotent by job; durable on return.
-
-        Args:
-            part: path of the file, on the vault's file system. It is renamed away; after a crash it may be gone.
-            object_id: 16 bytes.
-            job: the id of the job that brought it, which becomes the item's id.
-            sender_key_id: who sealed it.
-            size: bytes the file must have.
-            entries: how many entries are inside.
+    def adopt(self, job: str, items: Sequence[Adoption]) -> None:
+        """Take over complete, verified sealed objects of a job. Idempotent by their ids; durable on return.
 
         Raises:
-            IntegrityError: ``truncated``, when the file has another size.
-            NotFoundError: ``no_such_file``, when there is neither ``part`` nor an object adopted before.
+            IntegrityError: ``truncated``, when a file has another size.
+            NotFoundError: ``no_such_file``, when there is neither a part nor an object adopted before.
             ResourceError: ``disk_full``, ``disk_failed``; adopt again.
         """
-        name = _file_name(job)
-        known = self._db.rows(f"{_SELECT} WHERE job=?", (job,))
-        if known:
-            return _item(known[0])
+        known = self.adopted(job)
+        new = [item for item in items if item.id not in known]
         try:
-            if not os.path.lexists(part):
-                part = os.path.join(self._path, name)  # renamed before the crash, perhaps not yet synced
-            _check_size(os.stat(part).st_size, size, f"the spooled object of job {job}")
-            adopt_file(part, self._folder, name)
+            adopt_files([(self._part(job, item), _file_name(item.id)) for item in new], self._folder)
         except FileNotFoundError as error:
             hint = "resume the job: it fetches the object again"
-            raise NotFoundError("no_such_file", f"the spooled object of job {job} is gone", hint=hint) from error
+            raise NotFoundError("no_such_file", f"a spooled object of job {job} is gone", hint=hint) from error
         except OSError as error:
             raise disk_error(error, f"the vault {self._path}") from error
+        now = self._wall()
         with self._db.transaction() as connection:
-            connection.execute(
-                "INSERT INTO vault (id, job, object_id, sender, size, entries, created) VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (job, job, object_id, sender_key_id, size, entries, self._wall()),
+            columns = "id, job, object_id, sender, size, entries, plain, created"
+            connection.executemany(
+                f"INSERT INTO vault ({columns}) VALUES (?,?,?,?,?,?,?,?)",  # noqa: S608 - the names above
+                [(i.id, job, i.object_id, i.sender_key_id, i.size, i.entries, i.plain_bytes, now) for i in new],
             )
-        return self.get(job)
 
-    def list(self) -> list[VaultItem]:
-        """Return all items, newest first."""
-        return [_item(row) for row in self._db.rows(f"{_SELECT} ORDER BY number DESC")]
+    def _part(self, job: str, item: Adoption) -> str:
+        path = item.part
+        if not os.path.lexists(path):
+            path = os.path.join(self._path, _file_name(item.id))  # renamed before the crash, perhaps not yet synced
+        _check_size(os.stat(path).st_size, item.size, f"the spooled object of job {job}")
+        return path
+
+    def adopted(self, job: str) -> frozenset[str]:
+        """The ids of the items that a job brought."""
+        return frozenset(str(row[0]) for row in self._db.rows("SELECT id FROM vault WHERE job=?", (job,)))
+
+    def summary(self, job: str) -> Result:
+        """What a job brought, taken together."""
+        sql = "SELECT count(*), total(entries), total(plain), total(size) FROM vault WHERE job=?"
+        objects, entries, plain, size = self._db.rows(sql, (job,))[0]
+        return Result(objects=objects, entries=int(entries), plain_bytes=int(plain), sealed_bytes=int(size))
+
+    def list(self, job: str = "", before: str = "", limit: int = -1) -> list[VaultItem]:
+        """Return items, newest first: those of a job where one is named, and those older than ``before``."""
+        wanted = " WHERE (?1='' OR job=?1) AND (?2='' OR number < (SELECT number FROM vault WHERE id=?2))"
+        sql = f"{_SELECT}{wanted} ORDER BY number DESC LIMIT ?3"
+        return [_item(row) for row in self._db.rows(sql, (job, before, limit))]
 
     def get(self, item_id: str) -> VaultItem:
         """Return one item.

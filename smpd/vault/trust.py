@@ -7,7 +7,7 @@ Whether a signature holds is decided elsewhere; here a public key is text. All c
 
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
@@ -100,6 +100,54 @@ class TrustStore:
         raise NotFoundError("no_such_key", f"no sender {name[:80]!r} is believed", hint="smpctl trust list shows them")
 
     def lookup(self, sender_key_id: bytes, location: str, now: float) -> str:
+        """As :meth:`Senders.lookup`, of the senders as they are now."""
+        return self.read().lookup(sender_key_id, location, now)
+
+    def read(self) -> "Senders":
+        """Return the senders as they are now, to look several up."""
+        rows = self._db.rows("SELECT number, body FROM trust ORDER BY number")
+        return Senders([record for _, record in self._opened(rows)])
+
+    def key_of(self, sender_key_id: bytes) -> str:
+        """The public key of a sender who is, or once was, believed: for what was verified when it came.
+
+        Raises:
+            IntegrityError: ``untrusted_sender``, when nobody here ever had this key.
+        """
+        key_id = sender_key_id.hex()
+        with self._db.transaction() as connection:
+            for record in self._records(connection):
+                if record.view.key_id == key_id:
+                    return record.key
+        raise _untrusted(f"no sender with key {key_id} was ever known here", "get the object again from its remote")
+
+    def _numbered(self, connection: sqlite3.Connection) -> tuple[tuple[int, _Record], ...]:
+        return self._opened(connection.execute("SELECT number, body FROM trust ORDER BY number").fetchall())
+
+    def _opened(self, rows: Iterable[tuple[int, bytes]]) -> tuple[tuple[int, _Record], ...]:
+        found = []
+        for number, body in rows:
+            try:
+                found.append((number, _decode(self._seal.open(body, _context(number)))))
+            except (IntegrityError, msgspec.MsgspecError):
+                continue  # altered: not believed
+        return tuple(found)
+
+    def _records(self, connection: sqlite3.Connection) -> tuple[_Record, ...]:
+        return tuple(record for _, record in self._numbered(connection))
+
+    def _write(self, connection: sqlite3.Connection, number: int, record: _Record) -> None:
+        body = self._seal.seal(msgspec.msgpack.encode(record), _context(number))
+        connection.execute("UPDATE trust SET body=? WHERE number=?", (body, number))
+
+
+class Senders:
+    """The senders as they were when read."""
+
+    def __init__(self, records: Sequence[_Record]) -> None:
+        self._records = records
+
+    def lookup(self, sender_key_id: bytes, location: str, now: float) -> str:
         """Return the public key to verify an object with.
 
         Args:
@@ -111,8 +159,7 @@ class TrustStore:
             IntegrityError: ``untrusted_sender``; the hint says what to type.
         """
         key_id, shown = sender_key_id.hex(), sender_key_id.hex("-", 2)  # as people compare it
-        with self._db.transaction() as connection:
-            records = [record for record in self._records(connection) if record.view.key_id == key_id]
+        records = [record for record in self._records if record.view.key_id == key_id]
         if not records:
             raise _untrusted(
                 f"no sender with key {shown} is known here",
@@ -139,35 +186,6 @@ class TrustStore:
                 f"to believe it for this remote too: {again} --prefix {remote}: with the prefixes it has",
             )
         return last.key
-
-    def key_of(self, sender_key_id: bytes) -> str:
-        """The public key of a sender who is, or once was, believed: for what was verified when it came.
-
-        Raises:
-            IntegrityError: ``untrusted_sender``, when nobody here ever had this key.
-        """
-        key_id = sender_key_id.hex()
-        with self._db.transaction() as connection:
-            for record in self._records(connection):
-                if record.view.key_id == key_id:
-                    return record.key
-        raise _untrusted(f"no sender with key {key_id} was ever known here", "get the object again from its remote")
-
-    def _numbered(self, connection: sqlite3.Connection) -> tuple[tuple[int, _Record], ...]:
-        found = []
-        for number, body in connection.execute("SELECT number, body FROM trust ORDER BY number").fetchall():
-            try:
-                found.append((number, _decode(self._seal.open(body, _context(number)))))
-            except (IntegrityError, msgspec.MsgspecError):
-                continue  # altered: not believed
-        return tuple(found)
-
-    def _records(self, connection: sqlite3.Connection) -> tuple[_Record, ...]:
-        return tuple(record for _, record in self._numbered(connection))
-
-    def _write(self, connection: sqlite3.Connection, number: int, record: _Record) -> None:
-        body = self._seal.seal(msgspec.msgpack.encode(record), _context(number))
-        connection.execute("UPDATE trust SET body=? WHERE number=?", (body, number))
 
 
 def _within(location: str, prefix: str) -> bool:

@@ -15,8 +15,9 @@ from smpd.config import Config
 from smpd.control.actor import Actor
 from smpd.control.watch import Events
 from smpd.jobs.scheduler import Scheduler
+from smpd.transfer.box import Box
 from smpd.transfer.pool import Pools
-from smpd.transfer.runner import Box, Runner
+from smpd.transfer.runner import Runner
 from smpd.vault.remotes import RemoteStore
 from smpd.vault.trust import TrustStore
 

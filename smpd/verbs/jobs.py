@@ -77,12 +77,8 @@ async def _check(daemon: Daemon, spec: GetSpec | RunSpec | PutSpec) -> None:
         daemon.box.compute.of(spec.processor)
         locations += [spec.target] if spec.target else []
     for location in locations:
-        name, path = parse_location(location, prefix=True)
-        remote = await anyio.to_thread.run_sync(daemon.remotes.get, name)
-        read = not isinstance(spec, PutSpec) and location is spec.source
-        if read and remote.mode != "standard" and not path.rpartition("/")[2]:
-            hint = f"see what is there with: smpctl ls {location}; only a remote of mode standard takes a folder"
-            raise UsageError("bad_name", f"{location} names no object", hint=hint)
+        name, _ = parse_location(location, prefix=True)
+        await anyio.to_thread.run_sync(daemon.remotes.get, name)
     recipients = [] if isinstance(spec, GetSpec) else spec.recipients
     for text in recipients:
         PublicIdentity.parse(text)

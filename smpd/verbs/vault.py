@@ -6,6 +6,7 @@ import anyio
 
 from smp_proto.aio import Exchange, close_all
 from smp_proto.control import (
+    VAULT_PAGE,
     Entries,
     EntryView,
     OpenInto,
@@ -26,8 +27,8 @@ from smpd.verbs.daemon import Daemon, next_file
 
 
 async def vault_list(daemon: Daemon, actor: Actor, request: VaultList, exchange: Exchange) -> Vault:
-    """List what is kept."""
-    return Vault(await anyio.to_thread.run_sync(daemon.box.vault.list))
+    """List what is kept, a page of it."""
+    return Vault(await anyio.to_thread.run_sync(daemon.box.vault.list, request.job, request.before, VAULT_PAGE))
 
 
 async def vault_entries(daemon: Daemon, actor: Actor, request: VaultEntries, exchange: Exchange) -> Entries:

@@ -20,9 +20,11 @@ from smpd.links.computing import (
     AnyFromCompute,
     Chunk,
     Done,
-    Entries,
+    Finish,
     Freed,
     InputEntry,
+    InputObject,
+    Objects,
     OutputBegin,
     OutputChunk,
     OutputEnd,
@@ -82,13 +84,14 @@ class Compute:
         for entry in entries:
             listed.append(InputEntry(entry.name, offset, len(entry.data), entry.media_type, entry.attributes))
             offset += len(entry.data)
-        request = Run("job", processor, params, len(entries), len(plain), timeout_s)
+        request = Run("job", processor, params, timeout_s)
         slots = Slots(self.plain.slots)
         results: list[Result] = []
         with anyio.fail_after(DEADLINE_S):
             async with self.caller.open(request) as exchange:
-                for start in range(0, len(listed), 100):
-                    await exchange.send(Entries(listed[start : start + 100]))
+                for start in range(0, max(len(listed), 1), 100):
+                    more = start + 100 < len(listed)
+                    await exchange.send(Objects([InputObject("", listed[start : start + 100], more)]))
                 async with unwrapped(), anyio.create_task_group() as group:
                     group.start_soon(self._fill, exchange, slots, plain)
                     try:
@@ -108,6 +111,8 @@ class Compute:
                 view[: len(part)] = part
             with contextlib.suppress(anyio.BrokenResourceError):
                 await exchange.send(Chunk(slot, offset, len(part)))
+        with contextlib.suppress(anyio.BrokenResourceError):
+            await exchange.send(Finish(len(plain)))
 
     async def _take(self, exchange: Exchange, slots: Slots, results: list[Result], message: AnyFromCompute) -> None:
         match message:

@@ -8,7 +8,18 @@ import pytest
 from compute.harness import BUILT_IN, HOSTILE, Entry, compute
 
 from smp_proto.errors import DaemonError, ProcessorError, ResourceError
-from smpd.links.computing import AnyFromCompute, Chunk, Done, Entries, InputEntry, OutputBegin, OutputFreed, Run
+from smpd.links.computing import (
+    AnyFromCompute,
+    Chunk,
+    Done,
+    Finish,
+    InputEntry,
+    InputObject,
+    Objects,
+    OutputBegin,
+    OutputFreed,
+    Run,
+)
 
 ONE = [Entry("Doe^Jane", b"x")]
 SMALL = (2, 4096, 2, 4096)
@@ -81,13 +92,14 @@ async def test_one_that_is_late_lets_go(plugins):
 async def test_waiting_for_smpd_is_no_work():
     """The time limit counts the processor's own work, not how long smpd takes to bring a chunk or take a result."""
     async with compute(*BUILT_IN, shared=True) as worker:
-        request = Run("j", "digest", {}, 1, 2, 0.2)
+        request = Run("j", "digest", {}, 0.2)
         async with worker.caller.open(request) as exchange:
-            await exchange.send(Entries([InputEntry("a", 0, 2, "")]))
+            await exchange.send(one(InputEntry("a", 0, 2, "")))
             await exchange.send(Chunk(0, 0, 1))
             with pytest.raises(TimeoutError), anyio.fail_after(0.5):
                 await exchange.result(Done)
             await exchange.send(Chunk(1, 1, 1))
+            await exchange.send(Finish(2))
             with pytest.raises(TimeoutError), anyio.fail_after(0.5):
                 await exchange.result(Done)  # it waits for the slots of its results
             for slot in (0, 1):
@@ -180,8 +192,8 @@ async def test_memory_does_not_grow_with_the_object():
 async def test_cancelling_lets_go():
     """A cancelled run ends; a thread that waits for input lets go, and the process takes the next run."""
     async with compute("digest") as worker:
-        async with worker.caller.open(Run("j", "digest", {}, 1, 10, 30)) as exchange:
-            await exchange.send(Entries([InputEntry("a", 0, 10, "")]))
+        async with worker.caller.open(Run("j", "digest", {}, 30)) as exchange:
+            await exchange.send(one(InputEntry("a", 0, 10, "")))
             await exchange.send(Chunk(0, 0, 5))
         await _idle(worker)
         assert (await worker.run("digest", ONE))[0].outputs == 2
@@ -197,8 +209,8 @@ async def _idle(worker):
 async def test_a_cancelled_hang_ends_the_process(plugins):
     """A thread that does not let go on cancelling takes the process along, and smpd starts another."""
     async with compute("hostile.sleeps", plugins=plugins) as worker:
-        async with worker.caller.open(Run("j", "hostile.sleeps", {}, 1, 1, 0)) as exchange:
-            await exchange.send(Entries([InputEntry("a", 0, 1, "")]))
+        async with worker.caller.open(Run("j", "hostile.sleeps", {}, 0)) as exchange:
+            await exchange.send(one(InputEntry("a", 0, 1, "")))
             await exchange.send(Chunk(0, 0, 1))
             message = None
             while not isinstance(message, OutputBegin):
@@ -206,27 +218,34 @@ async def test_a_cancelled_hang_ends_the_process(plugins):
         assert await worker.ended() == 75
 
 
+def one(*entries):
+    """One object of these entries."""
+    return Objects([InputObject("", list(entries))])
+
+
 async def test_a_peer_that_errs_is_told():
     """Chunks out of place and entries that overlap or leave the plaintext are ``protocol``, not a wrong result."""
     good = [InputEntry("a", 0, 5, "")]
     cases = [
-        (1, good, Chunk(0, 1, 1)),
-        (1, good, Chunk(9, 0, 1)),
-        (1, good, Chunk(0, 0, 0)),
-        (1, good, Chunk(0, 0, 11)),
-        (2, good, Chunk(0, 0, 1)),
-        (1, [InputEntry("a", 0, 11, "")], None),
-        (2, [InputEntry("a", 3, 2, ""), InputEntry("b", 4, 1, "")], None),
-        (1, [InputEntry("a", 0, -1, "")], None),
-        (1, good * 2, None),
+        (good, [Chunk(0, 1, 1)]),
+        (good, [Chunk(9, 0, 1)]),
+        (good, [Chunk(0, 0, 0)]),
+        (good, [Chunk(0, 0, 5), Chunk(1, 4, 1)]),
+        (good, [Chunk(0, 0, 4), Finish(4)]),
+        (good, [Chunk(0, 0, 5), Finish(6)]),
+        (good, [Chunk(0, 0, 5), Finish(5), Chunk(1, 5, 1)]),
+        (good, [Chunk(0, 0, 5), Finish(5), Finish(5)]),
+        ([InputEntry("a", 3, 2, ""), InputEntry("b", 4, 1, "")], []),
+        ([InputEntry("a", 0, -1, "")], []),
+        (good * 2, []),
     ]
     async with compute(*BUILT_IN, shared=True) as worker:
-        for count, entries, chunk in cases:
+        for entries, messages in cases:
             with anyio.fail_after(30), pytest.raises(DaemonError) as caught:
-                async with worker.caller.open(Run("j", "digest", {}, count, 10, 30)) as exchange:
-                    await exchange.send(Entries(entries))
-                    if chunk:
-                        await exchange.send(chunk)
+                async with worker.caller.open(Run("j", "digest", {}, 30)) as exchange:
+                    await exchange.send(one(*entries))
+                    for message in messages:
+                        await exchange.send(message)
                     await exchange.result(Done)
             assert caught.value.code == "protocol"
             assert (await worker.run("digest", ONE))[0].outputs == 2
@@ -239,9 +258,10 @@ async def test_gaps_between_entries_are_passed_over():
     async with compute(*BUILT_IN, shared=True) as worker:
         with worker.plain.slot(0) as view:
             view[:12] = bytes(range(12))
-        async with worker.caller.open(Run("j", "digest", {}, 2, 12, 30)) as exchange:
-            await exchange.send(Entries(entries))
+        async with worker.caller.open(Run("j", "digest", {}, 30)) as exchange:
+            await exchange.send(one(*entries))
             await exchange.send(Chunk(0, 0, 12))
+            await exchange.send(Finish(12))
             async for message in exchange.messages(msgspec.Raw):
                 names.append(msgspec.msgpack.decode(message)["m"])
                 if names[-1] == "output-chunk":

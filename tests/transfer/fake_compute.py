@@ -15,8 +15,9 @@ from smpd.links.computing import (
     AnyToCompute,
     Chunk,
     Done,
-    Entries,
+    Finish,
     Freed,
+    Objects,
     OutputBegin,
     OutputChunk,
     OutputEnd,
@@ -46,14 +47,14 @@ async def handle(body: bytes, fds: list[int], exchange: Exchange) -> object:
 
 async def run(request: Run, exchange: Exchange) -> Done:
     act = request.processor
-    done = Done(request.entries, 1, "cpu", 0, 0.0)
-    received = 0
-    while received < request.plain_bytes:
+    done = Done(1, 1, "cpu", 0, 0.0)
+    while True:
         message, _ = await exchange.receive(cast("type[ToCompute]", AnyToCompute))
-        if isinstance(message, Entries):
+        if isinstance(message, Finish):
+            break
+        if isinstance(message, Objects):
             continue
         assert isinstance(message, Chunk)
-        received += message.length
         if await misbehave(act, exchange, message):
             return done
         await exchange.send(Freed(message.slot))

@@ -10,9 +10,8 @@ import pytest
 
 from smp_proto.errors import IntegrityError, ProcessorError, SmpError
 from smp_proto.sealed.bundle import BundleWriter
-from smp_proto.sealed.entries import Entry
 from smp_proto.sealed.keys import Identity
-from smpd.links.computing import Done, Run
+from smpd.links.computing import Done, InputEntry, InputObject, Run
 from smpd.transfer import device
 from smpd.transfer.device import Compute, ComputeSettings, PlainRing, finish_results
 
@@ -20,7 +19,7 @@ KIB = 1 << 10
 SLOT = 64 * KIB
 CHUNKS = 9
 ME = Identity.generate("box")
-ENTRY = Entry("scan.bin", 0, CHUNKS * SLOT, bytes(32), "application/octet-stream", {})
+OBJECT = InputObject("", [InputEntry("scan.bin", 0, CHUNKS * SLOT, "application/octet-stream")])
 
 
 @pytest.fixture
@@ -49,19 +48,20 @@ def computing(fake_program, monkeypatch):
 
 
 async def feed(plain: PlainRing) -> None:
-    for index in range(CHUNKS):
+    await plain.announce([OBJECT])
+    for _ in range(CHUNKS):
         slot = await plain.take()
         with plain.view(slot) as view:
             view[:] = b"secret!!" * (SLOT // 8)
-        await plain.deliver(slot, index * SLOT, SLOT)
+        await plain.deliver(slot, SLOT)
 
 
 async def run(compute: Compute, act: str, feeding=feed) -> tuple[Done, bytes]:
     written = bytearray()
     writer = BundleWriter(written.extend, sender=ME, recipients=[ME.public])
     try:
-        request = Run("job", act, {}, 1, CHUNKS * SLOT, 0.2)
-        done = await compute.run(request, [ENTRY], writer, feeding)
+        request = Run("job", act, {}, 0.2)
+        done = await compute.run(request, writer, feeding)
         finish_results(writer)
         return done, bytes(written)
     finally:
@@ -121,7 +121,7 @@ async def test_an_object_that_does_not_open(computing):
     """When feeding fails, that is the reason, and the process that saw half an object is ended."""
 
     async def broken(plain: PlainRing) -> None:
-        await plain.deliver(await plain.take(), 0, SLOT)
+        await plain.deliver(await plain.take(), SLOT)
         raise IntegrityError("corrupt", "segment 9 does not open")
 
     async with computing() as compute:
@@ -147,7 +147,7 @@ async def test_a_cancelled_run(computing, chunks):
                     slot = await plain.take()
                     with plain.view(slot) as view:
                         view[:] = b"secret!!" * (SLOT // 8)
-                    await plain.deliver(slot, index * SLOT, SLOT)
+                    await plain.deliver(slot, SLOT)
 
             await run(compute, "echo", stopping)
         assert scope.cancelled_caught

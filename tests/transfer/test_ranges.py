@@ -2,21 +2,23 @@
 
 import contextlib
 import os
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import anyio
 import pytest
 
-from smp_proto.control import LocalConfig
+from smp_proto.control import LocalConfig, ObjectInfo
 from smp_proto.errors import IntegrityError, NotFoundError, ResourceError, one_error
 from smp_proto.sealed.bundle import BundleWriter
 from smp_proto.sealed.keys import Identity
+from smpd.links.computing import InputObject
 from smpd.transfer.arriving import find_objects, seal_arriving
+from smpd.transfer.pipeline import bring_object
 from smpd.transfer.pool import FetchSettings, Pools, RemotePool
 from smpd.transfer.sealing import sealed_file
-from smpd.transfer.source import RangeStream, Source, open_source
+from smpd.transfer.source import Source, open_source
 from smpd.transfer.spool import Spool
 from smpd.vault.remotes import Remote
 
@@ -50,6 +52,7 @@ class Plain:
 
     def __init__(self, fail_at: int = -1) -> None:
         self.data = bytearray()
+        self.names: list[str] = []
         self._slots = [bytearray(MIB), bytearray(MIB)]
         self._free = anyio.Semaphore(2)
         self._ready = [0, 1]
@@ -62,10 +65,13 @@ class Plain:
     def view(self, slot: int) -> memoryview:
         return memoryview(self._slots[slot])
 
-    async def deliver(self, slot: int, offset: int, length: int) -> None:
+    async def announce(self, objects: Sequence[InputObject]) -> None:
+        assert not self.data, "announced late"
+        self.names += [entry.name for item in objects for entry in item.entries]
+
+    async def deliver(self, slot: int, length: int) -> None:
         await anyio.lowlevel.checkpoint()
-        assert offset == len(self.data), "out of order"
-        if offset >= self._fail_at * MIB >= 0:
+        if len(self.data) >= self._fail_at * MIB >= 0:
             raise ResourceError("worker_died", "the compute process is gone")
         self.data += self._slots[slot][:length]
         self._ready.append(slot)
@@ -109,11 +115,15 @@ async def pools(folder: Path, *, slots: int = 2, processes: int = 2) -> AsyncIte
             group.cancel_scope.cancel()
 
 
+async def unchecked(_info: ObjectInfo) -> None:
+    """It may be opened."""
+
+
 @contextlib.asynccontextmanager
 async def opened(folder: Path, **options: int) -> AsyncIterator[tuple[RemotePool, Source]]:
     async with pools(folder, **options) as found:
         pool = await found.get("local")
-        source = await open_source(pool, await pool.stat("object.smp"), [ME], lambda key_id: ME.public)
+        source = await open_source(pool, "object.smp", [ME], lambda key_id: ME.public, unchecked)
         try:
             yield pool, source
         finally:
@@ -152,7 +162,7 @@ async def stream(
     marks = {} if marks is None else marks
     with one_error():
         async with spooling(path, source.info.size, marks) as spool:
-            await RangeStream(pool, source, spool=spool, have=have or {}, plain=plain, tally=count).run()
+            await bring_object(pool, source, spool=spool, have=have or {}, plain=plain, tally=count)
     return count
 
 
@@ -165,6 +175,7 @@ async def test_every_range_comes_once(sealed, plaintext, tmp_path, slots):
         await all_lanes_are_back(pool)
     size = source.trailer.payload_bytes
     assert plain.data == plaintext
+    assert plain.names == ["scan.bin"]
     assert (count.fetched_bytes, count.resumed_bytes, count.done_bytes) == (size, 0, size)
     assert sorted(marks) == list(range(RANGES))
     assert (tmp_path / "s").read_bytes()[:size] == (sealed / "object.smp").read_bytes()[:size]
@@ -183,6 +194,7 @@ async def test_what_the_spool_has_is_not_fetched(sealed, plaintext, tmp_path):
         count = await stream(pool, source, tmp_path / "s", plain=plain, have=dict(marks), marks={})
         await all_lanes_are_back(pool)
     assert plain.data == plaintext
+    assert plain.names == ["scan.bin"]
     assert count.fetched_bytes == 2 * MIB
 
 
@@ -283,7 +295,7 @@ async def test_a_journal_that_fails(sealed, tmp_path):
         count = Count()
         with pytest.raises(ResourceError, match="the journal"), one_error():
             async with spool.flushing():
-                await RangeStream(pool, source, spool=spool, have={}, plain=None, tally=count).run()
+                await bring_object(pool, source, spool=spool, have={}, plain=None, tally=count)
         spool.close()
         assert count.done_bytes == 0
         await all_lanes_are_back(pool)
@@ -296,7 +308,7 @@ async def test_a_spool_that_cannot_be_written(sealed, tmp_path):
         kept, spool.fd = spool.fd, os.open(tmp_path / "s", os.O_RDONLY)
         with pytest.raises(ResourceError, match="the spool") as caught, one_error():
             async with spool.flushing():
-                await RangeStream(pool, source, spool=spool, have={}, plain=None, tally=Count()).run()
+                await bring_object(pool, source, spool=spool, have={}, plain=None, tally=Count())
         assert caught.value.code == "disk_failed"
         spool.close()
         os.close(kept)
@@ -328,7 +340,7 @@ async def test_a_remote_that_is_removed_meanwhile(sealed, tmp_path):
     """Forgetting a remote ends what runs over it with a reason, waits for its lanes, and closes its rings."""
     async with pools(sealed) as found, anyio.create_task_group() as group:
         pool = await found.get("local")
-        source = await open_source(pool, await pool.stat("object.smp"), [ME], lambda key_id: ME.public)
+        source = await open_source(pool, "object.smp", [ME], lambda key_id: ME.public, unchecked)
         count = Count(at=lambda done: group.start_soon(found.forget, "local") if done == MIB else None)
         with pytest.raises(NotFoundError, match="was removed"):
             await stream(pool, source, tmp_path / "s", count=count)

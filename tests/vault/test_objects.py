@@ -11,14 +11,21 @@ from pathlib import Path
 
 import pytest
 
+from smp_proto.control import VaultItem
 from smp_proto.errors import IntegrityError, NotFoundError, ResourceError, SmpError, UsageError
 from smpd.jobs.database import Database
-from smpd.vault.objects import Vault
+from smpd.vault.objects import Adoption, Vault
 
 JOB = "0123456789abcdef"
 OTHER = "0123456789abcdeg"
 BODY = b"sealed bytes " * 100
-FACTS = {"object_id": bytes(range(16)), "sender_key_id": b"\x01\x02", "size": len(BODY), "entries": 2}
+FACTS = {
+    "object_id": bytes(range(16)),
+    "sender_key_id": b"\x01\x02",
+    "size": len(BODY),
+    "entries": 2,
+    "plain_bytes": 1000,
+}
 
 
 class Place:
@@ -38,6 +45,10 @@ class Place:
         path.chmod(0o640)
         return str(path)
 
+    def adopt(self, part: str, job: str) -> VaultItem:
+        self.vault.adopt(job, [Adoption(job, part, **FACTS)])
+        return self.vault.get(job)
+
     def close(self) -> None:
         self.vault.close()
         self.db.close()
@@ -52,7 +63,7 @@ def place(tmp_path: Path):
 
 def test_adopt_list_open_remove(place: Place) -> None:
     """An object moves in with its facts, opens for reading only, and goes without a trace."""
-    item = place.vault.adopt(place.part(), job=JOB, **FACTS)
+    item = place.adopt(place.part(), JOB)
     assert (item.id, item.job, item.object_id, item.sender) == (JOB, JOB, bytes(range(16)).hex(), "0102")
     assert (item.size, item.entries, item.created) == (len(BODY), 2, 123.0)
     assert [item] == place.vault.list()
@@ -74,9 +85,9 @@ def test_adopt_list_open_remove(place: Place) -> None:
 
 def test_adopt_again_gives_the_same_item(place: Place) -> None:
     """The same job adopts once, with or without its part; a new part of it is left to the spool."""
-    item = place.vault.adopt(place.part(), job=JOB, **FACTS)
-    assert item == place.vault.adopt(str(place.spool / "gone"), job=JOB, **FACTS)
-    assert item == place.vault.adopt(place.part(b"other"), job=JOB, **FACTS)
+    item = place.adopt(place.part(), JOB)
+    assert item == place.adopt(str(place.spool / "gone"), JOB)
+    assert item == place.adopt(place.part(b"other"), JOB)
     fd = place.vault.open_fd(JOB)
     assert os.read(fd, 10**6) == BODY
     os.close(fd)
@@ -86,24 +97,24 @@ def test_adopt_again_gives_the_same_item(place: Place) -> None:
 def test_adopt_refuses_what_is_not_the_object(place: Place, tmp_path: Path) -> None:
     """Another length, no file, a link, and an id that is a path are refused; nothing moves in."""
     with pytest.raises(IntegrityError, match="not 1300") as caught:
-        place.vault.adopt(place.part(BODY[:-1]), job=JOB, **FACTS)
+        place.adopt(place.part(BODY[:-1]), JOB)
     assert caught.value.code == "truncated"
     with pytest.raises(NotFoundError) as missing:
-        place.vault.adopt(str(place.spool / "gone"), job=JOB, **FACTS)
+        place.adopt(str(place.spool / "gone"), JOB)
     assert missing.value.code == "no_such_file"
     (place.spool / "link").symlink_to(place.part())
     with pytest.raises(ResourceError):
-        place.vault.adopt(str(place.spool / "link"), job=JOB, **FACTS)
+        place.adopt(str(place.spool / "link"), JOB)
     for bad in ("../../0123456789", "", JOB + "/", JOB.upper(), JOB + "\n"):
         with pytest.raises(UsageError):
-            place.vault.adopt(place.part(), job=bad, **FACTS)
+            place.adopt(place.part(), bad)
     assert (place.vault.list(), list(place.files.iterdir())) == ([], [])
 
 
 def test_recover_reports_and_touches_nothing(place: Place) -> None:
     """Files without rows, rows without files and files of another size are named; all stay as they are."""
     for job in (JOB, OTHER):
-        place.vault.adopt(place.part(), job=job, **FACTS)
+        place.adopt(place.part(), job)
     assert place.vault.recover() == ([], [], [])
     (place.files / f"{JOB}.smp").write_bytes(b"short")
     (place.files / f"{OTHER}.smp").rename(place.files / "stray.smp")
@@ -121,7 +132,7 @@ def test_recover_reports_and_touches_nothing(place: Place) -> None:
 
 def test_a_link_in_the_vault_is_not_followed(place: Place, tmp_path: Path) -> None:
     """Somebody's link in place of a file leads nowhere."""
-    place.vault.adopt(place.part(), job=JOB, **FACTS)
+    place.adopt(place.part(), JOB)
     file = place.files / f"{JOB}.smp"
     file.unlink()
     file.symlink_to("/etc/passwd")
@@ -138,13 +149,13 @@ import os, sys
 sys.path[:0] = {paths!r}
 from smp_proto.errors import SmpError
 from smpd.jobs.database import Database
-from smpd.vault.objects import Vault
+from smpd.vault.objects import Adoption, Vault
 root, act = sys.argv[1:]
 try:
     vault = Vault(root + "/vault", Database(root + "/smp.db"))
     if act == "adopt":
         facts = {facts!r}
-        vault.adopt(root + "/spool/{job}.part", job="{job}", **facts)
+        vault.adopt("{job}", [Adoption("{job}", root + "/spool/{job}.part", **facts)])
     else:
         vault.remove("{job}")
 except SmpError as error:
@@ -187,7 +198,7 @@ def prepare(root: Path, act: str) -> None:
     place = Place(root)
     place.part()
     if act == "remove":
-        place.vault.adopt(str(place.spool / f"{JOB}.part"), job=JOB, **FACTS)
+        place.adopt(str(place.spool / f"{JOB}.part"), JOB)
     place.close()
 
 
@@ -196,7 +207,7 @@ def finish(root: Path, act: str) -> None:
     place = Place(root)
     assert place.vault.recover().damaged == []
     if act == "adopt":
-        item = place.vault.adopt(str(place.spool / f"{JOB}.part"), job=JOB, **FACTS)
+        item = place.adopt(str(place.spool / f"{JOB}.part"), JOB)
         assert [item] == place.vault.list()
         fd = place.vault.open_fd(JOB)
         assert os.read(fd, 10**6) == BODY
@@ -266,5 +277,5 @@ def test_another_file_system_is_named(place: Place, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(os, "rename", rename)
     part = place.part()
     with pytest.raises(SmpError, match="cross-device"):
-        place.vault.adopt(part, job=JOB, **FACTS)
+        place.adopt(part, JOB)
     assert os.path.exists(part)

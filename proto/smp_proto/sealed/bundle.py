@@ -50,7 +50,7 @@ class BundleWriter:
     Args:
         write: takes the next bytes of the object; the view is reused as soon as it returns.
         sender: signs.
-        recipients: who can open it; the sender is no recipient unless named.
+        recipients: who can open it; the sender is no recipient unless named. May be set until :meth:`finish`.
         created: seconds since 1970, now by default.
 
     After any error, abort it. What was written until then is no object: it has no envelope.
@@ -64,7 +64,7 @@ class BundleWriter:
         recipients: Sequence[PublicIdentity],
         created: int | None = None,
     ) -> None:
-        self._write, self._sender, self._recipients = write, sender, recipients
+        self._write, self._sender, self.recipients = write, sender, recipients
         self._created = int(time.time()) if created is None else created
         self._object_id = os.urandom(16)
         self._file_key = FileKey.generate()
@@ -147,7 +147,7 @@ class BundleWriter:
                 leaves_digest=digest,
                 entries=self._entries,
                 sender=self._sender,
-                recipients=self._recipients,
+                recipients=self.recipients,
                 created=self._created,
             )
             trailer = Trailer(layout.payload_bytes, len(envelope))

@@ -1,0 +1,80 @@
+"""What a job is given of this machine, and how it counts what it moves."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from smp_proto.control import Transfer
+from smp_proto.sealed.keys import Identity, PublicIdentity
+from smpd.jobs.job import Progress
+from smpd.jobs.journal import Journal
+from smpd.transfer.device import ComputePools
+from smpd.transfer.pool import RemotePool
+from smpd.vault.objects import Vault
+
+Senders = Callable[[bytes, str], PublicIdentity]
+
+
+class Audit(Protocol):
+    """Writes a record before the act it names; raises AuditError when it cannot, and then there is no act."""
+
+    async def __call__(
+        self, event: str, *, actor: str, job: str = "", subject: str = "", subjects: Sequence[str] = (), **fields: Any
+    ) -> None:
+        """Append and sync; with ``subjects``, one record for each."""
+
+
+@dataclass(slots=True)
+class Meter:
+    """Counts one attempt; the journal adds attempts up."""
+
+    progress: Progress
+    transfer: Transfer = field(default_factory=Transfer)
+
+    def fetched(self, count: int) -> None:
+        """Bytes asked of the remote."""
+        self.transfer.fetched_bytes += count
+
+    def resumed(self, count: int) -> None:
+        """Bytes that were in the spool already."""
+        self.transfer.resumed_bytes += count
+
+    def advanced(self, count: int) -> None:
+        """Bytes of this phase that are done."""
+        self.progress.advance(count)
+
+    def reached(self, done: int) -> None:
+        """So many bytes of this phase are done."""
+        self.progress.update(done_bytes=done)
+
+    def begin(self, phase: str, total: int) -> None:
+        """A new phase."""
+        self.progress.update(phase=phase, done_bytes=0, total_bytes=total)
+
+    def found(self, count: int) -> None:
+        """So many more bytes belong to this phase."""
+        self.progress.update(total_bytes=self.progress.total_bytes + count)
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """All that a job needs of this machine.
+
+    Attributes:
+        senders: reads who is believed now (blocking), and tells of a key id and a location whose key that is, or
+            raises ``untrusted_sender``.
+    """
+
+    identities: list[Identity]
+    senders: Callable[[], Senders]
+    journal: Journal
+    vault: Vault
+    audit: Audit
+    remote: Callable[[str], Awaitable[RemotePool]]
+    compute: ComputePools
+    spool_dir: str
+
+    @property
+    def identity(self) -> Identity:
+        """The identity that signs and seals."""
+        return self.identities[0]

@@ -1,0 +1,235 @@
+"""Jobs over a prefix: every sealed object below it, in one job.
+
+Small objects travel many at a time: one lane's slot is filled with whole objects, which are opened, recorded and kept
+as one batch. A larger one goes range by range, as in a job of its own. What a ``get`` has kept is in the vault under an
+id that follows from the job and the object, so that another attempt leaves it out.
+"""
+
+import base64
+import contextlib
+import hashlib
+import os
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
+from typing import Self
+
+import anyio
+
+from smp_proto.control import ObjectInfo, Result
+from smp_proto.errors import IntegrityError, NotFoundError, SmpError, UsageError
+from smp_proto.sealed.entries import valid_entry_name
+from smp_proto.sealed.envelope import OpenedEnvelope
+from smp_proto.sealed.keys import PublicIdentity
+from smpd.jobs.job import Job
+from smpd.transfer.box import Box, Meter
+from smpd.transfer.grouping import GroupCommit
+from smpd.transfer.members import Batch, Large, trust_at
+from smpd.transfer.pipeline import Pipeline, PlainSide, Unit
+from smpd.transfer.pool import RemotePool
+from smpd.transfer.source import naming, open_source
+from smpd.transfer.spool import Spool
+from smpd.vault.objects import Adoption
+
+BATCH_OBJECTS = 256  # of one batch, so that its messages fit into frames
+Shelf = GroupCommit[Sequence[Adoption]]
+
+
+def is_prefix(path: str) -> bool:
+    """Whether a path names what lies below it."""
+    return not path or path.endswith("/")
+
+
+async def get_all(box: Box, job: Job, pool: RemotePool, path: str, meter: Meter) -> Result:
+    """Bring every sealed object below a prefix into the vault.
+
+    An object that is not to be trusted, or gone, does not keep the others from coming.
+
+    Raises:
+        IntegrityError, SmpError: at the end, what is wrong with the first object that was refused.
+    """
+    vault = box.vault
+    done = await anyio.to_thread.run_sync(vault.adopted, job.id)
+
+    def shelve(batches: Sequence[Sequence[Adoption]]) -> None:
+        vault.adopt(job.id, [item for batch in batches for item in batch])
+
+    shelf = Shelf(shelve)
+    async with Members(box, job, pool, path, meter, shelf, done) as members, shelf.running():
+        await Pipeline(pool, None).run(members.units())
+    members.raise_refused()
+    return await anyio.to_thread.run_sync(vault.summary, job.id)
+
+
+class Members:
+    """The sealed objects below a prefix, as units of a pipeline.
+
+    Args:
+        shelf: takes what was checked into the vault; None where the plaintext is what is wanted.
+        done: ids of those that are in the vault already.
+
+    Attributes:
+        senders: who sealed what was opened, by key id.
+    """
+
+    def __init__(
+        self,
+        box: Box,
+        job: Job,
+        pool: RemotePool,
+        path: str,
+        meter: Meter,
+        shelf: Shelf | None = None,
+        done: Collection[str] = (),
+    ) -> None:
+        self.box = box
+        self.job = job
+        self.pool = pool
+        self.path = path
+        self.meter = meter
+        self.shelf = shelf
+        self.senders: dict[bytes, PublicIdentity] = {}
+        self._done = done
+        self._refused: list[SmpError] = []
+        self._seen = 0
+        self._open: set[Large] = set()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_exc: object) -> None:
+        for large in list(self._open):
+            large.close()
+
+    async def feed(self, plain: PlainSide) -> None:
+        """Bring the plaintext of all, in the order of their names."""
+        await Pipeline(self.pool, plain).run(self.units())
+
+    async def units(self) -> AsyncIterator[Unit]:
+        """Batches of small objects, and the ranges of larger ones."""
+        self.meter.begin("fetch", 0)
+        async with contextlib.aclosing(self._groups()) as groups:
+            async for group in groups:
+                self.meter.found(sum(info.size for info in group))
+                if group[0].size <= self.pool.settings.slot_bytes:
+                    yield Batch(self, group)
+                    continue
+                try:
+                    large = await self._open_large(group[0])
+                except SmpError as error:
+                    self.refuse(group[0], error)
+                    self.meter.advanced(group[0].size)
+                    continue
+                async for unit in large.units():
+                    yield unit
+        if not self._seen:
+            where = f"{self.pool.name}:{self.path}"
+            raise NotFoundError("no_such_object", f"{where} holds no objects", hint=f"run: smpctl ls {self.pool.name}:")
+
+    def refuse(self, info: ObjectInfo, error: SmpError) -> None:
+        """Leave an object out, where the others do not depend on it.
+
+        Raises:
+            SmpError: the error, where they do, or where trying again helps.
+        """
+        error = naming(error, f"{self.pool.name}:{info.path}")
+        if self.shelf is None or error.retryable:
+            raise error
+        self._refused.append(error)
+
+    def raise_refused(self) -> None:
+        """Raise what was wrong with the first object that was refused, and say how many there were."""
+        if not self._refused:
+            return
+        first = min(self._refused, key=lambda error: not isinstance(error, IntegrityError))
+        if self._seen > 1:
+            first.message += f" ({len(self._refused)} of {self._seen} were refused; the others are in the vault)"
+        first.hint = f"{first.hint}; to try again: smpctl job resume {self.job.id}".lstrip("; ")
+        raise first
+
+    async def audit(self, event: str, infos: Sequence[ObjectInfo]) -> None:
+        """One record for each object, before the act."""
+        subjects = [f"{self.pool.name}:{info.path}" for info in infos]
+        await self.box.audit(event, actor=self.job.owner, job=self.job.id, subjects=subjects)
+
+    def adoption(self, info: ObjectInfo, envelope: OpenedEnvelope) -> Adoption:
+        """An object as the vault takes it."""
+        signed = envelope.signed
+        return Adoption(
+            self._item(info),
+            self.part(info),
+            signed.object_id,
+            signed.sender,
+            info.size,
+            len(envelope.entries),
+            signed.plain_bytes,
+        )
+
+    def part(self, info: ObjectInfo) -> str:
+        """The spool file of an object."""
+        return os.path.join(self.box.spool_dir, f"{self.job.id}.{self._item(info)}.part")
+
+    def prefix(self, info: ObjectInfo) -> str:
+        """What goes before the names of an object's results.
+
+        Raises:
+            UsageError: ``bad_name``; the object's name cannot be part of an entry's.
+        """
+        prefix = info.path.removeprefix(self.path).removesuffix(".smp")
+        if self.shelf is None and not valid_entry_name(prefix):
+            raise UsageError(
+                "bad_name",
+                f"{self.pool.name}:{info.path}: results cannot be named after this object",
+                hint="run the processor over this object alone, or rename it",
+            )
+        return prefix
+
+    def opened(self, envelope: OpenedEnvelope) -> None:
+        """Note whose object it was."""
+        self.senders[envelope.signed.sender] = envelope.sender
+
+    def _item(self, info: ObjectInfo) -> str:
+        """Its id: 16 characters of ``[0-9a-v]``, 80 bits of a hash over job, path and pin."""
+        digest = hashlib.sha256("\0".join((self.job.id, info.path, info.pin)).encode()).digest()
+        return base64.b32hexencode(digest[:10]).decode().lower()
+
+    async def _groups(self) -> AsyncGenerator[list[ObjectInfo], None]:
+        """Small objects that fit a slot together, and larger ones alone, in the order of the listing."""
+        room = slot_bytes = self.pool.settings.slot_bytes
+        group: list[ObjectInfo] = []
+        async with contextlib.aclosing(self.pool.list(self.path)) as listing:
+            async for infos in listing:
+                for info in infos:
+                    self._seen += 1
+                    if self._done and self._item(info) in self._done:
+                        self.meter.resumed(info.size)
+                        continue
+                    if group and (info.size > room or len(group) == BATCH_OBJECTS):
+                        yield group
+                        group, room = [], slot_bytes
+                    group.append(info)
+                    room -= info.size
+                    if room < 0:
+                        yield group
+                        group, room = [], slot_bytes
+        if group:
+            yield group
+
+    async def _open_large(self, info: ObjectInfo) -> Large:
+        location, pool = f"{self.pool.name}:{info.path}", self.pool
+        senders = await anyio.to_thread.run_sync(self.box.senders)
+
+        async def check(found: ObjectInfo) -> None:
+            if found.pin != info.pin:
+                raise IntegrityError("source_changed", f"{location} changed since it was listed")
+            await self.audit("object.open", [info])
+
+        source = await open_source(pool, info.path, self.box.identities, trust_at(senders, location), check)
+        self.opened(source.opener.envelope)
+        large = Large(self, source, self.prefix(info))
+        self._open.add(large)
+        if self.shelf is not None:
+            large.spool = await Spool.open(self.part(info), info.size, None)
+        return large
+
+    def closed(self, large: Large) -> None:
+        """It needs no closing any more."""
+        self._open.discard(large)

@@ -1,0 +1,213 @@
+"""The units of a job over a prefix: a batch of small objects, and the ranges of a large one."""
+
+import contextlib
+import os
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+import anyio
+
+from smp_proto.control import ObjectInfo
+from smp_proto.errors import IntegrityError, SmpError
+from smp_proto.sealed.envelope import OpenedEnvelope, Trust
+from smpd.links.computing import InputObject
+from smpd.links.fetching import Whole
+from smpd.transfer.box import Senders
+from smpd.transfer.opening import from_descriptor, open_whole
+from smpd.transfer.pipeline import RangeUnit, Unit, input_object, ranges
+from smpd.transfer.pool import Lane
+from smpd.transfer.source import Source
+from smpd.transfer.spool import Spool, check_room, disk_errors, remove
+
+if TYPE_CHECKING:
+    from smpd.transfer.collection import Members
+
+
+class Batch:
+    """Whole objects that fill one slot."""
+
+    def __init__(self, members: "Members", infos: Sequence[ObjectInfo]) -> None:
+        self._members = members
+        self._infos = infos
+        self._opened: list[tuple[ObjectInfo, OpenedEnvelope]] = []
+        self._bytes = sum(info.size for info in infos)
+
+    async def bring(self, lane: Lane, plain: memoryview | None) -> int:
+        """See :class:`Unit`."""
+        members = self._members
+        await members.audit("object.open", self._infos)
+        wanted, at = [], 0
+        for info in self._infos:
+            wanted.append(Whole(info.path, info.pin, info.size, at))
+            at += info.size
+        failed = await members.pool.read_many(lane, wanted)
+        members.meter.fetched(at)
+        length, bad = await anyio.to_thread.run_sync(self._open, lane, wanted, failed, plain)
+        for index, error in {**failed, **bad}.items():
+            members.refuse(self._infos[index], error)
+        return length
+
+    def objects(self, offset: int) -> Sequence[InputObject]:
+        """See :class:`Unit`."""
+        found = []
+        for info, envelope in self._opened:
+            found.append(input_object(self._members.prefix(info), envelope.entries, offset))
+            offset += envelope.signed.plain_bytes
+        return found
+
+    async def keep(self) -> None:
+        """See :class:`Unit`."""
+        members = self._members
+        if members.shelf is not None and self._opened:
+            await members.audit("object.store", [info for info, _ in self._opened])
+            await members.shelf.add([members.adoption(info, envelope) for info, envelope in self._opened])
+        members.meter.advanced(self._bytes)
+
+    def _open(
+        self, lane: Lane, wanted: Sequence[Whole], failed: Collection[int], plain: memoryview | None
+    ) -> tuple[int, dict[int, SmpError]]:
+        """In a thread: check and open what has come; returns the plaintext's length, and what was refused."""
+        members = self._members
+        ring, senders = members.pool.ring(lane), members.box.senders()
+        bad: dict[int, SmpError] = {}
+        filled = 0
+        if members.shelf is not None:
+            check_room(members.box.spool_dir, self._bytes)
+        for index, whole in enumerate(wanted):
+            if index in failed:
+                continue
+            info = self._infos[index]
+            location = f"{members.pool.name}:{info.path}"
+            read = from_descriptor(ring.fd, ring.offset(lane.slot) + whole.at)
+            into = None if plain is None else plain[filled:]
+            open_it = partial(open_whole, read, info.size, members.box.identities, trust_at(senders, location), into)
+            try:
+                if members.shelf is None:
+                    envelope = open_it(None, ring.slot_bytes)
+                else:
+                    with _new_file(members.part(info)) as file:
+                        envelope = open_it(file, ring.slot_bytes)
+            except IntegrityError as error:
+                bad[index] = error
+                continue
+            members.opened(envelope)
+            self._opened.append((info, envelope))
+            filled += envelope.signed.plain_bytes if plain is not None else 0
+        return filled, bad
+
+
+class Large:
+    """An object that goes range by range; the last range that is kept finishes it."""
+
+    def __init__(self, members: "Members", source: Source, prefix: str) -> None:
+        self._members = members
+        self._source = source
+        self._prefix = prefix
+        self._leaves: dict[int, bytes] = {}
+        self._left = source.opener.range_count
+        self.spool: Spool | None = None
+        self._refused = False
+
+    async def units(self) -> AsyncIterator[Unit]:
+        """Its ranges."""
+        members = self._members
+        found = ranges(
+            members.pool,
+            self._source,
+            spool=self.spool,
+            have={},
+            leaves=self._leaves,
+            tally=members.meter,
+            prefix=self._prefix,
+        )
+        async for unit in found:
+            yield _Part(self, unit)
+
+    async def bring(self, unit: RangeUnit, lane: Lane, plain: memoryview | None) -> int:
+        """Bring a range, unless the object is refused already."""
+        if self._refused:
+            return 0
+        try:
+            return await unit.bring(lane, plain)
+        except SmpError as error:
+            self._refuse(error)
+            return 0
+
+    async def kept(self, unit: RangeUnit) -> None:
+        """A range was delivered."""
+        if self._refused:
+            self._members.meter.advanced(unit.length)
+        else:
+            await unit.keep()
+        self._left -= 1
+        if not self._left:
+            await self._finish()
+
+    async def _finish(self) -> None:
+        members, source, spool = self._members, self._source, self.spool
+        members.meter.advanced(len(source.tail))
+        try:
+            if not self._refused:
+                source.opener.check_content(self._leaves)
+        except IntegrityError as error:
+            self._refuse(error)
+        if spool is not None and self._refused:
+            await remove(spool.path)
+        elif spool is not None:
+            assert members.shelf is not None
+            await spool.finish(source.tail, source.trailer.payload_bytes)
+            await members.audit("object.store", [source.info])
+            await members.shelf.add([members.adoption(source.info, source.opener.envelope)])
+        self.close()
+
+    def _refuse(self, error: SmpError) -> None:
+        if not self._refused:
+            self._refused = True
+            self._members.refuse(self._source.info, error)
+
+    def close(self) -> None:
+        """Wipe the file key and close the file."""
+        self._source.close()
+        if self.spool is not None:
+            self.spool.close()
+        self._members.closed(self)
+
+
+class _Part:
+    """One range of a large object."""
+
+    def __init__(self, large: Large, unit: RangeUnit) -> None:
+        self._large = large
+        self._unit = unit
+
+    async def bring(self, lane: Lane, plain: memoryview | None) -> int:
+        """See :class:`Unit`."""
+        return await self._large.bring(self._unit, lane, plain)
+
+    def objects(self, offset: int) -> Sequence[InputObject]:
+        """See :class:`Unit`."""
+        return self._unit.objects(offset)
+
+    async def keep(self) -> None:
+        """See :class:`Unit`."""
+        await self._large.kept(self._unit)
+
+
+def trust_at(senders: Senders, location: str) -> Trust:
+    """Whom to believe about an object that came from there."""
+    return lambda key_id: senders(key_id, location)
+
+
+@contextlib.contextmanager
+def _new_file(path: str) -> Iterator[int]:
+    """A file for one object, which is removed when the block fails."""
+    with disk_errors("the spool"):
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            yield fd
+        except BaseException:
+            os.unlink(path)
+            raise
+        finally:
+            os.close(fd)

@@ -1,0 +1,269 @@
+"""The pipeline: units of work, several at once, whose plaintext arrives in order.
+
+A unit takes one lane, and one slot of the plain ring where plaintext is wanted. :class:`RangeUnit` is a range of one
+object; other rooms' units are in :mod:`smpd.transfer.collection`.
+"""
+
+from collections.abc import AsyncIterable, AsyncIterator, Iterator, Mapping, Sequence
+from typing import Protocol
+
+import anyio
+
+from smp_proto.aio import encode
+from smp_proto.errors import IntegrityError
+from smp_proto.sealed.entries import Entry
+from smpd.links.computing import InputEntry, InputObject
+from smpd.transfer.opening import from_descriptor, from_memory
+from smpd.transfer.pool import Lane, RemotePool
+from smpd.transfer.source import Source, Tally
+from smpd.transfer.spool import Spool, disk_errors
+
+_ANNOUNCED_BYTES = 512 << 10  # of one message, so that it fits a frame
+_PREFIX_BYTES = 1024 + 64  # the most that an object adds to its entries
+
+
+class PlainSide(Protocol):
+    """Where plaintext goes, in order: the plain ring of a compute process."""
+
+    async def take(self) -> int:
+        """Wait for a free slot."""
+
+    def view(self, slot: int) -> memoryview:
+        """The slot's memory."""
+
+    async def announce(self, objects: Sequence[InputObject]) -> None:
+        """Name entries whose plaintext comes next."""
+
+    async def deliver(self, slot: int, length: int) -> None:
+        """The next ``length`` bytes of plaintext are in the slot, which now belongs to the receiver."""
+
+
+class Unit(Protocol):
+    """What takes one lane."""
+
+    async def bring(self, lane: Lane, plain: memoryview | None) -> int:
+        """Fetch and check; returns how many bytes of plaintext are in ``plain``."""
+
+    def objects(self, offset: int) -> Sequence[InputObject]:
+        """What is to be announced before this plaintext, which begins at ``offset``."""
+
+    async def keep(self) -> None:
+        """Make durable what was checked, where that is wanted."""
+
+
+class Pipeline:
+    """Brings units through, once.
+
+    Args:
+        pool: whose lanes limit how much is under way.
+        plain: takes the plaintext, in order; None to check only.
+    """
+
+    def __init__(self, pool: RemotePool, plain: PlainSide | None) -> None:
+        self._pool = pool
+        self._plain = plain
+        self._turns: dict[int, anyio.Event] = {}
+        self._delivered = 0
+
+    async def run(self, units: AsyncIterable[Unit]) -> None:
+        """Fetch, check, deliver and keep every unit.
+
+        Raises:
+            IntegrityError: something is not what its sender signed.
+            SmpError: the remote's, the spool's, or the receiver's.
+        """
+        self._turn(0).set()
+        index = 0
+        async with anyio.create_task_group() as group:
+            async for unit in units:
+                slot = await self._plain.take() if self._plain else None
+                group.start_soon(self._one, index, unit, await self._pool.take(), slot)
+                index += 1
+
+    async def _one(self, index: int, unit: Unit, lane: Lane, slot: int | None) -> None:
+        plain = self._plain.view(slot) if self._plain and slot is not None else None
+        try:
+            length = await unit.bring(lane, plain)
+            if self._plain and slot is not None:
+                await self._turn(index).wait()
+                await announce(self._plain, unit.objects(self._delivered))
+                self._delivered += length
+                await self._plain.deliver(slot, length)
+                self._turn(index + 1).set()
+                del self._turns[index]
+            await unit.keep()
+        finally:
+            if plain is not None:
+                plain.release()
+            self._pool.give(lane)
+
+    def _turn(self, index: int) -> anyio.Event:
+        return self._turns.setdefault(index, anyio.Event())
+
+
+class RangeUnit:
+    """One range of a sealed object: out of the spool where it is there and whole, else from the remote.
+
+    Args:
+        spool: takes the ciphertext, and gives what it has.
+        have: the ranges in the spool with the leaves their journal entry holds, None where it has no entry because
+            the whole file was made here.
+        leaves: takes the leaves of this range.
+        prefix: of the object's results, in a run with several objects.
+    """
+
+    def __init__(
+        self,
+        pool: RemotePool,
+        source: Source,
+        index: int,
+        *,
+        spool: Spool | None,
+        have: Mapping[int, bytes | None],
+        leaves: dict[int, bytes],
+        tally: Tally,
+        prefix: str = "",
+    ) -> None:
+        self._pool = pool
+        self._source = source
+        self._index = index
+        self._spool = spool
+        self._have = have
+        self._leaves = leaves
+        self._tally = tally
+        self._prefix = prefix
+        self._spooled = False
+
+    @property
+    def length(self) -> int:
+        """How many bytes of the object it is."""
+        start, end = self._source.opener.range_span(self._index)
+        return end - start
+
+    async def bring(self, lane: Lane, plain: memoryview | None) -> int:
+        """See :class:`Unit`."""
+        opener, index = self._source.opener, self._index
+        leaves = await self._from_spool(plain)
+        if leaves is None:
+            leaves = await self._from_remote(lane, plain)
+        self._leaves[index] = leaves
+        first, last = opener.plain_span(index)
+        return last - first
+
+    def objects(self, offset: int) -> Sequence[InputObject]:
+        """See :class:`Unit`."""
+        return [input_object(self._prefix, self._source.opener.envelope.entries, offset)] if self._index == 0 else ()
+
+    async def keep(self) -> None:
+        """See :class:`Unit`."""
+        if self._spool and not self._spooled:
+            await self._spool.add(self._index, self._leaves[self._index])
+        self._tally.advanced(self.length)
+
+    async def _from_spool(self, plain: memoryview | None) -> bytes | None:
+        if self._spool is None or self._index not in self._have:
+            return None
+        expected = self._have[self._index]
+        opener = self._source.opener
+        read = from_descriptor(self._spool.fd, opener.range_span(self._index)[0])
+        try:
+            leaves = await anyio.to_thread.run_sync(opener.open_range, self._index, read, plain, None)
+        except IntegrityError:
+            if expected is None:
+                raise
+            return None  # the disk changed it; the remote still has it
+        if expected is not None and leaves != expected:
+            return None
+        self._spooled = True
+        self._tally.resumed(self.length)
+        return leaves
+
+    async def _from_remote(self, lane: Lane, plain: memoryview | None) -> bytes:
+        source, spool = self._source, self._spool
+        start, end = source.opener.range_span(self._index)
+        if source.whole is not None:
+            read = from_memory(source.whole)  # its only range: it came along with the envelope
+            self._tally.fetched(source.info.size)
+        else:
+            self._tally.fetched(await self._pool.read(lane, source.path, source.info.pin, start, end - start))
+            ring = self._pool.ring(lane)
+            read = from_descriptor(ring.fd, ring.offset(lane.slot))
+
+        def work() -> bytes:
+            with disk_errors("the spool"):
+                return source.opener.open_range(self._index, read, plain, spool.fd if spool else None)
+
+        return await anyio.to_thread.run_sync(work)
+
+
+async def ranges(
+    pool: RemotePool,
+    source: Source,
+    *,
+    spool: Spool | None,
+    have: Mapping[int, bytes | None],
+    leaves: dict[int, bytes],
+    tally: Tally,
+    prefix: str = "",
+) -> AsyncIterator[RangeUnit]:
+    """All ranges of an object. Once they went through, :meth:`Opener.check_content` of ``leaves`` is due."""
+    for index in range(source.opener.range_count):
+        yield RangeUnit(pool, source, index, spool=spool, have=have, leaves=leaves, tally=tally, prefix=prefix)
+
+
+async def bring_object(
+    pool: RemotePool,
+    source: Source,
+    *,
+    spool: Spool | None,
+    have: Mapping[int, bytes | None],
+    plain: PlainSide | None,
+    tally: Tally,
+) -> None:
+    """Bring all ranges of an object through a pipeline of its own, then check the whole.
+
+    Raises:
+        IntegrityError: the object is not what its sender signed.
+        SmpError: the remote's, the spool's, or the receiver's.
+    """
+    leaves: dict[int, bytes] = {}
+    await Pipeline(pool, plain).run(ranges(pool, source, spool=spool, have=have, leaves=leaves, tally=tally))
+    source.opener.check_content(leaves)
+
+
+def input_object(prefix: str, entries: Sequence[Entry], offset: int) -> InputObject:
+    """An object as a compute process is told of it, its plaintext beginning at ``offset`` of the run's."""
+    return InputObject(
+        prefix,
+        [InputEntry(e.name, offset + e.offset, e.size, e.media_type, dict(e.attributes)) for e in entries],
+    )
+
+
+async def announce(plain: PlainSide, objects: Sequence[InputObject]) -> None:
+    """Announce objects in as many messages as they need."""
+    batch: list[InputObject] = []
+    size = 0
+    for item in objects:
+        parts = list(_parts(item.entries))
+        for number, (part, length) in enumerate(parts, 1):
+            if batch and size + length > _ANNOUNCED_BYTES:
+                await plain.announce(batch)
+                batch, size = [], 0
+            batch.append(InputObject(item.prefix, part, more=number < len(parts)))
+            size += length
+    if batch:
+        await plain.announce(batch)
+
+
+def _parts(entries: Sequence[InputEntry]) -> Iterator[tuple[list[InputEntry], int]]:
+    """Entries in parts that fit a message, with their encoded length; one part where there are none."""
+    part: list[InputEntry] = []
+    size = _PREFIX_BYTES
+    for entry in entries:
+        length = len(encode(entry))
+        if part and size + length > _ANNOUNCED_BYTES:
+            yield part, size
+            part, size = [], _PREFIX_BYTES
+        part.append(entry)
+        size += length
+    yield part, size
