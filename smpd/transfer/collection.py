@@ -5,7 +5,6 @@ as one batch. A larger one goes range by range, as in a job of its own. What a `
 id that follows from the job and the object, so that another attempt leaves it out.
 """
 
-import base64
 import contextlib
 import hashlib
 import os
@@ -187,9 +186,8 @@ class Members:
         self.senders[envelope.signed.sender] = envelope.sender
 
     def _item(self, info: ObjectInfo) -> str:
-        """Its id: 16 characters of ``[0-9a-v]``, 80 bits of a hash over job, path and pin."""
-        digest = hashlib.sha256("\0".join((self.job.id, info.path, info.pin)).encode()).digest()
-        return base64.b32hexencode(digest[:10]).decode().lower()
+        """Its id: 64 bits of a hash over job, path and pin, in hex."""
+        return hashlib.sha256("\0".join((self.job.id, info.path, info.pin)).encode()).hexdigest()[:16]
 
     async def _groups(self) -> AsyncGenerator[list[ObjectInfo], None]:
         """Small objects that fit a slot together, and larger ones alone, in the order of the listing."""
