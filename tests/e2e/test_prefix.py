@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from scene import Site, client, digests, read_digests, sha256, spool_empties
+from sealed.forge import forge
 
 from smp_proto.control import GetSpec
 from smp_proto.errors import SmpError
@@ -114,14 +115,18 @@ def test_what_is_refused_does_not_keep_the_others(site, sender, box, tmp_path):
     (folder / "large.smp").write_bytes(data)
     (folder / "notes.txt").write_bytes(b"not sealed")
     seal(folder / "stranger.smp", Identity.generate("stranger"), box, {"x": b"x"})
+    for size, name in ((5, "forged.smp"), (3 * MIB, "forged large.smp")):  # each segment opens, the whole is another
+        signed = {"content_digest": bytes(32)}
+        (folder / name).write_bytes(forge(bytes(size), sender=sender, recipients=[box], signed=signed))
     found = site.box.ctl("get", "s3:mixed/", "--json", check=False)
     job = json.loads(found.stdout)
     assert job["state"] == "quarantined"
     assert "s3:mixed/" in job["error"]["message"]
-    assert "3 of 8 were refused" in job["error"]["message"]
+    assert "5 of 10 were refused" in job["error"]["message"]
     assert len(kept(site, job["id"])) == 5
+    assert not list((site.box.state / "spool").glob(f"{job['id']}*"))
     # Mended, the same job goes on: what it has is not fetched again.
-    for name in ("notes.txt", "stranger.smp"):
+    for name in ("notes.txt", "stranger.smp", "forged.smp", "forged large.smp"):
         (folder / name).unlink()
     data[2 * MIB] ^= 1
     (folder / "large.smp").write_bytes(data)

@@ -171,3 +171,20 @@ def test_a_damaged_index_is_made_again(tmp_path: Path) -> None:
     db = Database(str(path), steps)
     assert db.rows("SELECT x FROM a WHERE x = 'three'") == [("three",)]
     db.close()
+
+
+def test_a_vault_of_the_first_version_is_kept(tmp_path: Path) -> None:
+    """Rows of the vault that version 1 wrote are there after the migrations, in their order."""
+    path = str(tmp_path / "smp.db")
+    old = Database(path, MIGRATIONS[:1])
+    with old.transaction() as connection:
+        for number in (3, 7):
+            connection.execute(
+                "INSERT INTO vault (number, id, job, object_id, sender, size, entries, created) VALUES (?,?,?,?,?,?,?,?)",
+                (number, f"id{number}", f"job{number}", b"o", b"s", 11, 2, 5.0),
+            )
+    old.close()
+    new = Database(path)
+    rows = new.rows("SELECT number, id, job, object_id, sender, size, entries, plain, created FROM vault")
+    assert rows == [(n, f"id{n}", f"job{n}", b"o", b"s", 11, 2, 0, 5.0) for n in (3, 7)]
+    new.close()

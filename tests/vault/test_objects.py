@@ -94,6 +94,40 @@ def test_adopt_again_gives_the_same_item(place: Place) -> None:
     assert len(place.vault.list()) == 1
 
 
+def test_many_are_adopted_as_one(place: Place) -> None:
+    """A job's objects move in together, once, and are listed by job and page by page."""
+    place.adopt(place.part(), OTHER)
+    ids = [f"{number:016}" for number in range(9)]
+    items = []
+    for number in ids:
+        path = place.spool / f"{JOB}.{number}.part"
+        path.write_bytes(BODY)
+        items.append(Adoption(number, str(path), **FACTS))
+    place.vault.adopt(JOB, items[:5])
+    place.vault.adopt(JOB, items)
+    assert place.vault.adopted(JOB) == set(ids)
+    assert not list(place.spool.iterdir())
+    assert [item.id for item in place.vault.list()] == [*reversed(ids), OTHER]
+    assert [item.id for item in place.vault.list(JOB)] == ids[::-1]
+    assert [item.id for item in place.vault.list(JOB, before=ids[3], limit=2)] == [ids[2], ids[1]]
+    assert place.vault.list(JOB, before=ids[0]) == []
+    found = place.vault.summary(JOB)
+    assert (found.objects, found.entries, found.plain_bytes, found.sealed_bytes) == (9, 18, 9000, 9 * len(BODY))
+    assert all((place.files / f"{number}.smp").read_bytes() == BODY for number in ids)
+
+
+def test_one_of_many_that_is_cut_keeps_all_out(place: Place) -> None:
+    """A file of another size is refused before any of the others has moved."""
+    items = []
+    for number in range(6):
+        path = place.spool / f"{number}.part"
+        path.write_bytes(BODY[: len(BODY) - (number == 5)])
+        items.append(Adoption(f"{number:016}", str(path), **FACTS))
+    with pytest.raises(IntegrityError):
+        place.vault.adopt(JOB, items)
+    assert (place.vault.list(), list(place.files.iterdir())) == ([], [])
+
+
 def test_adopt_refuses_what_is_not_the_object(place: Place, tmp_path: Path) -> None:
     """Another length, no file, a link, and an id that is a path are refused; nothing moves in."""
     with pytest.raises(IntegrityError, match="not 1300") as caught:
@@ -151,11 +185,13 @@ from smp_proto.errors import SmpError
 from smpd.jobs.database import Database
 from smpd.vault.objects import Adoption, Vault
 root, act = sys.argv[1:]
+facts = {facts!r}
 try:
     vault = Vault(root + "/vault", Database(root + "/smp.db"))
     if act == "adopt":
-        facts = {facts!r}
         vault.adopt("{job}", [Adoption("{job}", root + "/spool/{job}.part", **facts)])
+    elif act == "many":
+        vault.adopt("{job}", [Adoption(n * 16, root + "/spool/" + n + ".part", **facts) for n in "12345"])
     else:
         vault.remove("{job}")
 except SmpError as error:
@@ -197,6 +233,8 @@ def prepare(root: Path, act: str) -> None:
     root.mkdir()
     place = Place(root)
     place.part()
+    for number in "12345":
+        (place.spool / f"{number}.part").write_bytes(BODY)
     if act == "remove":
         place.adopt(str(place.spool / f"{JOB}.part"), JOB)
     place.close()
@@ -266,6 +304,35 @@ def test_order_is_sync_file_rename_sync_folder_commit(tmp_path: Path) -> None:
     assert moved == [("rename", None), ("fsync", "objects"), ("fsync", "spool")]
     assert ("fdatasync", "smp.db-wal") in order[start + 4 :]
     assert ("fdatasync", "smp.db-wal") not in order[:start]
+
+
+@needs_strace
+def test_order_of_many_is_sync_all_rename_all_sync_folders_commit(tmp_path: Path) -> None:
+    """Many files are synced with their file system before any is renamed, the folders before the rows are committed."""
+    root = tmp_path / "box"
+    prepare(root, "many")
+    calls = "trace=syncfs,fsync,fdatasync,rename,renameat,renameat2"
+    assert strace(root, "many", "-e", calls).returncode == 0
+    order = re.findall(r"(syncfs|fsync|fdatasync|rename)", (root / "trace").read_text())
+    start = order.index("syncfs")
+    assert order[start : start + 9] == ["syncfs", *["rename"] * 5, "fsync", "fsync", "fdatasync"]
+
+
+@needs_strace
+@pytest.mark.parametrize("fault", ["signal=SIGKILL", "error=EIO"])
+def test_a_fault_among_many_leaves_each_once(tmp_path: Path, fault: str) -> None:
+    """Killed or failed at the n-th sync or rename: adopted again, each is there once."""
+    root = tmp_path / "box"
+    for call, count in (("syncfs", 1), ("rename,renameat,renameat2", 5), ("fsync", 3)):
+        for n in range(1, count + 1):
+            prepare(root, "many")
+            strace(root, "many", "-e", f"trace={call}", "-e", f"inject={call}:{fault}:when={n}")
+            place = Place(root)
+            items = [Adoption(number * 16, str(place.spool / f"{number}.part"), **FACTS) for number in "12345"]
+            place.vault.adopt(JOB, items)
+            assert [item.id for item in place.vault.list(JOB)] == [number * 16 for number in "54321"]
+            assert place.vault.recover() == ([], [], [])
+            place.close()
 
 
 def test_another_file_system_is_named(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
