@@ -8,7 +8,7 @@ import contextlib
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
@@ -23,7 +23,6 @@ from smp_proto.sealed.keys import Identity, PublicIdentity
 from smp_proto.sealed.layout import TRAILER_BYTES, Trailer
 from smpd.jobs.job import Job, Progress
 from smpd.jobs.journal import Journal
-from smpd.jobs.scheduler import Outcome
 from smpd.links import computing
 from smpd.transfer.arriving import find_objects, seal_arriving
 from smpd.transfer.device import ComputePools, PlainRing, finish_results
@@ -39,8 +38,17 @@ from smpd.vault.remotes import parse_location
 class Audit(Protocol):
     """Writes a record before the act it names; raises AuditError when it cannot, and then there is no act."""
 
-    async def __call__(self, event: str, *, actor: str, job: str = "", subject: str = "", **fields: Any) -> None:
-        """Append and sync."""
+    async def __call__(
+        self,
+        event: str,
+        *,
+        actor: str,
+        job: str = "",
+        subject: str = "",
+        act: Callable[[], Any] | None = None,
+        **fields: Any,
+    ) -> Any:
+        """Append and sync; then do ``act``, if given, in the same thread, and return what it does."""
 
 
 @dataclass(slots=True)
@@ -48,7 +56,11 @@ class Meter:
     """Counts one attempt; the journal adds attempts up."""
 
     progress: Progress
-    transfer: Transfer = field(default_factory=Transfer)
+
+    @property
+    def transfer(self) -> Transfer:
+        """What this attempt moved."""
+        return self.progress.transfer
 
     def fetched(self, count: int) -> None:
         """Bytes asked of the remote."""
@@ -96,7 +108,7 @@ class Runner:
     def __init__(self, box: Box) -> None:
         self._box = box
 
-    async def __call__(self, job: Job, progress: Progress) -> Outcome:
+    async def __call__(self, job: Job, progress: Progress) -> Result:
         """Do the job, or what is left of it.
 
         Raises:
@@ -108,22 +120,27 @@ class Runner:
             with one_error():
                 match job.spec:
                     case GetSpec():
-                        result = await self._get(job, job.spec, meter)
+                        return await self._get(job, job.spec, meter)
                     case RunSpec():
-                        result = await self._run(job, job.spec, meter)
+                        return await self._run(job, job.spec, meter)
                     case PutSpec():
-                        result = await self._put(job, job.spec, meter)
+                        return await self._put(job, job.spec, meter)
         finally:
             meter.transfer.seconds = time.monotonic() - started
-            with anyio.CancelScope(shield=True):
-                await self._thread(self._box.journal.add_transfer, job.id, meter.transfer)
-        return Outcome(result, Transfer())  # what moved was added above, as it is when an attempt fails
+
+    def discard(self, job_id: str) -> None:
+        """Remove the files that a job left in the spool; blocking."""
+        for path in (self.part(job_id), self.out(job_id)):
+            remove(path)
 
     async def clean(self, job_id: str) -> None:
-        """Remove what a job left in the spool."""
-        for path in (self.part(job_id), self.out(job_id)):
-            await remove(path)
-        await self._thread(self._box.journal.clear_ranges, job_id)
+        """Remove what a job left in the spool, and what the journal knows of it: the job starts over."""
+
+        def clean() -> None:
+            self.discard(job_id)
+            self._box.journal.clear_ranges(job_id)
+
+        await self._thread(clean)
 
     def part(self, job_id: str) -> str:
         """The spool file of what a job receives."""
@@ -167,18 +184,16 @@ class Runner:
             source.close()
 
     async def _keep(self, job: Job, path: str, result: Result, sender: bytes) -> Result:
-        await self._audit(job, "object.store", result.object_id)
-        item = await self._thread(
-            partial(
-                self._box.vault.adopt,
-                path,
-                object_id=bytes.fromhex(result.object_id),
-                job=job.id,
-                sender_key_id=sender,
-                size=result.sealed_bytes,
-                entries=result.entries,
-            )
+        adopt = partial(
+            self._box.vault.adopt,
+            path,
+            object_id=bytes.fromhex(result.object_id),
+            job=job.id,
+            sender_key_id=sender,
+            size=result.sealed_bytes,
+            entries=result.entries,
         )
+        item = await self._audit(job, "object.store", result.object_id, act=adopt)
         result.vault_id = item.id
         return result
 
@@ -264,14 +279,9 @@ class Runner:
         location = f"{pool.name}:{path}"
         async with self._reading(job, location):
             info = await pool.stat(path)
-            pinned = await self._thread(self._box.journal.source, job.id)
-            if pinned is None:
-                # Ranges without a pin belong to an object nobody knows any more.
-                await self._thread(self._box.journal.clear_ranges, job.id)
-                await self._thread(self._box.journal.set_source, job.id, info.pin, info.size)
-            elif pinned.pin != info.pin:
+            pin = partial(self._box.journal.pin, job.id, info.pin, info.size)
+            if await self._audit(job, "object.open", location, act=pin) != info.pin:
                 raise IntegrityError("source_changed", f"{location} is not the object this job began with")
-            await self._audit(job, "object.open", location)
             return await open_source(
                 pool, info, self._box.identities, lambda key_id: self._box.sender_key(key_id, location)
             )
@@ -350,8 +360,8 @@ class Runner:
             return None
         return msgspec.msgpack.decode(source.envelope, type=Result)
 
-    async def _audit(self, job: Job, event: str, subject: str, **fields: Any) -> None:
-        await self._box.audit(event, actor=job.owner, job=job.id, subject=subject, **fields)
+    async def _audit(self, job: Job, event: str, subject: str, **fields: Any) -> Any:
+        return await self._box.audit(event, actor=job.owner, job=job.id, subject=subject, **fields)
 
     @staticmethod
     async def _thread(act: Callable[..., Any], *arguments: Any) -> Any:

@@ -124,11 +124,7 @@ def _allocate(path: str, size: int) -> int:
         return fd
 
 
-async def remove(path: str) -> None:
-    """Delete a spool file that may not be there."""
-
-    def unlink() -> None:
-        with disk_errors("the spool"), contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
-
-    await anyio.to_thread.run_sync(unlink)
+def remove(path: str) -> None:
+    """Delete a spool file that may not be there; blocking."""
+    with disk_errors("the spool"), contextlib.suppress(FileNotFoundError):
+        os.unlink(path)

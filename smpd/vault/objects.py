@@ -92,12 +92,13 @@ class Vault:
             raise NotFoundError("no_such_file", f"the spooled object of job {job} is gone", hint=hint) from error
         except OSError as error:
             raise disk_error(error, f"the vault {self._path}") from error
+        created = self._wall()
         with self._db.transaction() as connection:
             connection.execute(
                 "INSERT INTO vault (id, job, object_id, sender, size, entries, created) VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (job, job, object_id, sender_key_id, size, entries, self._wall()),
+                (job, job, object_id, sender_key_id, size, entries, created),
             )
-        return self.get(job)
+        return _item((job, object_id, size, entries, sender_key_id, created, job))
 
     def list(self) -> list[VaultItem]:
         """Return all items, newest first."""
