@@ -31,6 +31,7 @@ from smpd.jobs.job import Job
 from smpd.jobs.journal import Journal
 from smpd.jobs.scheduler import Scheduler
 from smpd.jobs.seal import StateSeal
+from smpd.jobs.states import ENDED
 from smpd.transfer.box import Box, Senders
 from smpd.transfer.device import ComputePools, ComputeSettings
 from smpd.transfer.pool import FetchSettings, Pools
@@ -178,9 +179,9 @@ def _compose(
             _log.info("job", job_id=job.id, state=job.state, attempt=job.attempt, code=code)
 
     async def final(job: Job) -> None:
-        await box.audit(f"job.{job.state}", actor=job.owner, job=job.id, outcome=job.error.code if job.error else "ok")
-        if job.state in ("done", "cancelled"):
-            await runner.clean(job.id)
+        tidy = partial(runner.discard, job.id) if job.state in ENDED else None
+        outcome = job.error.code if job.error else "ok"
+        await box.audit(f"job.{job.state}", actor=job.owner, job=job.id, outcome=outcome, act=tidy)
 
     scheduler = Scheduler(
         journal,
@@ -256,22 +257,25 @@ def _senders(own: PublicIdentity, trust: TrustStore) -> Senders:
 
 
 def _recorder(audit: AuditLog) -> Any:
+    def write(act: Callable[[], Any] | None, event: str, subjects: Sequence[str], fields: dict[str, Any]) -> Any:
+        if audit.failure:  # tried first: the space may be back
+            audit.retry()
+        audit.append_each(event, subjects, **fields)
+        return act() if act else None
+
     async def record(
-        event: str, *, actor: str, job: str = "", subject: str = "", subjects: Sequence[str] = (), **fields: Any
-    ) -> None:
+        event: str,
+        *,
+        subject: str = "",
+        subjects: Sequence[str] = (),
+        act: Callable[[], Any] | None = None,
+        **fields: Any,
+    ) -> Any:
         # Not to be cancelled half way: the caller would not know whether the record is there.
         with anyio.CancelScope(shield=True):
-            append = partial(audit.append_each, event, subjects or [subject], actor=actor, job=job, **fields)
-            await anyio.to_thread.run_sync(_mended, audit, append)
+            return await anyio.to_thread.run_sync(write, act, event, subjects or [subject], fields)
 
     return record
-
-
-def _mended(audit: AuditLog, act: Callable[[], Any]) -> Any:
-    """Do something with the log; one that failed before is tried first: the space may be back."""
-    if audit.failure:
-        audit.retry()
-    return act()
 
 
 async def _record_start(daemon: Daemon, *, created: bool) -> None:

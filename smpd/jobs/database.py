@@ -1,9 +1,12 @@
 """The daemon's one SQLite file: its settings, its schema, and its errors by name.
 
-What a commit acknowledged is on the disk (WAL with synchronous=FULL). All calls block and are safe from any thread;
-asynchronous code goes through ``anyio.to_thread``. A deleted row is overwritten (secure_delete).
+What a commit acknowledged is on the disk (WAL with synchronous=FULL). Transactions of several threads that arrive
+together share one commit, and so one fsync. Reads go over a connection of their own: they see what is committed, and
+wait for no commit. All calls block and are safe from any thread; asynchronous code goes through ``anyio.to_thread``. A
+deleted row is overwritten (secure_delete).
 """
 
+import contextlib
 import errno
 import os
 import sqlite3
@@ -25,6 +28,8 @@ SETTINGS = (
     "trusted_schema=OFF",
     "journal_size_limit=16777216",  # bytes of WAL kept after a checkpoint
 )
+READER_SETTINGS = ("query_only=ON", "cell_size_check=ON", "trusted_schema=OFF", "cache_size=-512")
+GROUP_MAX = 64  # transactions in one commit: the first of them waits for the last
 
 # Index i brings a file from user_version i to i + 1. Entries are never edited once released.
 MIGRATIONS: tuple[str, ...] = (
@@ -109,6 +114,17 @@ def disk_error(error: OSError, what: str) -> ResourceError:
     return ResourceError("disk_failed", f"the disk failed for {what}: {error.strerror}", hint="look at the kernel log")
 
 
+class _Group:
+    """Transactions that share one commit."""
+
+    __slots__ = ("done", "error", "size")
+
+    def __init__(self) -> None:
+        self.size = 0
+        self.done = threading.Event()
+        self.error: sqlite3.Error | None = None
+
+
 class Database:
     """An open database.
 
@@ -123,26 +139,32 @@ class Database:
 
     def __init__(self, path: str, migrations: Sequence[str] = MIGRATIONS) -> None:
         self._path = path
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()  # guards the connection that writes, and what follows
+        self._owner = 0
+        self._group: _Group | None = None
+        self._arriving = threading.Lock()
+        self._waiting = 0  # threads that are about to take the lock
+        self._reading = threading.Lock()
         try:
             _create(path)
         except OSError as error:
             raise disk_error(error, f"the database {path}") from error
-        with self._named_errors():
-            self._connection = sqlite3.connect(
-                path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
-            )
-        try:
-            with self._named_errors():
-                self._open(migrations)
-        except BaseException:
-            self._connection.close()
-            raise
+        with contextlib.ExitStack() as undo, self._named_errors():
+            self._connection = undo.enter_context(closing(self._connect()))
+            self._open(migrations)
+            self._reader = undo.enter_context(closing(self._connect()))
+            for setting in READER_SETTINGS:
+                self._reader.execute(f"PRAGMA {setting}")
+            undo.pop_all()
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self._path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+        # A flipped bit may leave no UTF-8; the reader of the row shall find out, not the cursor of all rows.
+        connection.text_factory = lambda text: text.decode(errors="replace")
+        return connection
 
     def _open(self, migrations: Sequence[str]) -> None:
         execute = self._connection.execute
-        # A flipped bit may leave no UTF-8; the reader of the row shall find out, not the cursor of all rows.
-        self._connection.text_factory = lambda text: text.decode(errors="replace")
         version = execute("PRAGMA user_version").fetchone()[0]
         if version > len(migrations):
             raise IntegrityError(
@@ -171,26 +193,86 @@ class Database:
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """Everything done on the connection inside is committed as one, or not at all. Not to be nested.
 
+        Returns once it is on the disk. An exception inside undoes this transaction and no other.
+
         Raises:
             ResourceError: ``disk_full``, ``disk_failed``; nothing was done.
         """
-        with self._lock, self._named_errors():
-            self._connection.execute("BEGIN IMMEDIATE")
+        with self._named_errors():
+            group = self._enter()
             try:
-                yield self._connection
-                self._connection.execute("COMMIT")
+                with self._savepoint(group):
+                    yield self._connection
+            finally:
+                self._leave(group)
+            group.done.wait()
+            if group.error is not None:
+                raise self._named(group.error)
+
+    def _enter(self) -> _Group:
+        """Take the lock, and begin a group if none is open."""
+        if self._owner == threading.get_ident():
+            raise SmpError("internal", "a transaction was begun within a transaction")
+        with self._arriving:
+            self._waiting += 1
+        self._lock.acquire()
+        with self._arriving:
+            self._waiting -= 1
+        if self._group is None:
+            try:
+                self._connection.execute("BEGIN IMMEDIATE")
+            except BaseException:
+                self._lock.release()
+                raise
+            self._group = _Group()
+        self._owner = threading.get_ident()
+        self._group.size += 1
+        return self._group
+
+    @contextmanager
+    def _savepoint(self, group: _Group) -> Iterator[None]:
+        execute = self._connection.execute
+        execute("SAVEPOINT one")
+        try:
+            yield
+            execute("RELEASE one")
+        except BaseException as error:
+            try:
+                execute("ROLLBACK TO one")
+                execute("RELEASE one")
+            except sqlite3.Error as broken:
+                # SQLite undid everything by itself, as it may when the disk fails: that is everybody's error.
+                group.error = error if isinstance(error, sqlite3.Error) else broken
+            raise
+
+    def _leave(self, group: _Group) -> None:
+        """Release the lock; who leaves with nobody behind commits for all."""
+        try:
+            if self._waiting and group.size < GROUP_MAX and group.error is None:
+                return  # whoever waits comes here, too
+            self._group = None
+            try:
+                if group.error is None:
+                    self._connection.execute("COMMIT")
+            except sqlite3.Error as error:
+                group.error = error
             finally:
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
+                group.done.set()
+        finally:
+            self._owner = 0
+            self._lock.release()
 
     def rows(self, sql: str, values: Iterable[object] = ()) -> list[tuple[Any, ...]]:
-        """Return all rows of a query."""
-        with self._lock, self._named_errors():
-            return self._connection.execute(sql, tuple(values)).fetchall()
+        """Return all rows of a query, of what is committed."""
+        with self._reading, self._named_errors():
+            return self._reader.execute(sql, tuple(values)).fetchall()
 
     def close(self) -> None:
         """Checkpoint and close."""
-        with self._lock, self._named_errors():
+        with self._reading, self._lock, self._named_errors():
+            self._reader.close()
             self._connection.close()
 
     @contextmanager

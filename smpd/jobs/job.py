@@ -58,17 +58,27 @@ class Source(msgspec.Struct, frozen=True):
 
 
 class Progress:
-    """How far a running job is. Its runner calls this on the event loop; ``changed`` announces it."""
+    """How far a running job is. Its runner calls this on the event loop; ``changed`` announces it.
+
+    ``transfer`` is what this attempt moved; the runner counts it up.
+    """
 
     def __init__(self, job: Job, changed: Callable[[], None]) -> None:
         self.total_bytes = job.total_bytes
         self.done_bytes = job.done_bytes
         self.phase = job.phase
+        self.transfer = Transfer()
         self._changed = changed
 
     def of(self, job: Job) -> Job:
         """The job with this progress."""
-        return msgspec.structs.replace(job, total_bytes=self.total_bytes, done_bytes=self.done_bytes, phase=self.phase)
+        return msgspec.structs.replace(
+            job,
+            total_bytes=self.total_bytes,
+            done_bytes=self.done_bytes,
+            phase=self.phase,
+            transfer=_sum(job.transfer, self.transfer),
+        )
 
     def update(
         self, *, total_bytes: int | None = None, done_bytes: int | None = None, phase: str | None = None
@@ -101,6 +111,15 @@ def view(job: Job) -> JobView:
         processor=getattr(job.spec, "processor", ""),
         retry_at=job.updated + job.delay if job.state == "waiting" else 0.0,
         **{name: getattr(job, name) for name in _SHOWN},
+    )
+
+
+def _sum(before: Transfer, added: Transfer) -> Transfer:
+    return Transfer(
+        fetched_bytes=before.fetched_bytes + added.fetched_bytes,
+        resumed_bytes=before.resumed_bytes + added.resumed_bytes,
+        seconds=before.seconds + added.seconds,
+        device=added.device or before.device,
     )
 
 

@@ -1,7 +1,8 @@
 """The jobs as they are on disk. Each change is one transaction, checked against the table of moves.
 
 Object names occur only inside sealed columns. The order of jobs is the order of submission, and the wall clock is
-written for display only. Progress of a running job is kept in memory and written when the job moves.
+written for display only. Progress of a running job, what it moved included, is kept in memory and written when the job
+moves.
 All calls block; asynchronous code goes through ``anyio.to_thread``.
 """
 
@@ -12,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from smp_proto.control import AnyJobSpec, JobState, JobView, Priority, Result, Transfer
+from smp_proto.control import AnyJobSpec, JobState, JobView, Priority, Result
 from smp_proto.errors import ErrorBody, IntegrityError, NotFoundError, StateError
 from smpd.jobs.database import Database
 from smpd.jobs.job import Job, Progress, Source, new_job_id, view
@@ -24,6 +25,8 @@ _FIXED = ("id", "owner", "priority", "created")
 _CHANGING = ("state", "attempt", "delay", "due", "updated", "total_bytes", "done_bytes", "phase")
 _PLAIN = (*_FIXED, *_CHANGING)
 _SELECT = f"SELECT {', '.join(_PLAIN)}, number, token, spec, ending FROM jobs"  # noqa: S608 - the names above
+_INSERT = f"INSERT INTO jobs ({', '.join(_PLAIN)}, ending, token, spec) VALUES ({'?, ' * len(_PLAIN)}?, ?, ?)"  # noqa: S608
+_UPDATE = f"UPDATE jobs SET {'=?, '.join(_CHANGING)}=?, ending=? WHERE id=?"  # noqa: S608
 
 # An error's details come from many hands: what msgpack cannot say is named by its type only.
 _encode = msgspec.msgpack.Encoder(enc_hook=lambda value: f"<{type(value).__name__}>").encode
@@ -74,13 +77,9 @@ class Journal:
                     hint = "use a new key for a new job"
                     raise StateError("exists", f"this key was used before, for job {job.id}", hint=hint)
                 return job, False
-            fixed = (job_id, owner, priority, now)
-            sealed = self._seal.seal(_encode(spec), _context("spec", [*fixed, token]))
-            sql = "INSERT INTO jobs (id, owner, priority, created, token, spec) VALUES (?, ?, ?, ?, ?, ?)"
-            number = connection.execute(sql, (*fixed, token, sealed)).lastrowid or 0
             job = Job(
                 id=job_id,
-                number=number,
+                number=0,
                 spec=spec,
                 state="queued",
                 priority=priority,
@@ -88,8 +87,10 @@ class Journal:
                 created=now,
                 updated=now,
             )
-            self._write(connection, job)
-            return job, True
+            fixed = [getattr(job, name) for name in _FIXED]
+            sealed = self._seal.seal(_encode(spec), _context("spec", [*fixed, token]))
+            values = (*fixed, *self._changing(job), token, sealed)
+            return msgspec.structs.replace(job, number=connection.execute(_INSERT, values).lastrowid or 0), True
 
     def get(self, job_id: str) -> Job:
         """Return one job.
@@ -126,7 +127,6 @@ class Journal:
         *,
         error: ErrorBody | None = None,
         result: Result | None = None,
-        transfer: Transfer | None = None,
         delay: float = 0.0,
         due: float = 0.0,
     ) -> Job:
@@ -137,7 +137,6 @@ class Journal:
             move: which move.
             error: why; without it an earlier error is forgotten.
             result: what was delivered; without it an earlier result is forgotten.
-            transfer: added to what moved before.
             delay: for ``retry``, seconds of backoff.
             due: for ``retry``, when it ends on the monotonic clock.
 
@@ -160,7 +159,6 @@ class Journal:
                 updated=self._wall(),
                 error=error,
                 result=result,
-                transfer=_sum(job.transfer, transfer),
             )
             self._write(connection, moved)
             if state in ENDED:
@@ -179,13 +177,11 @@ class Journal:
         damaged = set(self.damaged())
         return tuple(self.move(job_id, "recover").id for job_id in ids if job_id not in damaged)
 
-    def add_transfer(self, job_id: str, transfer: Transfer) -> Job:
-        """Add what an attempt moved to the job's figures, whether the attempt succeeds or not."""
+    def keep_progress(self, job_id: str) -> None:
+        """Write down how far a running job is that is going to be recovered; it is no longer tracked then."""
         with self._db.transaction() as connection:
-            job = self._find(connection, job_id)
-            job = msgspec.structs.replace(job, transfer=_sum(job.transfer, transfer))
-            self._write(connection, job)
-        return job
+            self._write(connection, self._find(connection, job_id))
+        self._live.pop(job_id, None)
 
     def track(self, job_id: str, progress: Progress) -> None:
         """Show this progress with the job until it moves on."""
@@ -197,6 +193,21 @@ class Journal:
         with self._db.transaction() as connection:
             self._find(connection, job_id)
             connection.execute("INSERT OR REPLACE INTO sources (job, body) VALUES (?, ?)", (job_id, body))
+
+    def pin(self, job_id: str, pin: str, size: int) -> str:
+        """Pin a job to an object unless it is pinned, and return the pin that holds.
+
+        Ranges without a pin belong to an object that nobody knows any more: they are forgotten.
+        """
+        pinned = self.source(job_id)
+        if pinned is not None:
+            return pinned.pin
+        body = self._seal.seal(_encode(Source(pin, size)), f"job {job_id} source")
+        with self._db.transaction() as connection:
+            self._find(connection, job_id)
+            connection.execute("DELETE FROM ranges WHERE job=?", (job_id,))
+            connection.execute("INSERT OR REPLACE INTO sources (job, body) VALUES (?, ?)", (job_id, body))
+        return pin
 
     def source(self, job_id: str) -> Source | None:
         """Return what a job is pinned to, None before it is. A damaged record counts as none: it is asked for again."""
@@ -271,27 +282,18 @@ class Journal:
         return live.of(job) if live else job
 
     def _write(self, connection: sqlite3.Connection, job: Job) -> None:
+        connection.execute(_UPDATE, (*self._changing(job), job.id))
+
+    def _changing(self, job: Job) -> Sequence[object]:
+        """The values of the columns that a move may change, the sealed one last."""
         kept = {"error": job.error, "result": job.result, "transfer": job.transfer}
         changing = [getattr(job, name) for name in _CHANGING]
-        ending = self._seal.seal(_encode(kept), _context("ending", [job.id, *changing]))
-        sets = ", ".join(f"{name}=?" for name in _CHANGING)
-        connection.execute(f"UPDATE jobs SET {sets}, ending=? WHERE id=?", (*changing, ending, job.id))  # noqa: S608
+        return [*changing, self._seal.seal(_encode(kept), _context("ending", [job.id, *changing]))]
 
 
 def _context(kind: str, values: Sequence[object]) -> str:
     """Associated data of a sealed column. SQLite may give 5.0 for 5, and 0.0 for -0.0: here they are one."""
     return f"job {kind} {[value + 0.0 if isinstance(value, int | float) else value for value in values]}"
-
-
-def _sum(before: Transfer, added: Transfer | None) -> Transfer:
-    if added is None:
-        return before
-    return Transfer(
-        fetched_bytes=before.fetched_bytes + added.fetched_bytes,
-        resumed_bytes=before.resumed_bytes + added.resumed_bytes,
-        seconds=before.seconds + added.seconds,
-        device=added.device or before.device,
-    )
 
 
 def _unknown(job_id: str) -> NotFoundError:

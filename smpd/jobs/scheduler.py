@@ -11,13 +11,13 @@ import random
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import anyio
 import anyio.abc
 
-from smp_proto.control import FINAL_STATES, Priority, Result, Transfer
-from smp_proto.errors import IntegrityError, SmpError
+from smp_proto.control import FINAL_STATES, Priority, Result
+from smp_proto.errors import IntegrityError, SmpError, StateError
 from smpd.jobs.job import Job, Progress
 from smpd.jobs.journal import Journal
 from smpd.jobs.states import MOVES, Move
@@ -33,14 +33,8 @@ FINAL_MAX_S = 60.0
 PATIENT_CODES = frozenset({"disk_full", "audit_unwritable"})
 
 
-class Outcome(NamedTuple):
-    """What a runner returns once everything is delivered."""
-
-    result: Result
-    transfer: Transfer
-
-
-Runner = Callable[[Job, Progress], Awaitable[Outcome]]
+# Returns once everything is delivered.
+Runner = Callable[[Job, Progress], Awaitable[Result]]
 
 
 class _Run:
@@ -100,17 +94,15 @@ class Scheduler:
         self._heap: list[tuple[int, int, str]] = []  # rank, number, id; may hold ids no longer queued
         self._queued: dict[str, Priority] = {}
         self._waiting: dict[str, float] = {}  # due, by the clock
-        self._submitted: list[str] = []
         self._running: dict[str, _Run] = {}
         self._lock = anyio.Lock()  # held while a job without a slot moves, or gets one
         self._wake = anyio.Event()
 
     # ── asked from outside ─────────────────────────────────────────────────────────────────────────────
 
-    def submitted(self, job_id: str) -> None:
+    def submitted(self, job: Job) -> None:
         """A job was added to the journal. Call on the event loop; not from a thread."""
-        self._submitted.append(job_id)
-        self.poke()
+        self._track(job)
 
     def poke(self) -> None:
         """Look again at what can run."""
@@ -165,12 +157,9 @@ class Scheduler:
                 while True:
                     self._wake = anyio.Event()  # before looking, so that nothing is missed in between
                     async with self._lock:
-                        await self._take_submitted()
                         await self._take_due()
                         self._start_what_fits(group)
                     pause_s = min(self._waiting.values(), default=math.inf) - self._clock()
-                    if self._submitted:  # the disk did not let us read them
-                        pause_s = min(pause_s, DISK_RETRY_S)
                     with anyio.move_on_after(max(0.0, pause_s)):
                         await self._wake.wait()
         finally:
@@ -185,16 +174,6 @@ class Scheduler:
                 self._track(job)
                 if job.id in recovered:
                     self._tell(job, progress=False)
-
-    async def _take_submitted(self) -> None:
-        taken, self._submitted = self._submitted, []
-        for job_id in taken:
-            try:
-                self._track(await self._thread(self._journal.get, job_id))
-            except SmpError as error:
-                self._on_fault(job_id, error)
-                if error.retryable:
-                    self._submitted.append(job_id)
 
     async def _take_due(self) -> None:
         now = self._clock()
@@ -246,6 +225,12 @@ class Scheduler:
         job: Job | None = None
         try:
             job = await self._attempt_in(run, job_id)
+        except StateError:
+            pass  # someone moved it before we knew of it
+        except anyio.get_cancelled_exc_class():
+            with anyio.CancelScope(shield=True):
+                await self._keep_progress(job_id)
+            raise
         except SmpError as error:
             self._on_fault(job_id, error)  # its record is damaged: it stays as it is, the others go on
         finally:
@@ -256,7 +241,7 @@ class Scheduler:
             self.poke()
 
     async def _attempt_in(self, run: _Run, job_id: str) -> Job:
-        outcome: Outcome | None = None
+        result: Result | None = None
         failure: Exception | None = None
         started: Job | None = None
         with run.scope:
@@ -264,11 +249,11 @@ class Scheduler:
             await self._announce(started)
             progress = self._progress(started)
             try:
-                outcome = await self._runner(started, progress)
+                result = await self._runner(started, progress)
             except Exception as error:  # noqa: BLE001 - whatever a job does, it ends here
                 failure = error
-        if outcome is not None:
-            job = await self._settle(job_id, "succeed", result=outcome.result, transfer=outcome.transfer)
+        if result is not None:
+            job = await self._settle(job_id, "succeed", result=result)
         elif failure is not None and started is not None:
             job = await self._failed(run, started, failure)
         else:  # stopped, perhaps before it started
@@ -330,6 +315,13 @@ class Scheduler:
                         raise
                     self._on_fault(job_id, error)
             await anyio.sleep(DISK_RETRY_S)
+
+    async def _keep_progress(self, job_id: str) -> None:
+        """Note what a job moved that the daemon stops at; it stays ``running`` and is recovered."""
+        try:
+            await self._thread(self._journal.keep_progress, job_id)
+        except SmpError as error:
+            self._on_fault(job_id, error)
 
     async def _announce(self, job: Job) -> None:
         self._tell(job, progress=False)

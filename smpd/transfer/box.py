@@ -1,7 +1,7 @@
 """What a job is given of this machine, and how it counts what it moves."""
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from smp_proto.control import Transfer
@@ -19,9 +19,20 @@ class Audit(Protocol):
     """Writes a record before the act it names; raises AuditError when it cannot, and then there is no act."""
 
     async def __call__(
-        self, event: str, *, actor: str, job: str = "", subject: str = "", subjects: Sequence[str] = (), **fields: Any
-    ) -> None:
-        """Append and sync; with ``subjects``, one record for each."""
+        self,
+        event: str,
+        *,
+        actor: str,
+        job: str = "",
+        subject: str = "",
+        subjects: Sequence[str] = (),
+        act: Callable[[], Any] | None = None,
+        **fields: Any,
+    ) -> Any:
+        """Append and sync; with ``subjects``, one record for each.
+
+        Then do ``act``, if given, in the same thread, and return what it does.
+        """
 
 
 @dataclass(slots=True)
@@ -29,7 +40,11 @@ class Meter:
     """Counts one attempt; the journal adds attempts up."""
 
     progress: Progress
-    transfer: Transfer = field(default_factory=Transfer)
+
+    @property
+    def transfer(self) -> Transfer:
+        """What this attempt moved."""
+        return self.progress.transfer
 
     def fetched(self, count: int) -> None:
         """Bytes asked of the remote."""

@@ -153,7 +153,7 @@ class Large:
         except IntegrityError as error:
             self._refuse(error)
         if spool is not None and self._refused:
-            await remove(spool.path)
+            await anyio.to_thread.run_sync(remove, spool.path)
         elif spool is not None:
             assert members.shelf is not None
             await spool.finish(source.tail, source.trailer.payload_bytes)

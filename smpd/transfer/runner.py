@@ -15,14 +15,13 @@ from typing import Any
 import anyio
 import msgspec
 
-from smp_proto.control import GetSpec, ObjectInfo, PutSpec, Result, RunSpec, Transfer
+from smp_proto.control import GetSpec, ObjectInfo, PutSpec, Result, RunSpec
 from smp_proto.errors import IntegrityError, SmpError, UsageError, one_error
 from smp_proto.sealed.bundle import BundleInfo
 from smp_proto.sealed.envelope import open_envelope
 from smp_proto.sealed.keys import PublicIdentity
 from smp_proto.sealed.layout import TRAILER_BYTES, Trailer
 from smpd.jobs.job import Job, Progress
-from smpd.jobs.scheduler import Outcome
 from smpd.links import computing
 from smpd.transfer.arriving import find_objects, seal_arriving
 from smpd.transfer.box import Box, Meter
@@ -44,7 +43,7 @@ class Runner:
     def __init__(self, box: Box) -> None:
         self._box = box
 
-    async def __call__(self, job: Job, progress: Progress) -> Outcome:
+    async def __call__(self, job: Job, progress: Progress) -> Result:
         """Do the job, or what is left of it.
 
         Raises:
@@ -56,22 +55,27 @@ class Runner:
             with one_error():
                 match job.spec:
                     case GetSpec():
-                        result = await self._get(job, job.spec, meter)
+                        return await self._get(job, job.spec, meter)
                     case RunSpec():
-                        result = await self._run(job, job.spec, meter)
+                        return await self._run(job, job.spec, meter)
                     case PutSpec():
-                        result = await self._put(job, job.spec, meter)
+                        return await self._put(job, job.spec, meter)
         finally:
             meter.transfer.seconds = time.monotonic() - started
-            with anyio.CancelScope(shield=True):
-                await self._thread(self._box.journal.add_transfer, job.id, meter.transfer)
-        return Outcome(result, Transfer())  # what moved was added above, as it is when an attempt fails
+
+    def discard(self, job_id: str) -> None:
+        """Remove the files that a job left in the spool; blocking."""
+        for path in glob.glob(os.path.join(glob.escape(self._box.spool_dir), f"{job_id}.*")):
+            remove(path)
 
     async def clean(self, job_id: str) -> None:
-        """Remove what a job left in the spool."""
-        for path in await self._thread(glob.glob, os.path.join(glob.escape(self._box.spool_dir), f"{job_id}.*")):
-            await remove(path)
-        await self._thread(self._box.journal.clear_ranges, job_id)
+        """Remove what a job left in the spool, and what the journal knows of it: the job starts over."""
+
+        def clean() -> None:
+            self.discard(job_id)
+            self._box.journal.clear_ranges(job_id)
+
+        await self._thread(clean)
 
     def part(self, job_id: str) -> str:
         """The spool file of what a job receives."""
@@ -117,7 +121,6 @@ class Runner:
             source.close()
 
     async def _keep(self, job: Job, path: str, result: Result, sender: bytes) -> Result:
-        await self._audit(job, "object.store", result.object_id)
         item = Adoption(
             job.id,
             path,
@@ -127,7 +130,7 @@ class Runner:
             result.entries,
             result.plain_bytes,
         )
-        await self._thread(self._box.vault.adopt, job.id, [item])
+        await self._audit(job, "object.store", result.object_id, act=partial(self._box.vault.adopt, job.id, [item]))
         result.vault_id = item.id
         return result
 
@@ -227,14 +230,9 @@ class Runner:
         senders = await self._thread(self._box.senders)
 
         async def check(info: ObjectInfo) -> None:
-            pinned = await self._thread(journal.source, job.id)
-            if pinned is None:
-                # Ranges without a pin belong to an object nobody knows any more.
-                await self._thread(journal.clear_ranges, job.id)
-                await self._thread(journal.set_source, job.id, info.pin, info.size)
-            elif pinned.pin != info.pin:
+            pin = partial(journal.pin, job.id, info.pin, info.size)
+            if await self._audit(job, "object.open", location, act=pin) != info.pin:
                 raise IntegrityError("source_changed", f"{location} is not the object this job began with")
-            await self._audit(job, "object.open", location)
 
         async with self._reading(job, location):
             return await open_source(pool, path, self._box.identities, lambda key_id: senders(key_id, location), check)
@@ -311,8 +309,8 @@ class Runner:
             return None
         return msgspec.msgpack.decode(source.envelope, type=Result)
 
-    async def _audit(self, job: Job, event: str, subject: str, **fields: Any) -> None:
-        await self._box.audit(event, actor=job.owner, job=job.id, subject=subject, **fields)
+    async def _audit(self, job: Job, event: str, subject: str, **fields: Any) -> Any:
+        return await self._box.audit(event, actor=job.owner, job=job.id, subject=subject, **fields)
 
     @staticmethod
     async def _thread(act: Callable[..., Any], *arguments: Any) -> Any:

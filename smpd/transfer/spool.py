@@ -120,11 +120,7 @@ def check_room(where: str | int, size: int) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-async def remove(path: str) -> None:
-    """Delete a spool file that may not be there."""
-
-    def unlink() -> None:
-        with disk_errors("the spool"), contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
-
-    await anyio.to_thread.run_sync(unlink)
+def remove(path: str) -> None:
+    """Delete a spool file that may not be there; blocking."""
+    with disk_errors("the spool"), contextlib.suppress(FileNotFoundError):
+        os.unlink(path)

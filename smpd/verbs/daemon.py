@@ -50,13 +50,13 @@ class Daemon:
         """The box's public identity."""
         return self.box.identity.public
 
-    async def record(self, actor: Actor, event: str, subject: str = "", **fields: Any) -> None:
-        """Write the audit record of an act that is about to be done.
+    async def record(self, actor: Actor, event: str, subject: str = "", **fields: Any) -> Any:
+        """Write the audit record of an act that is about to be done; with ``act`` do it, too, and return what it does.
 
         Raises:
             AuditError: ``audit_unwritable``; the act must not be done.
         """
-        await self.box.audit(event, actor=actor.label, subject=subject, **fields)
+        return await self.box.audit(event, actor=actor.label, subject=subject, **fields)
 
     async def free_bytes(self) -> int:
         """Free space where the state lies."""

@@ -50,15 +50,15 @@ async def submit(daemon: Daemon, actor: Actor, request: Submit, exchange: Exchan
     # From here on a client that goes away must not leave a job that is kept and not run, or files of none.
     with anyio.CancelScope(shield=True):
         try:
-            await daemon.record(actor, "job.submit", subject, job=job_id, kind=kind, priority=request.priority)
             accept = partial(_accept, daemon, actor.label, request, job_id, sealed)
-            found = await anyio.to_thread.run_sync(accept)
+            fields = {"job": job_id, "kind": kind, "priority": request.priority}
+            found = await daemon.record(actor, "job.submit", subject, act=accept, **fields)
             accepted = found.id
         finally:
             if accepted != job_id and sealed is not None:  # refused, or the same request came before
                 await daemon.runner.clean(job_id)
         if accepted == job_id:
-            daemon.scheduler.submitted(job_id)
+            daemon.scheduler.submitted(found)
     return journal.view(found)
 
 
@@ -78,7 +78,7 @@ async def _check(daemon: Daemon, spec: GetSpec | RunSpec | PutSpec) -> None:
         locations += [spec.target] if spec.target else []
     for location in locations:
         name, _ = parse_location(location, prefix=True)
-        await anyio.to_thread.run_sync(daemon.remotes.get, name)
+        await daemon.pools.get(name)
     recipients = [] if isinstance(spec, GetSpec) else spec.recipients
     for text in recipients:
         PublicIdentity.parse(text)

@@ -5,6 +5,7 @@ import sqlite3
 import stat
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,8 +20,9 @@ def test_settings_and_modes(tmp_path: Path) -> None:
         db = Database(str(tmp_path / "smp.db"))
     finally:
         os.umask(before)
-    for name, value in {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "secure_delete": 1}.items():
-        assert [(value,)] == db.rows(f"PRAGMA {name}")
+    with db.transaction() as connection:
+        for name, value in {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "secure_delete": 1}.items():
+            assert (value,) == connection.execute(f"PRAGMA {name}").fetchone()
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
     assert dict.fromkeys(["smp.db", "smp.db-wal", "smp.db-shm"], 0o600) == modes
     db.close()
@@ -102,12 +104,17 @@ def test_full_disk_is_named_and_passes(tmp_path: Path) -> None:
     """When the file cannot grow the error is disk_full, nothing was done, and it works again with space."""
     db = Database(str(tmp_path / "smp.db"))
     pages = db.rows("PRAGMA page_count")[0][0]
-    db.rows(f"PRAGMA max_page_count={pages}")
+
+    def limit(count: int) -> None:
+        with db.transaction() as connection:
+            connection.execute(f"PRAGMA max_page_count={count}")
+
+    limit(pages)
     with pytest.raises(ResourceError) as caught, db.transaction() as connection:
         connection.execute("INSERT INTO remotes VALUES ('a', ?)", (bytes(100_000),))
     assert (caught.value.code, caught.value.retryable) == ("disk_full", True)
     assert db.rows("SELECT * FROM remotes") == []
-    db.rows(f"PRAGMA max_page_count={pages + 1000}")
+    limit(pages + 1000)
     with db.transaction() as connection:
         connection.execute("INSERT INTO remotes VALUES ('a', ?)", (bytes(100_000),))
     db.close()
@@ -188,3 +195,123 @@ def test_a_vault_of_the_first_version_is_kept(tmp_path: Path) -> None:
     rows = new.rows("SELECT number, id, job, object_id, sender, size, entries, plain, created FROM vault")
     assert rows == [(n, f"id{n}", f"job{n}", b"o", b"s", 11, 2, 0, 5.0) for n in (3, 7)]
     new.close()
+
+
+class Gate:
+    """A connection whose commit waits to be told how to end; it stands for the fsync."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        self.commits = 0
+        self.reached = threading.Semaphore(0)
+        self.told = threading.Semaphore(0)
+        self.error: sqlite3.Error | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._connection, name)
+
+    def execute(self, sql: str, *values: Any) -> sqlite3.Cursor:
+        if sql == "COMMIT":
+            self.commits += 1
+            self.reached.release()
+            assert self.told.acquire(timeout=30)
+            if self.error is not None:
+                raise self.error
+        return self._connection.execute(sql, *values)
+
+
+def _full() -> sqlite3.Error:
+    error = sqlite3.OperationalError("database or disk is full")
+    error.sqlite_errorcode = sqlite3.SQLITE_FULL
+    return error
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_transactions_that_wait_share_a_commit_and_its_fate(tmp_path: Path, fails: bool) -> None:
+    """While one commit is on its way the others gather; nobody is told before it is through, and all hear if it fails.
+
+    One whose body raised gets its own error and takes nothing of the others with it. Readers see none of it before.
+    """
+    db = Database(str(tmp_path / "smp.db"))
+    gate = Gate(db._connection)
+    db._connection = gate
+    ended: dict[str, str] = {}
+
+    def write(name: str) -> None:
+        try:
+            with db.transaction() as connection:
+                connection.execute("INSERT INTO remotes VALUES (?, x'00')", (name,))
+                if name == "wrong":
+                    raise KeyError(name)
+        except (KeyError, ResourceError) as error:
+            ended[name] = getattr(error, "code", "wrong")
+        else:
+            ended[name] = "ok"
+
+    def start(*names: str) -> list[threading.Thread]:
+        threads = [threading.Thread(target=write, args=(name,)) for name in names]
+        for thread in threads:
+            thread.start()
+        return threads
+
+    first = start("first")
+    assert gate.reached.acquire(timeout=30)
+    others = start("a", "wrong", "b")
+    while db._waiting < 3:
+        os.sched_yield()
+    assert not ended
+    gate.told.release()
+    assert gate.reached.acquire(timeout=30)
+    first[0].join()
+    assert {name: end for name, end in ended.items() if name != "wrong"} == {"first": "ok"}
+    assert db.rows("SELECT name FROM remotes") == [("first",)]
+    gate.error = _full() if fails else None
+    gate.told.release()
+    for thread in others:
+        thread.join()
+    kept = "disk_full" if fails else "ok"
+    assert ended == {"first": "ok", "a": kept, "b": kept, "wrong": "wrong"}
+    left = [("first",)] if fails else [("a",), ("b",), ("first",)]
+    assert left == sorted(db.rows("SELECT name FROM remotes"))
+    assert gate.commits == 2
+    gate.error = None
+    gate.told.release()
+    write("after")
+    assert ended["after"] == "ok"
+    db.close()
+
+
+def test_what_sqlite_undoes_by_itself_is_everybodys_error(tmp_path: Path) -> None:
+    """A disk that fails may undo the whole group: then nobody in it was told that it is kept."""
+    db = Database(str(tmp_path / "smp.db"))
+    gate = Gate(db._connection)
+    db._connection = gate
+    ended: dict[str, str] = {}
+
+    def write(name: str) -> None:
+        try:
+            with db.transaction() as connection:
+                connection.execute("INSERT INTO remotes VALUES (?, x'00')", (name,))
+                if name == "fails":
+                    connection.execute("ROLLBACK")
+                    raise _full()
+        except ResourceError as error:
+            ended[name] = error.code
+        else:
+            ended[name] = "ok"
+
+    threads = [threading.Thread(target=write, args=(name,)) for name in ("first", "a", "fails")]
+    threads[0].start()
+    assert gate.reached.acquire(timeout=30)
+    for thread in threads[1:]:
+        thread.start()
+        while db._waiting < threads.index(thread):
+            os.sched_yield()
+    gate.told.release(4)
+    for thread in threads:
+        thread.join()
+    assert (ended["first"], ended["fails"]) == ("ok", "disk_full")
+    assert db.rows("SELECT name FROM remotes WHERE name='a'") == ([("a",)] if ended["a"] == "ok" else [])
+    write("after")
+    assert ended["after"] == "ok"
+    db.close()

@@ -33,6 +33,13 @@ def test_add_is_durable_and_idempotent(store) -> None:
     assert sum(store.journal.counts().values()) == 2
 
 
+def _moved(store, job_id: str, transfer: Transfer) -> None:
+    """A running job moved so much."""
+    progress = Progress(store.journal.get(job_id), lambda: None)
+    progress.transfer = transfer
+    store.journal.track(job_id, progress)
+
+
 @pytest.mark.parametrize(
     "spec",
     [
@@ -61,20 +68,21 @@ def test_move_keeps_the_story(store) -> None:
     assert store.journal.move(job.id, "start").attempt == 1
     error = ErrorBody("remote_busy", "slow down", details={"retry_after": 3})
     store.wall += 5
-    waiting = store.journal.move(
-        job.id, "retry", error=error, transfer=Transfer(10, 0, 1.5, "cpu"), delay=4, due=1234.5
-    )
+    _moved(store, job.id, Transfer(10, 0, 1.5, "cpu"))
+    waiting = store.journal.move(job.id, "retry", error=error, delay=4, due=1234.5)
     assert ("waiting", error, 4.0, 1234.5) == (waiting.state, waiting.error, waiting.delay, waiting.due)
     assert store.wall + 4 == store.journal.view(waiting).retry_at
     store.journal.move(job.id, "due")
     assert store.journal.get(job.id).error is None
     assert store.journal.move(job.id, "start").attempt == 2
-    store.journal.add_transfer(job.id, Transfer(5, 7, 1.0))
+    _moved(store, job.id, Transfer(5, 7, 1.0))
+    assert store.journal.get(job.id).transfer == Transfer(15, 7, 2.5, "cpu")
     store.journal.move(job.id, "fail", error=error)
     resumed = store.journal.move(job.id, "resume")
     assert (0, None, Transfer(15, 7, 2.5, "cpu")) == (resumed.attempt, resumed.error, resumed.transfer)
     store.journal.move(job.id, "start")
-    done = store.journal.move(job.id, "succeed", result=Result(vault_id="v"), transfer=Transfer(1, 0, 0.5, "cuda:0"))
+    _moved(store, job.id, Transfer(1, 0, 0.5, "cuda:0"))
+    done = store.journal.move(job.id, "succeed", result=Result(vault_id="v"))
     store.reopen()
     assert done == store.journal.get(job.id)
     assert (Result(vault_id="v"), Transfer(16, 7, 3.0, "cuda:0")) == (done.result, done.transfer)
@@ -91,7 +99,8 @@ def test_wrong_moves_and_unknown_jobs_change_nothing(store) -> None:
         lambda: store.journal.move("nope", "start"),
         lambda: store.journal.mark_ranges("nope", {0: b"x"}),
         lambda: store.journal.set_source("nope", "etag:1", 1),
-        lambda: store.journal.add_transfer("nope", Transfer()),
+        lambda: store.journal.keep_progress("nope"),
+        lambda: store.journal.pin("nope", "etag:1", 1),
     ):
         with pytest.raises(NotFoundError) as caught:
             act()
@@ -168,6 +177,8 @@ def test_sources_and_ranges(store) -> None:
     assert (store.journal.source(job.id), store.journal.ranges(job.id)) == (None, {})
     store.journal.set_source(job.id, "etag:3", 1)
     store.journal.mark_ranges(job.id, {1: b"new"})
+    assert store.journal.pin(job.id, "etag:4", 1) == "etag:3"
+    assert store.journal.ranges(job.id) == {1: b"new"}
     store.journal.move(job.id, "cancel")
     assert (store.journal.source(job.id), store.journal.ranges(job.id)) == (None, {})
 
@@ -246,6 +257,8 @@ def test_a_damaged_range_or_source_is_fetched_again(store) -> None:
         connection.execute("UPDATE sources SET body=x'00'")
     assert store.journal.ranges(job.id) == {1: b"b" * 32}
     assert store.journal.source(job.id) is None
+    assert store.journal.pin(job.id, "etag:2", 1) == "etag:2"
+    assert store.journal.ranges(job.id) == {}
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -9,9 +9,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
-from smp_proto.control import GetSpec, Result, Transfer
+from smp_proto.control import GetSpec, Result
 from smp_proto.errors import ErrorBody, StateError
 from smpd.jobs.database import Database
+from smpd.jobs.job import Progress
 from smpd.jobs.journal import Journal
 from smpd.jobs.seal import StateSeal
 from smpd.jobs.states import MOVES, STATES
@@ -53,11 +54,15 @@ class JournalModel(RuleBasedStateMachine):
         to = MOVES[model["state"]].get(move)
         facts = {"error": ERROR} if move in ("retry", "fail", "quarantine") else {}
         if move == "succeed":
-            facts = {"result": Result(vault_id="v"), "transfer": Transfer(fetched_bytes=7)}
+            facts = {"result": Result(vault_id="v")}
         if to is None:
             with pytest.raises(StateError):
                 self.journal.move(job, move, **facts)
             return
+        if move == "succeed":
+            progress = Progress(self.journal.get(job), lambda: None)
+            progress.transfer.fetched_bytes = 7
+            self.journal.track(job, progress)
         moved = self.journal.move(job, move, **facts)
         model["state"] = to
         model["attempt"] = {"start": model["attempt"] + 1, "resume": 0}.get(move, model["attempt"])
