@@ -25,7 +25,7 @@ def render(page: str) -> str:
 
 def _messages() -> str:
     kinds = [kind for kind in vars(control).values() if inspect.isclass(kind) and issubclass(kind, msgspec.Struct)]
-    own = [kind for kind in kinds if kind.__module__ == control.__name__ and not kind.__subclasses__()]
+    own = [kind for kind in kinds if kind.__module__.startswith(control.__name__) and not kind.__subclasses__()]
     return "\n".join(_message(kind) for kind in (*own, aio.End, errors.ErrorBody)) + "\n"
 
 

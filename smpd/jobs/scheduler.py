@@ -118,7 +118,12 @@ class Scheduler:
         return await self._act(job_id, "pause")
 
     async def cancel(self, job_id: str) -> Job:
-        """Cancel a job that has not ended; a running one is stopped first. Errors as :meth:`pause`."""
+        """Cancel a job that has not ended; a running one is stopped first, and what it spooled goes.
+
+        Raises:
+            StateError: ``wrong_state``, also when it was quarantined while it was being stopped.
+            NotFoundError: ``no_such_job``.
+        """
         return await self._act(job_id, "cancel")
 
     async def resume(self, job_id: str) -> Job:
@@ -139,6 +144,13 @@ class Scheduler:
             job = await self._thread(self._journal.get, job_id)
             if job.state == MOVES["running"][move]:
                 return job
+            if job.state == "quarantined":  # news to whoever asked: they are to see it before it can go
+                raise StateError(
+                    "wrong_state",
+                    f"job {job_id} is quarantined: its data was found to be bad while it was stopped",
+                    hint=f"see why with: smpctl job show {job_id}; cancel it again to be rid of it",
+                    details={"state": job.state, "possible": ["resume", "cancel"]},
+                )
             # It ended otherwise, or someone asked otherwise: the next round makes the move, or says why not.
         await self._announce(job)
         return job

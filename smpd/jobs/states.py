@@ -6,7 +6,7 @@ Rules it encodes:
   ``pause``, ``resume`` and ``cancel`` are a person's.
 - ``recover`` is what happens to a running job whose daemon died: it goes back to the queue.
 - ``done`` and ``cancelled`` are the end. ``failed`` and ``quarantined`` can be resumed: a new try goes on from
-  what the spool holds.
+  what the spool holds. They can also be cancelled, which lets go of what the spool holds.
 """
 
 from typing import Literal, get_args
@@ -31,8 +31,8 @@ MOVES: dict[JobState, dict[Move, JobState]] = {
         "recover": "queued",
     },
     "paused": {"resume": "queued", "cancel": "cancelled"},
-    "failed": {"resume": "queued"},
-    "quarantined": {"resume": "queued"},
+    "failed": {"resume": "queued", "cancel": "cancelled"},
+    "quarantined": {"resume": "queued", "cancel": "cancelled"},
     "done": {},
     "cancelled": {},
 }

@@ -364,23 +364,28 @@ async def test_a_running_job_is_stopped_before_it_moves(store, act, state) -> No
 
 
 @pytest.mark.parametrize("act", ["pause", "cancel"])
-@pytest.mark.parametrize("where", ["queued", "waiting", "paused", "failed", "done"])
+@pytest.mark.parametrize("where", ["queued", "waiting", "paused", "failed", "quarantined", "done"])
 async def test_acting_on_a_job_that_does_not_run(store, act, where) -> None:
     """A queued or waiting job stops waiting its turn; where the table says no, the asker hears so."""
     gate = anyio.Event()
     async with Bench(store, running_max=1).on() as bench:
-        step = {"waiting": [BUSY], "failed": [NotFoundError("no_such_object", "x")]}.get(where, [])
+        ends = {
+            "waiting": BUSY,
+            "failed": NotFoundError("no_such_object", "x"),
+            "quarantined": IntegrityError("corrupt", "x"),
+        }
+        step = [ends[where]] if where in ends else []
         job = bench.add("a:b", *step, key="it") if where != "queued" else ""
         if where == "paused":
             await bench.scheduler.pause(job)
-        if where in ("waiting", "failed", "done"):
+        if where in ("waiting", "failed", "quarantined", "done"):
             await bench.until(job, where)
         if where == "queued":
             blocker = bench.add("a:blocker", blocking(gate))
             await bench.until(blocker, "running")
             job = bench.add("a:b")
         target = {"pause": "paused", "cancel": "cancelled"}[act]
-        if where in ("failed", "done") or (where, act) == ("paused", "pause"):
+        if where == "done" or (act == "pause" and where in ("paused", "failed", "quarantined")):
             with pytest.raises(StateError):
                 await getattr(bench.scheduler, act)(job)
             return
@@ -392,7 +397,7 @@ async def test_acting_on_a_job_that_does_not_run(store, act, where) -> None:
         await bench.until(after, "done")
         assert bench.state(job) == target
         assert bench.started[started:] == [after]
-        assert ((job, "cancelled") in bench.finals) == (act == "cancel")
+        assert bench.finals.count((job, "cancelled")) == (act == "cancel")
 
 
 async def test_a_job_that_finishes_while_it_is_stopped_is_done(store) -> None:
@@ -431,9 +436,12 @@ async def test_trouble_while_stopping_does_not_hide_the_stop(store) -> None:
             if error:
                 assert (await bench.scheduler.cancel(job)).state == state
             else:
-                with pytest.raises(StateError):
+                with pytest.raises(StateError, match="while it was stopped"):
                     await bench.scheduler.cancel(job)
             assert bench.state(job) == state
+            if state == "quarantined":
+                assert (await bench.scheduler.cancel(job)).state == "cancelled"
+                assert bench.finals == [(job, "quarantined"), (job, "cancelled")]
 
 
 async def test_pause_and_cancel_at_once(store) -> None:

@@ -1,0 +1,180 @@
+"""The messages of the control socket: what smpctl asks and what smpd answers.
+
+Requests are a closed tagged union; events are an open record, so that an older client passes over kinds it
+does not know. Bodies are msgpack maps; new fields always have defaults. Sizes are bytes, times are seconds
+since the epoch (UTC) unless a name says otherwise.
+"""
+
+from smp_proto.control.base import Hello, Request, Role
+from smp_proto.control.box import (
+    AuditLines,
+    AuditProof,
+    AuditRead,
+    Check,
+    Doctor,
+    DoctorRequest,
+    ProcessorInfo,
+    Processors,
+    ProcessorsRequest,
+    Status,
+    StatusRequest,
+    Worker,
+)
+from smp_proto.control.jobs import (
+    FINAL_STATES,
+    AnyJobSpec,
+    Event,
+    GetSpec,
+    JobControl,
+    JobRequest,
+    Jobs,
+    JobSpec,
+    JobsRequest,
+    JobState,
+    JobView,
+    Priority,
+    PutFile,
+    PutSpec,
+    Result,
+    RunSpec,
+    Sealing,
+    Submit,
+    Transfer,
+    Watch,
+)
+from smp_proto.control.remotes import (
+    AnyRemoteConfig,
+    AnyRemoteSecret,
+    ListObjects,
+    LocalConfig,
+    Mode,
+    ObjectInfo,
+    Objects,
+    RemoteAdd,
+    RemoteConfig,
+    RemoteList,
+    RemoteRemove,
+    Remotes,
+    RemoteSecret,
+    RemoteTest,
+    RemoteTested,
+    RemoteView,
+    S3Config,
+    S3Secret,
+    SftpConfig,
+    SftpSecret,
+)
+from smp_proto.control.trust import BoxKey, PublicKey, TrustAdd, Trusted, TrustList, TrustRemove, TrustView
+from smp_proto.control.vault import (
+    VAULT_PAGE,
+    Entries,
+    EntryView,
+    OpenInto,
+    Vault,
+    VaultEntries,
+    VaultItem,
+    VaultList,
+    VaultOpen,
+    VaultRemove,
+)
+
+AnyRequest = (
+    StatusRequest
+    | DoctorRequest
+    | Submit
+    | JobsRequest
+    | JobRequest
+    | JobControl
+    | Watch
+    | RemoteAdd
+    | RemoteList
+    | RemoteTest
+    | RemoteRemove
+    | ListObjects
+    | VaultList
+    | VaultEntries
+    | VaultOpen
+    | VaultRemove
+    | ProcessorsRequest
+    | TrustAdd
+    | TrustList
+    | TrustRemove
+    | BoxKey
+    | AuditRead
+)
+
+__all__ = [
+    "FINAL_STATES",
+    "VAULT_PAGE",
+    "AnyJobSpec",
+    "AnyRemoteConfig",
+    "AnyRemoteSecret",
+    "AnyRequest",
+    "AuditLines",
+    "AuditProof",
+    "AuditRead",
+    "BoxKey",
+    "Check",
+    "Doctor",
+    "DoctorRequest",
+    "Entries",
+    "EntryView",
+    "Event",
+    "GetSpec",
+    "Hello",
+    "JobControl",
+    "JobRequest",
+    "JobSpec",
+    "JobState",
+    "JobView",
+    "Jobs",
+    "JobsRequest",
+    "ListObjects",
+    "LocalConfig",
+    "Mode",
+    "ObjectInfo",
+    "Objects",
+    "OpenInto",
+    "Priority",
+    "ProcessorInfo",
+    "Processors",
+    "ProcessorsRequest",
+    "PublicKey",
+    "PutFile",
+    "PutSpec",
+    "RemoteAdd",
+    "RemoteConfig",
+    "RemoteList",
+    "RemoteRemove",
+    "RemoteSecret",
+    "RemoteTest",
+    "RemoteTested",
+    "RemoteView",
+    "Remotes",
+    "Request",
+    "Result",
+    "Role",
+    "RunSpec",
+    "S3Config",
+    "S3Secret",
+    "Sealing",
+    "SftpConfig",
+    "SftpSecret",
+    "Status",
+    "StatusRequest",
+    "Submit",
+    "Transfer",
+    "TrustAdd",
+    "TrustList",
+    "TrustRemove",
+    "TrustView",
+    "Trusted",
+    "Vault",
+    "VaultEntries",
+    "VaultItem",
+    "VaultList",
+    "VaultOpen",
+    "VaultRemove",
+    "Watch",
+    "Worker",
+]

@@ -1,0 +1,105 @@
+"""The box itself: status, doctor, processors, the audit log."""
+
+from typing import Any, Literal
+
+import msgspec
+
+from smp_proto.control.base import Request
+
+
+class StatusRequest(Request, tag="status"):
+    """Reply: Status."""
+
+
+class Worker(msgspec.Struct):
+    """A process of the daemon."""
+
+    role: str
+    pid: int
+    label: str
+    peak_rss_bytes: int
+    restarts: int = 0
+    state: str = "up"
+
+
+class Status(msgspec.Struct):
+    """What ``smpctl status`` shows."""
+
+    version: str
+    boot_id: str
+    pid: int
+    uptime_s: float
+    role: str
+    key_id: str
+    fingerprint: str
+    jobs: dict[str, int]
+    remotes: list[str]
+    workers: list[Worker]
+    peak_rss_bytes: int
+    audit_size: int
+    audit_ok: bool
+    vault_items: int
+    free_bytes: int
+    state_dir: str
+
+
+class DoctorRequest(Request, tag="doctor"):
+    """Check what this box can do; starts a compute process if none runs. Reply: Doctor."""
+
+
+class Check(msgspec.Struct):
+    """One line of ``doctor``."""
+
+    name: str
+    state: Literal["ok", "warn", "fail"]
+    text: str
+    hint: str = ""
+
+
+class Doctor(msgspec.Struct):
+    """What this box can and cannot do."""
+
+    checks: list[Check]
+
+
+class ProcessorsRequest(Request, tag="processors"):
+    """Reply: Processors. Starts a compute process if none runs."""
+
+
+class ProcessorInfo(msgspec.Struct):
+    """A processor that is loaded. ``params`` is a JSON schema."""
+
+    name: str
+    accepts: str
+    distribution: str
+    summary: str
+    group: bool = False
+    stream: bool = False
+    params: dict[str, Any] = {}
+
+
+class Processors(msgspec.Struct):
+    """All processors that are loaded."""
+
+    processors: list[ProcessorInfo]
+
+
+class AuditRead(Request, tag="audit-read"):
+    """Records from ``since`` on, as stored. DATA: AuditLines. Reply: AuditProof."""
+
+    since: int = 0
+    last: int = 0
+
+
+class AuditLines(msgspec.Struct):
+    """Records as stored, one canonical JSON line each."""
+
+    lines: list[bytes]
+
+
+class AuditProof(msgspec.Struct):
+    """What is needed to verify: all checkpoints (signed notes), and the log's public key and origin."""
+
+    checkpoints: list[str]
+    origin: str
+    public_key: bytes
