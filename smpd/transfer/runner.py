@@ -23,9 +23,11 @@ from smp_proto.sealed.keys import Identity, PublicIdentity
 from smp_proto.sealed.layout import TRAILER_BYTES, Trailer
 from smpd.jobs.job import Job, Progress
 from smpd.jobs.journal import Journal
+from smpd.jobs.scheduler import RANKS
 from smpd.links import computing
 from smpd.transfer.arriving import find_objects, seal_arriving
 from smpd.transfer.device import ComputePools, PlainRing, finish_results
+from smpd.transfer.lanes import rank
 from smpd.transfer.opening import Opener
 from smpd.transfer.pool import RemotePool
 from smpd.transfer.sealing import sealed_file
@@ -116,6 +118,7 @@ class Runner:
         """
         started = time.monotonic()
         meter = Meter(progress)
+        rank.set(RANKS[job.priority])
         try:
             with one_error():
                 match job.spec:

@@ -11,8 +11,9 @@ from smp_proto.errors import IntegrityError, SmpError
 from smp_proto.sealed.envelope import Trust, open_envelope
 from smp_proto.sealed.keys import Identity
 from smp_proto.sealed.layout import TRAILER_BYTES, Trailer
+from smpd.transfer.lanes import Lane
 from smpd.transfer.opening import Opener
-from smpd.transfer.pool import Lane, RemotePool
+from smpd.transfer.pool import RemotePool
 from smpd.transfer.spool import Spool, disk_errors
 
 # One request covers the trailer and, for all but huge bundles, the envelope.
