@@ -25,6 +25,7 @@ from smpd.control.server import ControlServer
 from smpd.control.watch import Events
 from smpd.host.folders import ensure_dir, lock_state
 from smpd.host.notify import Notifier
+from smpd.host.process import trim_memory
 from smpd.host.sockets import bind_socket, inherited_sockets
 from smpd.jobs.database import Database
 from smpd.jobs.job import Job
@@ -46,6 +47,7 @@ from smpd.verbs.daemon import Daemon
 _log = structlog.get_logger("smpd")
 _SNAPSHOT_JOBS = 1000
 _AUDIT_RETRY_S = 10.0
+_TRIM_S = 11.0
 
 
 async def run(config: Config) -> None:
@@ -106,6 +108,7 @@ async def _serve_until_told(config: Config, daemon: Daemon, notifier: Notifier, 
         group.start_soon(server.serve)
         group.start_soon(daemon.scheduler.run)
         group.start_soon(_mend_audit, daemon)
+        group.start_soon(_trim_when_idle, daemon)
         group.start_soon(notifier.feed_watchdog)
         notifier.ready(f"{daemon.public.fingerprint()}, listening")
         _log.info("started", version=__version__, boot_id=daemon.boot_id, fingerprint=daemon.public.fingerprint())
@@ -283,6 +286,23 @@ async def _record_start(daemon: Daemon, *, created: bool) -> None:
     if created:
         await daemon.box.audit("key.create", actor="smpd", key_id=key_id)
     await daemon.box.audit("daemon.start", actor="smpd", key_id=key_id, version=__version__, boot_id=daemon.boot_id)
+
+
+async def _trim_when_idle(daemon: Daemon) -> None:
+    """Give memory back once nothing has happened for a while; sleep until something does.
+
+    anyio ends threads that idled for ten seconds when another is used, so it takes two rounds.
+    """
+    seen = 0
+    while True:
+        while seen != daemon.events.seq:
+            seen = daemon.events.seq
+            await anyio.sleep(_TRIM_S)
+        for _ in range(2):
+            await anyio.to_thread.run_sync(trim_memory)
+            await anyio.sleep(_TRIM_S)
+        while seen == daemon.events.seq:
+            await daemon.events.next()
 
 
 async def _mend_audit(daemon: Daemon) -> None:

@@ -84,6 +84,10 @@ class Events:
         self._published = anyio.Event()
         return self._seq
 
+    async def next(self) -> None:
+        """Wait for the next event."""
+        await self._published.wait()
+
     async def watch(self, _actor: Actor, request: Watch, exchange: Exchange) -> None:
         """Handler of ``watch``: the snapshot, or what came after ``since``, then events as they happen.
 

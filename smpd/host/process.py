@@ -7,6 +7,9 @@ import resource
 from smp_proto.errors import ResourceError
 
 _PR_SET_DUMPABLE = 4
+_M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8  # malloc.h
+_ARENAS = 2
+_MMAP_BYTES = 256 << 10
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -23,6 +26,15 @@ def harden() -> None:
             "sandbox", f"the kernel refuses PR_SET_DUMPABLE: {reason}", hint="check the seccomp profile"
         )
     os.umask(0o077)
+    if hasattr(_libc, "mallopt"):  # glibc: a heap for each thread keeps what was freed in it, content and all
+        _libc.mallopt(_M_ARENA_MAX, _ARENAS)
+        _libc.mallopt(_M_MMAP_THRESHOLD, _MMAP_BYTES)
+
+
+def trim_memory() -> None:
+    """Give freed memory back to the system (malloc_trim(3)), and with it what was in it. Blocking."""
+    if hasattr(_libc, "malloc_trim"):
+        _libc.malloc_trim(0)
 
 
 def lock_memory(buffer: bytearray) -> bool:

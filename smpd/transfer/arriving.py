@@ -10,8 +10,9 @@ from smp_proto.control import ObjectInfo
 from smp_proto.errors import NotFoundError
 from smp_proto.sealed.bundle import BundleInfo, BundleWriter
 from smp_proto.sealed.entries import guess_media_type
+from smpd.transfer.lanes import Lane
 from smpd.transfer.opening import private_copies
-from smpd.transfer.pool import Lane, RemotePool
+from smpd.transfer.pool import RemotePool
 from smpd.transfer.source import Tally
 from smpd.transfer.spool import disk_errors
 

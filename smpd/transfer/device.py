@@ -117,7 +117,7 @@ class Compute:
         self._rings: tuple[Ring, Ring] | None = None
         self._results_filled: dict[int, int] = {}
         self.ready: computing.Ready | None = None
-        self.host = WorkerHost(group, "compute", distribution, self._set_up, settings.idle_s)
+        self.host = WorkerHost(group, "compute", distribution, self._set_up, settings.idle_s, self._let_go)
 
     async def describe(self) -> computing.Ready:
         """What the process is and can do; starts it if need be."""
@@ -224,6 +224,17 @@ class Compute:
             settings.memory_bytes,
         )
         self.ready = await worker.caller.call(request, computing.Ready, fds=[plain.fd, results.fd])
+
+    async def _let_go(self) -> None:
+        """The process is gone and no run is under way: the rings go, too, and the next start makes others."""
+        rings, self._rings = self._rings, None
+        for ring in rings or ():
+            await anyio.to_thread.run_sync(ring.close)
+
+    @property
+    def ring_bytes(self) -> int:
+        """How much memory the rings take, if they are there."""
+        return sum(ring.slots * ring.slot_bytes for ring in self._rings or ())
 
     def _make_rings(self) -> tuple[Ring, Ring]:
         settings = self._settings

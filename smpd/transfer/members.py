@@ -14,9 +14,9 @@ from smp_proto.sealed.envelope import OpenedEnvelope, Trust
 from smpd.links.computing import InputObject
 from smpd.links.fetching import Whole
 from smpd.transfer.box import Senders
+from smpd.transfer.lanes import Lane
 from smpd.transfer.opening import from_descriptor, open_whole
 from smpd.transfer.pipeline import RangeUnit, Unit, input_object, ranges
-from smpd.transfer.pool import Lane
 from smpd.transfer.source import Source
 from smpd.transfer.spool import Spool, check_room, disk_errors, remove
 

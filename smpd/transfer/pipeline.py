@@ -13,8 +13,9 @@ from smp_proto.aio import encode
 from smp_proto.errors import IntegrityError
 from smp_proto.sealed.entries import Entry
 from smpd.links.computing import InputEntry, InputObject
+from smpd.transfer.lanes import Lane
 from smpd.transfer.opening import from_descriptor, from_memory
-from smpd.transfer.pool import Lane, RemotePool
+from smpd.transfer.pool import RemotePool
 from smpd.transfer.source import Source, Tally
 from smpd.transfer.spool import Spool, disk_errors
 

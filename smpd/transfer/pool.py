@@ -6,7 +6,9 @@ process reads neither the bytes nor the credentials of another remote.
 
 import contextlib
 import os
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 import anyio
@@ -17,6 +19,8 @@ from smp_proto.control import ObjectInfo
 from smp_proto.errors import NotFoundError, RemoteError, SmpError
 from smpd.links import fetching
 from smpd.links.ring import Ring
+from smpd.transfer.lanes import Lane, Lanes
+from smpd.transfer.pacing import Pacing
 from smpd.transfer.workers import Worker, WorkerHost, kill
 from smpd.vault.remotes import Remote
 
@@ -26,13 +30,6 @@ _READ_TIMEOUT_S = 900.0
 _SETTLE_S = 5.0
 RANGE_ATTEMPTS = 3
 T = TypeVar("T")
-
-
-class Lane(NamedTuple):
-    """A slot of one fetch process's ring, held by one range at a time."""
-
-    worker: int
-    slot: int
 
 
 class FetchSettings(NamedTuple):
@@ -62,12 +59,13 @@ class RemotePool:
         self.walls: dict[str, str] = {}  # of the process that was started last
         self._rings: list[Ring | None] = [None] * settings.processes
         self.hosts = [
-            WorkerHost(group, "fetch", remote.name, self._set_up(index), settings.idle_s)
+            WorkerHost(group, "fetch", remote.name, self._set_up(index), settings.idle_s, partial(self._let_go, index))
             for index in range(settings.processes)
         ]
         # Lanes of different processes alternate, so that one job keeps all processes busy.
-        self._free = [Lane(w, s) for s in range(settings.slots) for w in range(settings.processes)]
-        self._tokens = anyio.Semaphore(len(self._free), max_value=len(self._free), fast_acquire=True)
+        lanes = [Lane(w, s) for s in range(settings.slots) for w in range(settings.processes)]
+        self.pacing = Pacing(len(lanes))
+        self._lanes = Lanes(lanes, self.pacing)
         self._next = 0
         self._closed = False
 
@@ -76,6 +74,16 @@ class RemotePool:
         """How many ranges can be under way at once."""
         return self.settings.processes * self.settings.slots
 
+    @property
+    def lanes_in_use(self) -> int:
+        """How many lanes are handed out."""
+        return self._lanes.in_use
+
+    @property
+    def ring_bytes(self) -> int:
+        """How much memory the rings take that are there."""
+        return sum(ring.slots * ring.slot_bytes for ring in self._rings if ring is not None)
+
     def ring(self, lane: Lane) -> Ring:
         """The ring a lane belongs to."""
         ring = self._rings[lane.worker]
@@ -83,14 +91,12 @@ class RemotePool:
         return ring
 
     async def take(self) -> Lane:
-        """Wait for a free lane; those who wait are served in order."""
-        await self._tokens.acquire()
-        return self._free.pop(0)
+        """Wait for a free lane; those who wait are served by the priority of their job, then in order."""
+        return await self._lanes.take()
 
     def give(self, lane: Lane) -> None:
         """Return a lane."""
-        self._free.append(lane)
-        self._tokens.release()
+        self._lanes.give(lane)
 
     def wipe(self, lane: Lane, length: int) -> None:
         """Zero the front of a lane's slot, which held plaintext."""
@@ -119,12 +125,26 @@ class RemotePool:
         request = fetching.Read(path, pin, offset, length, lane.slot)
         for attempt in range(1, RANGE_ATTEMPTS + 1):
             try:
-                await self._call(self.hosts[lane.worker], request, type(None), _READ_TIMEOUT_S)
+                await self._paced(lane, request, type(None), length)
                 return attempt * length
             except SmpError as error:
                 if not error.retryable or error.code == "remote_busy" or attempt == RANGE_ATTEMPTS:
                     raise
         raise AssertionError
+
+    async def _paced(self, lane: Lane, request: object, kind: type[T], size: int) -> T:
+        """Ask for bytes into a lane's slot, and learn from how long they take."""
+        started = time.monotonic()
+        self.pacing.started(started, self._lanes.in_use)
+        try:
+            answer = await self._call(self.hosts[lane.worker], request, kind, _READ_TIMEOUT_S)
+        except SmpError as error:
+            if error.code == "remote_busy":
+                self.pacing.busy(time.monotonic())
+            raise
+        now = time.monotonic()
+        self.pacing.done(now, now - started, size)
+        return answer
 
     async def fetch_bytes(self, path: str, pin: str, start: int, end: int) -> bytearray:
         """Bytes ``[start, end)`` of an object in private memory; for envelopes, not for payloads."""
@@ -172,12 +192,14 @@ class RemotePool:
     async def _read_many_once(self, lane: Lane, objects: Sequence[fetching.Whole]) -> dict[int, SmpError]:
         request = fetching.ReadMany(list(objects), lane.slot)
         try:
-            answer = await self._call(self.hosts[lane.worker], request, fetching.ManyRead, _READ_TIMEOUT_S)
+            answer = await self._paced(lane, request, fetching.ManyRead, sum(each.size for each in objects))
         except SmpError as error:
             return dict.fromkeys(range(len(objects)), error)
         errors = {index: SmpError.from_body(body) for index, body in answer.errors.items()}
         for failure in errors.values():
             self._name(failure)
+        if any(failure.code == "remote_busy" for failure in errors.values()):
+            self.pacing.busy(time.monotonic())
         return errors
 
     def _name(self, error: SmpError) -> None:
@@ -219,8 +241,7 @@ class RemotePool:
         self._closed = True
         for host in self.hosts:
             host.stop()
-        for _ in range(self.lanes):
-            await self._tokens.acquire()
+        await self._lanes.until_idle()
         for ring in self._rings:
             if ring is not None:
                 ring.close()
@@ -260,6 +281,13 @@ class RemotePool:
                     kill(worker.process)
                     with anyio.move_on_after(_SETTLE_S, shield=True):
                         await worker.process.wait()
+
+    async def _let_go(self, index: int) -> None:
+        """The process is gone; its ring goes with it, unless a range in it is still on its way."""
+        ring = self._rings[index]
+        if ring is not None and not self._lanes.used_by(index):
+            self._rings[index] = None
+            await anyio.to_thread.run_sync(ring.close)
 
     def _set_up(self, index: int) -> Callable[[Worker], Awaitable[None]]:
         async def set_up(worker: Worker) -> None:

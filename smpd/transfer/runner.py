@@ -22,11 +22,13 @@ from smp_proto.sealed.envelope import open_envelope
 from smp_proto.sealed.keys import PublicIdentity
 from smp_proto.sealed.layout import TRAILER_BYTES, Trailer
 from smpd.jobs.job import Job, Progress
+from smpd.jobs.scheduler import RANKS
 from smpd.links import computing
 from smpd.transfer.arriving import find_objects, seal_arriving
 from smpd.transfer.box import Box, Meter
 from smpd.transfer.collection import Members, get_all, is_prefix
 from smpd.transfer.device import PlainRing, finish_results
+from smpd.transfer.lanes import rank
 from smpd.transfer.opening import Opener
 from smpd.transfer.pipeline import bring_object
 from smpd.transfer.pool import RemotePool
@@ -51,6 +53,7 @@ class Runner:
         """
         started = time.monotonic()
         meter = Meter(progress)
+        rank.set(RANKS[job.priority])
         try:
             with one_error():
                 match job.spec:

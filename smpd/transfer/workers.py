@@ -135,6 +135,7 @@ class WorkerHost:
         label: what it is for, as shown to people.
         set_up: sends the first request; what it raises is what :meth:`use` raises.
         idle_s: let it go after this long without a use.
+        let_go: called when the worker is gone and before another can start; gives back what only it needed.
     """
 
     def __init__(
@@ -144,12 +145,14 @@ class WorkerHost:
         label: str,
         set_up: Callable[[Worker], Awaitable[None]],
         idle_s: float,
+        let_go: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._group = group
         self.role = role
         self.label = label
         self._set_up = set_up
         self._idle_s = idle_s
+        self._let_go = let_go
         self._lock = anyio.Lock()
         self._scope: anyio.CancelScope | None = None
         self._gone = anyio.Event()
@@ -221,7 +224,12 @@ class WorkerHost:
             if worker is None:  # stopped before it was ready
                 raise _died(self.role, self.label)
         finally:
-            self._gone.set()
+            try:
+                if self._let_go is not None and not self._users:
+                    with anyio.CancelScope(shield=True):
+                        await self._let_go()
+            finally:
+                self._gone.set()
 
     async def _prepare(self, worker: Worker) -> None:
         try:

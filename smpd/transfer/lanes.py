@@ -1,0 +1,100 @@
+"""The lanes of one remote: handed out by priority, then in order, and no more at once than the window allows."""
+
+import heapq
+from collections import Counter
+from collections.abc import Iterable
+from contextvars import ContextVar
+from typing import NamedTuple
+
+import anyio
+
+from smpd.transfer.pacing import Pacing
+
+NORMAL = 2
+
+# Of the job that a task works for: 0 is the most urgent. The runner sets it for all that an attempt does.
+rank: ContextVar[int] = ContextVar("rank", default=NORMAL)
+
+
+class Lane(NamedTuple):
+    """A slot of one fetch process's ring, held by one range at a time."""
+
+    worker: int
+    slot: int
+
+
+class _Waiter:
+    def __init__(self) -> None:
+        self.ready = anyio.Event()
+        self.lane: Lane | None = None
+
+
+class Lanes:
+    """All lanes of a remote. Belongs to the event loop's thread.
+
+    Args:
+        lanes: in the order in which they are first handed out.
+        pacing: says how many may be in use at once.
+    """
+
+    def __init__(self, lanes: Iterable[Lane], pacing: Pacing) -> None:
+        self._free = list(lanes)
+        self._used: Counter[int] = Counter()
+        self._pacing = pacing
+        self._waiting: list[tuple[int, int, _Waiter]] = []
+        self._number = 0
+        self._idle = anyio.Event()
+
+    @property
+    def in_use(self) -> int:
+        """How many are handed out."""
+        return self._used.total()
+
+    def used_by(self, worker: int) -> bool:
+        """Whether a lane of this fetch process is handed out."""
+        return self._used[worker] > 0
+
+    async def take(self) -> Lane:
+        """Wait for a free lane. Those who wait are served by the rank of their job, and then in order."""
+        if not self._waiting and self.in_use < self._pacing.window:
+            return self._hand_out()
+        waiter = _Waiter()
+        self._number += 1
+        heapq.heappush(self._waiting, (rank.get(), self._number, waiter))
+        try:
+            await waiter.ready.wait()
+        except BaseException:
+            if waiter.lane is not None:
+                self.give(waiter.lane)
+            else:
+                self._waiting = [each for each in self._waiting if each[2] is not waiter]
+                heapq.heapify(self._waiting)
+            raise
+        assert waiter.lane is not None
+        return waiter.lane
+
+    def give(self, lane: Lane) -> None:
+        """Return a lane."""
+        self._free.append(lane)
+        self._used[lane.worker] -= 1
+        self.wake()
+        if not self.in_use:
+            self._idle.set()
+
+    def wake(self) -> None:
+        """Hand out what the window allows; it may have grown."""
+        while self._waiting and self._free and self.in_use < self._pacing.window:
+            waiter = heapq.heappop(self._waiting)[2]
+            waiter.lane = self._hand_out()
+            waiter.ready.set()
+
+    def _hand_out(self) -> Lane:
+        lane = self._free.pop(0)
+        self._used[lane.worker] += 1
+        return lane
+
+    async def until_idle(self) -> None:
+        """Wait until all lanes are back."""
+        while self.in_use:
+            self._idle = anyio.Event()
+            await self._idle.wait()
