@@ -72,7 +72,7 @@ class BundleWriter:
         self._sealer = PayloadSealer(subkey, self._object_id)
         wipe(subkey)
         self._plain, self._sealed = bytearray(SEGMENT_BYTES), bytearray(SEGMENT_BYTES)
-        self._filled = self._segment = self._plain_bytes = self._index_bytes = 0
+        self._filled = self._used = self._segment = self._plain_bytes = self._index_bytes = 0
         self._leaves = blake3()
         self._entries: list[Entry] = []
         self._names = NameSet()
@@ -163,7 +163,8 @@ class BundleWriter:
         """Wipe the key and the buffers; harmless when done already."""
         self._open = False
         self._file_key.wipe()
-        wipe(self._plain)
+        used = max(self._used, self._filled)  # the rest was never touched, and touching it is what takes long
+        self._plain[:used] = bytes(used)
 
     def _capacity(self) -> int:
         return SEGMENT_BYTES - TAG_BYTES - (0 if self._segment else HEADER_BYTES)
@@ -180,6 +181,7 @@ class BundleWriter:
             self.abort()
             raise
         self._segment += 1
+        self._used = max(self._used, self._filled)
         self._filled = 0
 
     @staticmethod

@@ -44,7 +44,8 @@ def valid_entry_name(name: str) -> bool:
     Refused: absolute, an empty, ``.`` or ``..`` component, a backslash, control characters, over 1024 bytes
     of UTF-8 or 255 in one component.
     """
-    if "\\" in name or any(unicodedata.category(c) in _REFUSED_CATEGORIES for c in name):
+    plain = name.isascii() and name.isprintable()  # most are, and then nothing has to be looked up
+    if "\\" in name or not (plain or all(unicodedata.category(c) not in _REFUSED_CATEGORIES for c in name)):
         return False
     encoded = name.encode()
     if len(encoded) > NAME_MAX_BYTES:
@@ -68,7 +69,9 @@ class NameSet:
         """
         if not valid_entry_name(name):
             raise ValueError("its name is no relative path, or has characters that are not allowed")
-        folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+        folded = name.lower()
+        if not name.isascii():
+            folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
         if folded in self._names or folded in self._folders:
             raise ValueError("its name is there already")
         self._names.add(folded)
