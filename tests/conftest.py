@@ -29,7 +29,7 @@ EXCEPTIONS = [
     # A fetch process imports its one library when it is told which, and botocore reads its tables of services
     # at the first request. That process has nothing else to do yet.
     ("smpd/fetch/service.py", "make_remote"),
-    ("smpd/fetch/s3.py", "_client"),
+    ("smpd/fetch/bucket.py", "_client"),
 ]
 
 

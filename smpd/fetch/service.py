@@ -44,6 +44,7 @@ class Service:
         self._kernel = kernel or Kernel.probe()
         self._remote: Remote | None = None
         self._ring: Ring | None = None
+        self._connections = 0
 
     async def run(self, channel: Channel) -> None:
         """Serve until smpd closes the link."""
@@ -83,6 +84,7 @@ class Service:
         walls = sandbox.enter(request.sandbox, self._kernel, config)
         self._ring = Ring(fds.pop(), request.slots, request.slot_bytes)
         self._remote = remote
+        self._connections = request.connections
         return fetching.Walls(walls)
 
     async def _answer(
@@ -96,7 +98,7 @@ class Service:
                 with _place(ring, request.slot, 0, request.length) as into:
                     return await remote.tail(request.path, into)
             case fetching.ReadMany():
-                return await _read_many(request, remote, ring)
+                return await _read_many(request, remote, ring, self._connections)
             case fetching.Stat():
                 check_path(request.path)
                 return await remote.stat(request.path)
@@ -140,20 +142,22 @@ async def _read_range(remote: Remote, path: str, pin: str, offset: int, into: me
         raise changed(path)
 
 
-async def _read_many(request: fetching.ReadMany, remote: Remote, ring: Ring) -> fetching.ManyRead:
+async def _read_many(request: fetching.ReadMany, remote: Remote, ring: Ring, workers: int) -> fetching.ManyRead:
     answer = fetching.ManyRead()
+    todo = iter(enumerate(request.objects))
 
-    async def one(index: int, whole: fetching.Whole) -> None:
-        try:
-            check_path(whole.path)
-            with _place(ring, request.slot, whole.at, whole.size) as into:
-                await _read_range(remote, whole.path, whole.pin, 0, into)
-        except SmpError as error:
-            answer.errors[index] = error.body()
+    async def work() -> None:
+        for index, whole in todo:
+            try:
+                check_path(whole.path)
+                with _place(ring, request.slot, whole.at, whole.size) as into:
+                    await _read_range(remote, whole.path, whole.pin, 0, into)
+            except SmpError as error:
+                answer.errors[index] = error.body()
 
     async with anyio.create_task_group() as group:
-        for index, whole in enumerate(request.objects):
-            group.start_soon(one, index, whole)
+        for _ in range(min(workers, len(request.objects))):
+            group.start_soon(work)
     return answer
 
 

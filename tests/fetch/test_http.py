@@ -3,13 +3,12 @@
 import asyncio
 import itertools
 
-import h11
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from smp_proto.errors import SmpError
-from smpd.fetch.http import Answer, Unspoken, Wanted, _Exchange
+from smpd.fetch.exchange import Answer, Exchange, Unspoken, Wanted
 
 BODY = bytes(range(100))
 WANTED = Wanted("x", 1000, "tag", 200, 100)
@@ -23,10 +22,10 @@ def run(pieces: list[bytes], *, closed: bool = True) -> tuple[Answer, bytes, boo
 
     async def inside() -> tuple[Answer, bytes, bool]:
         into = bytearray(100)
-        exchange = _Exchange(h11.Request(method="GET", target="/x", headers=[("Host", "h")]), WANTED, memoryview(into))
+        exchange = Exchange(WANTED, memoryview(into))
         for piece in pieces:
             data = piece
-            while data and not exchange.done.is_set():
+            while data and not exchange.done:
                 if exchange.in_body:
                     count = min(len(exchange.room), len(data))
                     exchange.room[:count] = data[:count]

@@ -14,7 +14,7 @@ from servers import Served, admin, free_port, make_certificate, rclone_s3
 
 from smp_proto.control import S3Config, S3Secret
 from smp_proto.errors import SmpError, UsageError
-from smpd.fetch import pins, s3
+from smpd.fetch import pins, upload
 from smpd.fetch.refusals import RETRY_AFTER_MAX_S, retry_after
 
 MIB = 1 << 20
@@ -194,11 +194,11 @@ async def test_odd_settings_are_refused(moto: Served) -> None:
         assert caught.value.code == "bad_config"
 
 
-@given(st.integers(0, s3.OBJECT_MAX_BYTES))
+@given(st.integers(0, upload.OBJECT_MAX_BYTES))
 def test_parts_are_few_and_large_enough(size: int) -> None:
     """Any object fits into the parts S3 allows: at most 10,000, of 5 MiB to 5 GiB."""
-    length = s3.part_bytes(size)
-    assert -(-size // length) <= s3.PARTS_MAX
+    length = upload.part_bytes(size)
+    assert -(-size // length) <= upload.PARTS_MAX
     assert 5 * MIB <= length <= 5 << 30
 
 

@@ -1,0 +1,246 @@
+"""A bucket's client: aiobotocore signs, resolves and speaks for all but bodies, which have connections of their own."""
+
+import contextlib
+import re
+import ssl
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+from urllib.parse import parse_qs, quote, urlsplit
+
+import aiohttp
+import anyio
+from aiobotocore.config import AioConfig
+from aiobotocore.httpsession import AIOHTTPSession
+from aiobotocore.session import AioSession
+from botocore import UNSIGNED, exceptions
+from botocore.utils import get_environ_proxies
+
+from smp_proto.control import S3Config, S3Secret
+from smp_proto.errors import RemoteError, SmpError, UsageError
+from smpd.fetch.exchange import Answer, Unspoken
+from smpd.fetch.http import Origin, Pool, connect_error
+from smpd.fetch.refusals import refusal
+from smpd.fetch.remote import ANEW, Deadlines, unreachable
+from smpd.fetch.signing import EMPTY_SHA256, Signer
+
+_CODE = re.compile(rb"<Code>([A-Za-z0-9.]{1,64})</Code>")
+
+
+class Place(NamedTuple):
+    """Where the objects of a bucket lie, as botocore resolves it: once, since it takes a millisecond."""
+
+    origin: Origin
+    path: str  # of the bucket, percent-encoded, with a slash at the end
+    region: str  # empty where requests are not signed
+
+    @classmethod
+    def of(cls, presigned: str) -> "Place":
+        """Take the presigned URL of an object called ``k`` apart.
+
+        Raises:
+            Unspoken: the bucket wants another signature than version 4 for one region.
+        """
+        url = urlsplit(presigned)
+        query = {name: values[0] for name, values in parse_qs(url.query).items()}
+        region = ""
+        if query:
+            scope = query.get("X-Amz-Credential", "").split("/")[-4:]
+            if query.get("X-Amz-Algorithm") != "AWS4-HMAC-SHA256" or scope[2:] != ["s3", "aws4_request"]:
+                raise Unspoken
+            region = scope[1]
+        secure = url.scheme == "https"
+        origin = Origin(secure, url.hostname or "", url.port or (443 if secure else 80))
+        return cls(origin, url.path.removesuffix("k"), region)
+
+    def path_of(self, key: str) -> str:
+        """The path of an object's URL, percent-encoded as botocore does."""
+        return self.path + quote(key, safe="/~")
+
+
+class Bucket:
+    """The client of one bucket, made when it is first needed, and the way round it for bodies."""
+
+    def __init__(
+        self, config: S3Config, secret: S3Secret | None, connections: int, deadlines: Deadlines, tls: ssl.SSLContext
+    ) -> None:
+        self._config = config
+        self._secret = secret
+        self._connections = connections
+        self._deadlines = deadlines
+        self._tls = tls
+        self._opening = anyio.Lock()
+        self._stack = contextlib.AsyncExitStack()
+        self._session: AioSession
+        self._opened: Any = None
+        self._place: Place | None = None
+        self._pool: Pool | None = None
+        self._signer: tuple[tuple[str, str, str], Signer] | None = None
+
+    @property
+    def where(self) -> str:
+        """The bucket, for messages."""
+        return f"bucket {self._config.bucket} at {self.host}"
+
+    @property
+    def host(self) -> str:
+        """The server, for messages."""
+        return urlsplit(self._config.endpoint).netloc or "AWS"
+
+    async def _client(self) -> Any:
+        async with self._opening:
+            if self._opened is None:
+                self._session = AioSession(profile=self._config.profile or None)
+                secret = self._secret
+                self._opened = await self._stack.enter_async_context(
+                    self._session.create_client(
+                        "s3",
+                        region_name=self._config.region or None,
+                        endpoint_url=self._config.endpoint or None,
+                        aws_access_key_id=secret.access_key if secret else None,
+                        aws_secret_access_key=secret.secret_key if secret else None,
+                        aws_session_token=(secret.session_token or None) if secret else None,
+                        config=self._settings(),
+                    )
+                )
+        return self._opened
+
+    def _settings(self) -> AioConfig:
+        tls = self._tls
+
+        class Session(AIOHTTPSession):  # type: ignore[misc]  # aiobotocore has no types
+            def _build_verify_context(self) -> ssl.SSLContext:
+                return tls
+
+        signed = self._secret is not None or bool(self._config.profile)
+        s3: dict[str, Any] = {"addressing_style": self._config.addressing}
+        if not self._config.endpoint.startswith("http:"):
+            s3["payload_signing_enabled"] = False  # TLS guards the body, and hashing it would hold up the loop
+        return AioConfig(
+            http_session_cls=Session,
+            signature_version="s3v4" if signed else UNSIGNED,
+            connect_timeout=self._deadlines.connect_s,
+            read_timeout=self._deadlines.stall_s,
+            max_pool_connections=self._connections,
+            retries={"total_max_attempts": 1, "mode": "standard"},
+            s3=s3,
+            # Only AWS itself speaks the newer checksums everywhere; sealed objects carry their own.
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+        )
+
+    async def call(self, method: str, path: str = "", seconds: float = 0.0, **parameters: Any) -> dict[str, Any]:
+        """One operation of the client, with a deadline, its failures as our errors."""
+        with self.translated(path):
+            client = await self._client()
+            with anyio.fail_after(seconds or self._deadlines.connect_s + self._deadlines.stall_s):
+                answer: dict[str, Any] = await getattr(client, method)(Bucket=self._config.bucket, **parameters)
+        return answer
+
+    @contextlib.contextmanager
+    def translated(self, path: str = "") -> Iterator[None]:
+        """What the client's libraries raise, as errors of ours."""
+        try:
+            yield
+        except exceptions.ClientError as error:
+            meta = error.response.get("ResponseMetadata", {})
+            code = str(error.response.get("Error", {}).get("Code", ""))
+            headers = meta.get("HTTPHeaders", {})
+            raise refusal(meta.get("HTTPStatusCode", 0), code, headers, self.where, path) from error
+        except (exceptions.NoCredentialsError, exceptions.PartialCredentialsError, exceptions.ProfileNotFound) as error:
+            raise RemoteError(
+                "remote_auth",
+                f"the daemon has no credentials for {self.where}",
+                hint=f"give a key with: {ANEW}, or set up the AWS profile for the daemon's user",
+            ) from error
+        except (exceptions.SSLError, exceptions.EndpointConnectionError) as error:
+            cause = error.kwargs.get("error")
+            cause = getattr(cause, "certificate_error", None) or getattr(cause, "os_error", None) or cause
+            raise connect_error(cause, self.host) from error
+        except (exceptions.ConnectTimeoutError, exceptions.ReadTimeoutError, TimeoutError) as error:
+            raise unreachable(self.host, "does not answer") from error
+        except (exceptions.HTTPClientError, exceptions.IncompleteReadError, aiohttp.ClientError, OSError) as error:
+            raise unreachable(self.host, "closed the connection early") from error
+        except exceptions.BotoCoreError as error:
+            raise RemoteError(
+                "remote_failed", f"{self.where}: {type(error).__name__}", hint="check the remote's settings"
+            ) from error
+
+    # ── past the client ────────────────────────────────────────────────────────────────────────────────
+
+    async def pool(self) -> Pool:
+        """The connections for bodies.
+
+        Raises:
+            Unspoken: only the client can talk to this bucket: through a proxy, or with another kind of signature.
+        """
+        if self._pool is None:
+            client = await self._client()
+            parameters = {"Bucket": self._config.bucket, "Key": "k"}
+            url = await client.generate_presigned_url("get_object", Params=parameters)
+            place = Place.of(url)
+            if get_environ_proxies(url):
+                raise Unspoken
+            if self._pool is None:
+                self._place = place
+                self._pool = Pool(place.origin, self._tls, self._connections, self._deadlines)
+        return self._pool
+
+    async def request(
+        self, method: str, key: str, headers: Mapping[str, str], query: str = "", payload: str = EMPTY_SHA256
+    ) -> bytes:
+        """The head of a signed request, for :meth:`pool`'s connections. Arguments as for :meth:`Signer.sign`."""
+        assert self._place is not None, "there is a pool"
+        path, host = self._place.path_of(key), str(self._place.origin)
+        fields = {"host": host, **headers}
+        if self._place.region:
+            fields = (await self._sign_with(self._place.region)).sign(method, host, path, query, headers, payload)
+        target = f"{path}?{query}" if query else path
+        lines = "".join([f"{name}: {value}\r\n" for name, value in fields.items()])
+        return f"{method} {target} HTTP/1.1\r\n{lines}accept-encoding: identity\r\n\r\n".encode("ascii")
+
+    async def _sign_with(self, region: str) -> Signer:
+        if self._secret is not None:
+            found = self._secret.access_key, self._secret.secret_key, self._secret.session_token
+        else:  # of a profile they may change
+            credentials = await self._session.get_credentials()
+            if credentials is None:
+                raise exceptions.NoCredentialsError
+            frozen = await credentials.get_frozen_credentials()
+            found = frozen.access_key, frozen.secret_key, frozen.token or ""
+        if self._signer is None or self._signer[0] != found:
+            self._signer = found, Signer(*found, region)
+        return self._signer[1]
+
+    def refused(self, answer: Answer, path: str) -> SmpError:
+        """The error for an answer that came past the client.
+
+        Raises:
+            Unspoken: the client may follow where this points.
+        """
+        if answer.status in (301, 307, 308):
+            raise Unspoken
+        code = _CODE.search(answer.body)
+        return refusal(answer.status, code[1].decode() if code else "", answer.headers, self.where, path)
+
+    async def aclose(self) -> None:
+        """Close both kinds of connections."""
+        if self._pool is not None:
+            await self._pool.aclose()
+        await self._stack.aclose()
+
+
+def trust(ca_pem: str) -> ssl.SSLContext:
+    """The system's authorities and those given.
+
+    Raises:
+        UsageError: ``bad_config``.
+    """
+    context = ssl.create_default_context()
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    if ca_pem:
+        try:
+            context.load_verify_locations(cadata=ca_pem)
+        except ssl.SSLError as error:
+            raise UsageError("bad_config", "the extra certificates are not PEM text") from error
+    return context

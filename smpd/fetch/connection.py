@@ -1,0 +1,160 @@
+"""A kept-alive connection on the event loop. TLS, where there is any, is the loop's own."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator
+from typing import cast
+
+from smpd.fetch.exchange import Answer, Exchange
+
+_SCRATCH_BYTES = 16 << 10  # small, because what comes of a body along with its head is copied
+
+Body = AsyncGenerator[bytes, None]
+
+
+class Connection(asyncio.BufferedProtocol):
+    """At most one exchange at a time; bytes of a wanted body are received where they belong."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._scratch = memoryview(bytearray(_SCRATCH_BYTES))
+        self._exchange: Exchange | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._transport: asyncio.Transport | None = None
+        self._full = False
+        self._progress = 0.0
+        self._patience_s = 0.0
+        self._watch: asyncio.TimerHandle | None = None
+        self.open = True
+
+    # ── what the loop calls ────────────────────────────────────────────────────────────────────────────
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """It is connected, and TLS has verified the server."""
+        self._transport = cast("asyncio.Transport", transport)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Where to receive into."""
+        # Never empty: the loops take an empty buffer for an error, even after the body's last byte.
+        exchange = self._exchange
+        return exchange.room if exchange is not None and exchange.in_body else self._scratch
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Bytes have come."""
+        exchange = self._exchange
+        if exchange is None or exchange.done:
+            self.abort()  # bytes that nobody asked for: whatever they are, they are no answer to the next request
+            return
+        self._progress = time.monotonic()
+        if exchange.in_body:
+            exchange.advance(nbytes)
+        else:
+            exchange.feed(bytes(self._scratch[:nbytes]))
+        if exchange.done:
+            self._wake()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It is closed, by whoever."""
+        self.open = False
+        if self._exchange is not None:
+            self._exchange.lost()
+        self._wake()
+
+    def pause_writing(self) -> None:
+        """No more can be sent for now."""
+        self._full = True
+
+    def resume_writing(self) -> None:
+        """More can be sent."""
+        self._full = False
+        self._progress = time.monotonic()
+        self._wake()
+
+    # ── what the pool calls ────────────────────────────────────────────────────────────────────────────
+
+    async def run(
+        self, exchange: Exchange, head: bytes, stall_s: float, body: Body | None = None, answer_s: float | None = None
+    ) -> Answer:
+        """Send a request and wait for the end of its answer. Afterwards ``open`` says whether to keep this.
+
+        Args:
+            stall_s: how long nothing may move.
+            body: what follows the head. An answer that comes before its end ends it.
+            answer_s: how long the answer may take once a body was sent, where that is not ``stall_s``.
+        """
+        assert self._transport is not None
+        self._exchange = exchange
+        try:
+            self._be_patient(stall_s)
+            self._transport.write(head)
+            if body is not None:
+                sent = await self._send(exchange, body)
+                self._be_patient(answer_s or stall_s)
+            while not exchange.done:
+                await self._woken()
+            if body is not None and not sent:
+                self.abort()
+            return exchange.result()
+        finally:
+            self._exchange = None
+            if not (exchange.done and exchange.clean):
+                self.abort()
+
+    async def _send(self, exchange: Exchange, body: Body) -> bool:
+        assert self._transport is not None
+        async for piece in body:
+            if exchange.done:
+                return False
+            self._transport.write(piece)
+            self._progress = time.monotonic()
+            while self._full and not exchange.done:
+                await self._woken()
+        return not self._full
+
+    async def _woken(self) -> None:
+        self._waiter = self._loop.create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _be_patient(self, seconds: float) -> None:
+        """Begin to wait for progress. One timer looks after many exchanges, since setting one up each time costs."""
+        sooner = seconds < self._patience_s
+        self._progress, self._patience_s = time.monotonic(), seconds
+        if self._watch is not None and sooner:
+            self._watch.cancel()
+            self._watch = None
+        if self._watch is None:
+            self._watch = self._loop.call_later(seconds, self._look)
+
+    def _look(self) -> None:
+        self._watch = None
+        if self._exchange is None or self._exchange.done:
+            return
+        left = self._progress + self._patience_s - time.monotonic()
+        if left > 0:
+            self._watch = self._loop.call_later(left, self._look)
+        else:
+            self._exchange.stalled(self._patience_s)
+            self._wake()
+
+    def abort(self) -> None:
+        """Close at once."""
+        self.open = False
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
+        if self._transport is not None:
+            self._transport.abort()
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What TLS agreed on."""
+        assert self._transport is not None
+        cipher = self._transport.get_extra_info("cipher")
+        return {"tls": cipher[1], "cipher": cipher[0]} if cipher else {"tls": "none"}
