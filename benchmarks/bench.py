@@ -7,9 +7,9 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import Protocol
 
-from benchmarks.peers import PeerAbsentError, Libraries, libraries
+from benchmarks.peers import Libraries, PeerAbsentError, libraries
 from benchmarks.results import Sample
 from benchmarks.servers import Store, store
 from benchmarks.smp import Smp, daemon
@@ -42,12 +42,12 @@ class Load(Protocol):
         note: what limits it, or what a reader must know.
     """
 
-    name: ClassVar[str]
-    title: ClassVar[str]
-    unit: ClassVar[str]
-    ceiling: ClassVar[str]
-    rounds: ClassVar[int]
-    note: ClassVar[str]
+    name: str
+    title: str
+    unit: str
+    ceiling: str
+    rounds: int
+    note: str
 
     def open(self, bench: "Bench") -> AbstractContextManager[list[Entry]]:
         """Make what is moved, and check once that it arrives."""
@@ -74,7 +74,7 @@ class Bench:
     @cached_property
     def store(self) -> Store:
         """The storage of all contestants."""
-        from servers import make_certificate  # noqa: PLC0415 - of the tests, found once the harness is
+        from servers import make_certificate
 
         return self._stack.enter_context(store(self.work, make_certificate(self.work)))
 

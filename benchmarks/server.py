@@ -241,7 +241,7 @@ def _walk(folder: str, _mtime_ns: int) -> list[tuple[str, Stored]]:
 
 
 def _iso(seconds: float) -> str:
-    from datetime import UTC, datetime  # noqa: PLC0415 - only listings need it
+    from datetime import UTC, datetime
 
     return datetime.fromtimestamp(int(seconds), UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
 
