@@ -90,14 +90,17 @@ class LoadResult(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class GoalResult(msgspec.Struct, forbid_unknown_fields=True):
-    """A goal and what came of it; ``value`` is None when it could not be measured."""
+    """A goal and what came of it.
+
+    ``value`` is None when it could not be measured; ``met`` is None when that is because somebody else is absent.
+    """
 
     load: str
     text: str
     bound: str
     value: float | None
     spread: str
-    met: bool
+    met: bool | None
 
 
 class Machine(msgspec.Struct, forbid_unknown_fields=True):

@@ -49,6 +49,8 @@ class Sftp:
             for smp, file in ((bench.smp, "several.smp"), (single, "one.smp")):
                 digest = seal_object(folder / "data" / file, size, bench.sender, smp.key)
                 smp.client.remote_add("sftp", served.config, mode="streaming", secret=served.secret)
+                # sshd's sessions outlive it as long as a fetch process keeps its connection.
+                stack.callback(smp.client.remote_remove, "sftp")
                 smp.check(f"sftp:{file}", digest)
                 acts.append(_run(smp, f"sftp:{file}", size))
             yield [
