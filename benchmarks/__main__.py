@@ -41,7 +41,8 @@ def main() -> int:
         path = results.save(run, options.out)
     print(*report.text(run), sep="\n")
     print(f"\n{path}")
-    return 1 if any(goal.met is False for goal in run.goals) else 0
+    # With small sizes fixed costs are all there is: goals are shown, and mean nothing.
+    return 1 if any(goal.met is False for goal in run.goals) and not options.quick else 0
 
 
 def _say(line: str) -> None:

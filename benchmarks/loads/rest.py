@@ -93,6 +93,5 @@ class Memory:
 
 def _peak(smp: Smp, source: str, size: int) -> Sample:
     sample = smp.run(source, size)
-    sample.figures = {f"{role} MiB": peak / MIB for role, peak in sample.peak_rss.items()}
-    sample.figures["peak_mib"] = sum(sample.peak_rss.values()) / MIB
+    sample.figures = {"peak_mib": sum(sample.peak_rss.values()) / MIB}
     return sample
