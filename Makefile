@@ -4,8 +4,10 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 EXTRAS := daemon,gpu,images,dev
+PEERS  := $(VENV)/.bench-installed
+JSON   ?= build/bench/latest.json
 
-.PHONY: help install demo test lint format size bench-client bench-job clean
+.PHONY: help install demo test lint format size bench bench-report bench-gpu bench-client bench-job clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -35,6 +37,20 @@ format: $(STAMP) ## write the formatting
 
 size: $(STAMP)   ## lines of code per room
 	@$(BIN)/python benchmarks/size.py
+
+# A peer that cannot be installed is shown as absent; it keeps nobody from measuring the rest.
+$(PEERS): $(STAMP)
+	-$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS),bench]'
+	@touch $@
+
+bench: $(PEERS)  ## every load against its peers; ROUNDS=5 ONLY=name,name QUICK=1
+	@$(BIN)/python -m benchmarks --rounds $(or $(ROUNDS),5) --only '$(ONLY)' $(if $(QUICK),--quick)
+
+bench-report: $(STAMP) ## write tables and charts of the last run (or of JSON=file) into docs/
+	@$(BIN)/python -m benchmarks --report '$(JSON)'
+
+bench-gpu: $(PEERS) ## copies to a CUDA device, alone and while fetching
+	@$(BIN)/python -m benchmarks.gpu
 
 bench-client: $(STAMP) ## smpctl status against python -c "import msgspec"
 	@$(BIN)/python benchmarks/client.py

@@ -42,7 +42,7 @@ def main() -> int:
         print("this needs a daemon: install the extra 'daemon'")
         return 1
     sys.path.insert(0, str(ROOT / "tests"))
-    from box import box  # noqa: PLC0415 - the harness of the end-to-end tests, which needs the daemon
+    from box import box
 
     with tempfile.TemporaryDirectory() as folder, box(Path(folder)) as machine:
         environment = machine.env

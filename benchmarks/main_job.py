@@ -6,9 +6,7 @@ Real processes against a static object server on loopback; the figures go to the
 import argparse
 import hashlib
 import json
-import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,42 +21,15 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from box import Box  # noqa: E402 - the harness of the end-to-end tests
 
+from benchmarks.objects import MIB, seal_object  # noqa: E402
 from benchmarks.server import SENT  # noqa: E402
+from benchmarks.servers import own_server  # noqa: E402
 from smp_proto.control import GetSpec  # noqa: E402
-from smp_proto.sealed.bundle import BundleWriter  # noqa: E402
 from smp_proto.sealed.keys import Identity, PublicIdentity  # noqa: E402
 from smp_proto.sealed.layout import RANGE_BYTES  # noqa: E402
 from smpctl import Client, job_of  # noqa: E402
 
-MIB = 1 << 20
 CONNECTIONS = 8
-
-
-@contextmanager
-def object_server(folder: Path) -> Iterator[str]:
-    """A static server over ``folder``; its endpoint."""
-    argv = [sys.executable, "-m", "benchmarks.server", str(folder)]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
-        assert process.stdout
-        try:
-            yield f"http://127.0.0.1:{process.stdout.readline().strip()}"
-        finally:
-            process.kill()
-
-
-def seal_object(path: Path, size: int, sender: Identity, recipient: PublicIdentity) -> str:
-    """Seal ``size`` bytes as one entry; the entry's SHA-256."""
-    digest, block = hashlib.sha256(), bytearray(os.urandom(MIB))
-    with path.open("wb") as file:
-        writer = BundleWriter(file.write, sender=sender, recipients=[recipient])
-        writer.begin("volume.raw")
-        for number in range(size // MIB):
-            block[:8] = number.to_bytes(8, "big")
-            digest.update(block)
-            writer.write(block)
-        writer.end()
-        writer.finish()
-    return digest.hexdigest()
 
 
 @contextmanager
@@ -73,9 +44,11 @@ def prepared(folder: Path, size: int, config: dict[str, Any]) -> Iterator[tuple[
     )
     try:
         box.start()
-        with object_server(folder / "store") as endpoint:
+        with own_server(folder / "store") as port:
+            endpoint = f"http://127.0.0.1:{port}"
             with Client(str(box.socket)) as client:
-                digest = seal_object(bucket / "volume.smp", size, sender, PublicIdentity.parse(client.box_key().text))
+                key = PublicIdentity.parse(client.box_key().text)
+                digest = seal_object(bucket / "volume.smp", size, sender, key)
                 client.trust_add("sender", sender.public.text())
             secret = b'access_key = "key"\nsecret_key = "secret"\n'
             add = ("remote", "add", "bench", "s3://bucket", "--endpoint", endpoint, "--addressing", "path")
@@ -124,11 +97,11 @@ def kill(work: Path, size: int) -> None:
         box.ctl("job", "wait", job, timeout=1800)
         view = box.json("job", "show", job)
         box.ctl("vault", "open", job, "-o", folder / "out", timeout=1800)
-        found = hashlib.file_digest((folder / "out" / "volume.raw").open("rb"), "sha256").hexdigest()
+        found = hashlib.file_digest((folder / "out" / "000000.raw").open("rb"), "sha256").hexdigest()
         assert found == digest, "the digest differs"
         sealed = (folder / "store" / "bucket" / "volume.smp").stat().st_size
         with urllib.request.urlopen(endpoint + SENT) as answer:
-            sent = int(answer.read())
+            sent = int(answer.read().split()[0])
         print(f"{size} MiB get, SIGKILL at half: state {view['state']}, digest equal")
         print(f"object {sealed} bytes, from the spool {view['transfer']['resumed_bytes']}, sent by the server {sent}")
         twice = (sent - sealed) / RANGE_BYTES

@@ -169,7 +169,7 @@ Subsystem sftp internal-sftp -d {path}
 
 
 @contextlib.contextmanager
-def sshd(path: Path, keys: Path, key_kind: str = "ed25519") -> Iterator[Served]:
+def sshd(path: Path, keys: Path, key_kind: str = "ed25519", ciphers: str = "") -> Iterator[Served]:
     """OpenSSH's server, run as this user, with a key for authentication and ``path`` as the start folder."""
     path.mkdir(parents=True, exist_ok=True)
     binary = program("sshd")
@@ -180,7 +180,8 @@ def sshd(path: Path, keys: Path, key_kind: str = "ed25519") -> Iterator[Served]:
         port = free_port()
         config_file = keys / "sshd_config"
         authorized = f"{user_key}.pub"
-        config_file.write_text(_SSHD_CONFIG.format(port=port, host_key=host_key, authorized=authorized, path=path))
+        config = _SSHD_CONFIG.format(port=port, host_key=host_key, authorized=authorized, path=path)
+        config_file.write_text(config + (f"Ciphers {ciphers}\n" if ciphers else ""))
         started = _running([binary, "-D", "-e", "-f", str(config_file)], r"Server listening on 127.0.0.1 port (\d+)")
         try:
             process, _ = started.__enter__()

@@ -1,0 +1,32 @@
+"""A processor that only takes what comes: the measurements end where its windows are in its hands."""
+
+import hashlib
+import time
+from collections.abc import Iterator
+
+import msgspec
+
+from smpd.processors import Context, Output, StreamItem, processor
+from smpd.processors.host import host_bytes
+
+
+class Sink(msgspec.Struct, forbid_unknown_fields=True):
+    """Parameters: ``digest`` has every byte hashed, to prove once that they are the right ones."""
+
+    digest: bool = False
+
+
+@processor("bench.sink", accepts="*", params=Sink, group=True, stream=True)
+def sink(items: Iterator[StreamItem], context: Context[Sink]) -> Output:
+    """How many bytes and entries came, and when the last one was there (CLOCK_MONOTONIC, nanoseconds)."""
+    size = entries = 0
+    hasher = hashlib.sha256()
+    for item in items:
+        entries += 1
+        for window in item:
+            size += window.numel()
+            if context.params.digest:
+                hasher.update(host_bytes(window))
+    ready = time.monotonic_ns()
+    found = {"bytes": size, "entries": entries, "ready_ns": ready, "sha256": hasher.hexdigest()}
+    return Output("sink.json", msgspec.json.encode(found), "application/json")

@@ -1,0 +1,80 @@
+"""The bench itself, with small sizes: a real daemon, real servers, and the peers that are here."""
+
+import os
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+from servers import make_certificate, program
+
+from benchmarks import results
+from benchmarks.servers import own_server, store
+from benchmarks.watch import run_program
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_quick_run(tmp_path):
+    """Two loads end with samples of all who are here, a table, and a JSON that says what the server sent."""
+    argv = [sys.executable, "-m", "benchmarks", "--quick", "--rounds", "1", "--only", "https,put", "--out", tmp_path]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    run = results.load(tmp_path / "latest.json")
+    [https, put] = run.loads
+    for load in (https, put):
+        ours = load.find("SMP")
+        assert not ours.trouble
+        [sample] = ours.samples
+        assert sample.seconds > 0 < sample.cpu_s
+        assert sample.bytes == 16 << 20
+        assert "smpd" in sample.peak_rss
+        assert not [each.name for each in load.contested if each.trouble and not each.trouble.startswith("absent: ")]
+    assert 16 << 20 <= https.find("SMP").samples[0].sent < 18 << 20
+    assert "| SMP |" in done.stdout
+    assert len(run.goals) == 2
+
+
+@pytest.mark.parametrize("nginx", [True, False])
+def test_store(tmp_path, nginx):
+    """Both servers serve ranges and listings over HTTP and HTTPS, and count what they send."""
+    curl = program("curl")
+    with store(tmp_path, make_certificate(tmp_path), nginx=nginx) as served:
+        (served.bucket / "a").write_bytes(bytes(100_000))
+        served.traffic()
+        for tls in (False, True):
+            run_program([curl, "-sf", "--cacert", served.ca, "-r", "10-19", served.url("a", tls=tls)])
+        sent, requests = served.traffic(at_least=10)
+        assert sent >= 10
+        assert requests >= 1
+        with urllib.request.urlopen(f"{served.http}/bucket?list-type=2&prefix=a") as answer:
+            assert b"<Key>a</Key>" in answer.read()
+
+
+def test_uploads_are_counted_and_forgotten(tmp_path):
+    """A PUT and a multipart upload leave a size behind, and nothing on the disk."""
+
+    def ask(method: str, path: str, body: bytes | None = None) -> bytes:
+        request = urllib.request.Request(f"http://127.0.0.1:{port}/bucket/{path}", body, method=method)
+        with urllib.request.urlopen(request) as answer:
+            return answer.read() or answer.headers["Content-Length"].encode()
+
+    with own_server(tmp_path) as port:
+        ask("PUT", "whole", bytes(3_000_000))
+        assert ask("HEAD", "whole") == b"3000000"
+        upload = ask("POST", "parts?uploads", b"").partition(b"<UploadId>")[2].partition(b"<")[0].decode()
+        for number in (1, 2):
+            ask("PUT", f"parts?partNumber={number}&uploadId={upload}", bytes(70_000))
+        ask("POST", f"parts?uploadId={upload}", b"<CompleteMultipartUpload/>")
+        assert ask("HEAD", "parts") == b"140000"
+        ask("DELETE", "parts")
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            ask("HEAD", "parts")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_program_that_fails_says_so():
+    with pytest.raises(RuntimeError, match="exited 3: out of luck"):
+        run_program([sys.executable, "-c", "import sys; print('out of luck', file=sys.stderr); sys.exit(3)"])
