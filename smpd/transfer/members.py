@@ -43,7 +43,9 @@ class Batch:
             at += info.size
         failed = await members.pool.read_many(lane, wanted)
         members.meter.fetched(at)
-        length, bad = await anyio.to_thread.run_sync(self._open, lane, wanted, failed, plain)
+        length, bad = await anyio.to_thread.run_sync(
+            self._open, lane, wanted, failed, plain, limiter=members.pool.openers
+        )
         for index, error in {**failed, **bad}.items():
             members.refuse(self._infos[index], error)
         return length

@@ -168,7 +168,9 @@ class RangeUnit:
         opener = self._source.opener
         read = from_descriptor(self._spool.fd, opener.range_span(self._index)[0])
         try:
-            leaves = await anyio.to_thread.run_sync(opener.open_range, self._index, read, plain, None)
+            leaves = await anyio.to_thread.run_sync(
+                opener.open_range, self._index, read, plain, None, limiter=self._pool.openers
+            )
         except IntegrityError:
             if expected is None:
                 raise
@@ -194,7 +196,7 @@ class RangeUnit:
             with disk_errors("the spool"):
                 return source.opener.open_range(self._index, read, plain, spool.fd if spool else None)
 
-        return await anyio.to_thread.run_sync(work)
+        return await anyio.to_thread.run_sync(work, limiter=self._pool.openers)
 
 
 async def ranges(

@@ -44,14 +44,17 @@ class FetchSettings(NamedTuple):
 
 
 class RemotePool:
-    """All that smpd does with one remote goes through here."""
+    """All that smpd does with one remote goes through here.
+
+    Attributes:
+        openers: limits the threads that hash and open, those of all remotes together, to the cores there are: more only
+            take the cache and the interpreter lock from each other.
+    """
 
     def __init__(
-        self,
-        remote: Remote,
-        settings: FetchSettings,
-        group: TaskGroup,
+        self, remote: Remote, settings: FetchSettings, group: TaskGroup, openers: anyio.CapacityLimiter
     ) -> None:
+        self.openers = openers
         self.name = remote.name
         self.mode = remote.mode
         self._remote = remote
@@ -325,6 +328,7 @@ class Pools:
         self._load = load
         self._settings = settings
         self._group = group
+        self._openers = anyio.CapacityLimiter(len(os.sched_getaffinity(0)))
         self._lock = anyio.Lock()
         self.open: dict[str, RemotePool] = {}
 
@@ -337,7 +341,7 @@ class Pools:
         async with self._lock:
             if name not in self.open:
                 remote = await anyio.to_thread.run_sync(self._load, name)
-                self.open[name] = RemotePool(remote, self._settings, self._group)
+                self.open[name] = RemotePool(remote, self._settings, self._group, self._openers)
             return self.open[name]
 
     async def forget(self, name: str) -> None:
