@@ -1,5 +1,6 @@
 """The composition root: puts the rooms together, runs them, and takes them down in order."""
 
+import gc
 import os
 import secrets
 import signal
@@ -84,6 +85,7 @@ async def _serve(
 ) -> None:
     async with anyio.create_task_group() as workers:
         daemon = await anyio.to_thread.run_sync(partial(_compose, config, keys, audit, verifier, database, workers))
+        gc.freeze()  # what lives for ever is not looked through again in the middle of a transfer
         try:
             await _serve_until_told(config, daemon, notifier, created=keys.created)
         finally:

@@ -182,6 +182,7 @@ class Results:
         self.prefix = ""  # of the object that the next results are of
         self._slots = slots
         self._free = list(range(len(slots)))
+        self._filled: dict[int, int] = {}  # how far each slot was ever filled
         self._freed = freed
         self._send = send
         self._clock = clock
@@ -214,9 +215,9 @@ class Results:
             self._take_freed()
 
     def wipe(self) -> None:
-        """Zero the result ring."""
-        for slot in self._slots if self.count or len(self._free) < len(self._slots) else ():
-            slot.zero_()
+        """Zero what was used of the result ring."""
+        for slot, length in self._filled.items():
+            self._slots[slot][:length].zero_()
 
     def _check(self, output: Output, name: str) -> None:
         if name in self._names:
@@ -258,6 +259,7 @@ class Results:
                 self._take_freed()
             slot = self._free.pop()
             part = data[start : start + slot_bytes]
+            self._filled[slot] = max(part.numel(), self._filled.get(slot, 0))
             self._slots[slot][: part.numel()].copy_(part)
             self._send(OutputChunk(slot, part.numel()))
 

@@ -1,6 +1,7 @@
 """The link to smpd: requests in, each answered by the one remote that Setup named."""
 
 import contextlib
+import gc
 import os
 import sys
 import time
@@ -85,6 +86,7 @@ class Service:
         self._ring = Ring(fds.pop(), request.slots, request.slot_bytes)
         self._remote = remote
         self._connections = request.connections
+        gc.freeze()  # the libraries' own objects, a hundred thousand, are not looked through again while ranges wait
         return fetching.Walls(walls)
 
     async def _answer(
