@@ -62,6 +62,12 @@ class Link:
         with self.ring.slot(slot) as view:
             return bytes(view[at : at + length])
 
+    async def tail(self, path: str, length: int, slot: int = 0) -> tuple[ObjectInfo, bytes]:
+        """The object's info and what the slot then holds of it."""
+        info = await self._call(fetching.Tail(path, length, slot), ObjectInfo)
+        with self.ring.slot(slot) as view:
+            return info, bytes(view[: min(length, info.size)])
+
     async def write(self, path: str, data: bytes, *, size: int | None = None) -> ObjectInfo:
         self.progress.clear()
         with tempfile.TemporaryFile() as file:

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 
 import anyio
 import asyncssh
@@ -14,6 +15,13 @@ WINDOW_BYTES = 16 << 20
 PACKET_BYTES = 128 << 10  # OpenSSH sends 32 KiB whatever is allowed, others more
 
 
+@dataclass(slots=True)
+class Meter:
+    """How many bytes arrived, over all sessions that share it."""
+
+    received: int = 0
+
+
 class ReadSession(asyncssh.SSHClientSession[bytes]):
     """Use :meth:`start`. Calls raise asyncssh's SFTPError, and TimeoutError when the server stalls.
 
@@ -21,8 +29,9 @@ class ReadSession(asyncssh.SSHClientSession[bytes]):
         stall_s: how long the server may send nothing while it owes an answer.
     """
 
-    def __init__(self, stall_s: float) -> None:
+    def __init__(self, stall_s: float, meter: Meter) -> None:
         self._stall_s = stall_s
+        self._meter = meter
         self._channel: asyncssh.SSHClientChannel[bytes] | None = None
         self._requests = wire.Requests(self._write)
         self._waiting: set[anyio.Event] = set()
@@ -30,11 +39,11 @@ class ReadSession(asyncssh.SSHClientSession[bytes]):
         self._block_bytes = wire.BLOCK_BYTES
 
     @classmethod
-    async def start(cls, connection: asyncssh.SSHClientConnection, stall_s: float) -> "ReadSession":
+    async def start(cls, connection: asyncssh.SSHClientConnection, stall_s: float, meter: Meter) -> "ReadSession":
         """Open a channel and agree on version 3."""
         with anyio.fail_after(stall_s):
             _, session = await connection.create_session(
-                lambda: cls(stall_s),
+                lambda: cls(stall_s, meter),
                 subsystem="sftp",
                 encoding=None,
                 window=WINDOW_BYTES,
@@ -112,6 +121,7 @@ class ReadSession(asyncssh.SSHClientSession[bytes]):
         if datatype is not None or self._channel is None:
             return  # what a server's shell says on standard error
         self._heard = anyio.current_time()
+        self._meter.received += len(data)
         try:
             self._requests.feed(data)
         except asyncssh.SFTPBadMessage:

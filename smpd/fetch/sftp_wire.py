@@ -9,7 +9,7 @@ import functools
 import stat
 import struct
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import asyncssh
@@ -20,7 +20,10 @@ STATUS, HANDLE, DATA, ATTRS, EXTENDED_REPLY = 101, 102, 103, 105, 201
 LIMITS = b"limits@openssh.com"  # OpenSSH's PROTOCOL, section 4.8
 BLOCK_BYTES = 32 << 10  # what every server must be able to send (section 3)
 BLOCK_MAX_BYTES = 1 << 20
-REQUESTS_MAX = 64  # of one range; what OpenSSH's client has under way
+# What is under way in one session. OpenSSH's server reads all that it is asked for into memory at once, and is slower
+# the more it is; its client has 64 requests under way.
+REQUESTS_MAX = 64
+AHEAD_BYTES = 4 << 20
 _REPLY_MAX_BYTES = 256 << 10  # of other replies than DATA
 _HANDLE_MAX_BYTES = 256  # section 6.3
 _READ_FLAG = 1
@@ -74,6 +77,8 @@ class Requests:
         self._write = write
         self._next = 0
         self._pending: dict[int, _Pending] = {}
+        self._queue: deque[Block] = deque()
+        self._ahead = 0  # how many bytes were asked for and are not there yet
         self._head = bytearray()  # a reply that is not whole yet, unless it is DATA whose header is
         self._data: _Pending | None = None
         self._place = 0  # where in its destination the next byte of DATA goes
@@ -94,17 +99,30 @@ class Requests:
         """Send one request; without ``done`` nobody waits for its answer."""
         self._write(self._request(kind, fields, done, None))
 
-    def read(
-        self, handle: bytes, blocks: list[tuple[int, memoryview]], done: Callable[[int, Reply], None]
-    ) -> list[int]:
-        """Ask for blocks, each of an offset and a place; ``done`` gets the index of each. Returns their ids."""
-        ids, packets = [], []
-        for index, (offset, into) in enumerate(blocks):
-            ids.append(self._next)
-            fields = string(handle) + _RANGE.pack(offset, len(into))
-            packets.append(self._request(READ, fields, functools.partial(done, index), into))
-        self._write(b"".join(packets))  # in one: each write costs an SSH packet
-        return ids
+    def enqueue(self, blocks: Iterable["Block"], *, first: bool = False) -> None:
+        """Ask for blocks as soon as few enough bytes are under way; what was enqueued first is asked for first."""
+        if first:
+            self._queue.extendleft(blocks)
+        else:
+            self._queue.extend(blocks)
+        self._fill()
+
+    def _fill(self) -> None:
+        # By halves and in one write: each write costs SSH packets.
+        if not self._queue or self._ahead > AHEAD_BYTES // 2 or len(self._pending) > REQUESTS_MAX // 2:
+            return
+        packets = []
+        while self._queue and self._ahead < AHEAD_BYTES and len(self._pending) < REQUESTS_MAX:
+            block = self._queue.popleft()
+            if block.read.abandoned:
+                continue
+            block.read.under_way.add(self._next)
+            self._ahead += len(block.into)
+            fields = string(block.read.handle) + _RANGE.pack(block.offset, len(block.into))
+            done = functools.partial(block.read.answered, self._next, block)
+            packets.append(self._request(READ, fields, done, block.into))
+        if packets:
+            self._write(b"".join(packets))
 
     def forget(self, number: int) -> None:
         """Drop the answer to a request when it comes."""
@@ -137,9 +155,7 @@ class Requests:
         self._left -= count
         if not self._left:
             self._data = None
-            del self._pending[pending.number]
-            if pending.done is not None:
-                pending.done(Reply(DATA, size=self._place))
+            self._finish(pending, Reply(DATA, size=self._place))
         return view[count:]
 
     def _collect(self, view: memoryview) -> memoryview:
@@ -158,9 +174,7 @@ class Requests:
             greeted(bytes(head[5:]))
         else:
             pending = self._answered(head)
-            del self._pending[pending.number]
-            if pending.done is not None:
-                pending.done(Reply(kind, bytes(head[9:])))
+            self._finish(pending, Reply(kind, bytes(head[9:])))
         return rest
 
     def _wanted(self, head: bytearray) -> int:
@@ -177,6 +191,13 @@ class Requests:
             raise asyncssh.SFTPBadMessage("a reply of a length that none has")
         return 4 + length
 
+    def _finish(self, pending: _Pending, reply: Reply) -> None:
+        del self._pending[pending.number]
+        self._ahead -= pending.limit
+        if pending.done is not None:
+            pending.done(reply)
+        self._fill()
+
     def _answered(self, head: bytearray) -> _Pending:
         pending = self._pending.get(int(_U32.unpack_from(head, 5)[0]))
         if pending is None:
@@ -191,8 +212,16 @@ class Requests:
         self._data, self._place, self._left = pending, 0, size
 
 
+class Block(NamedTuple):
+    """A part of a range, to be asked for at once."""
+
+    read: "RangeRead"
+    offset: int
+    into: memoryview
+
+
 class RangeRead:
-    """Fills ``into`` from byte ``offset`` of an open file on.
+    """Fills ``into``, which is not empty, from byte ``offset`` of an open file on.
 
     Args:
         block_bytes: how much to ask for at once.
@@ -209,53 +238,37 @@ class RangeRead:
         done: Callable[[asyncssh.SFTPError | None], None],
     ) -> None:
         self._requests = requests
-        self._handle = handle
-        self._done: Callable[[asyncssh.SFTPError | None], None] | None = done
-        self._under_way: dict[tuple[int, int], int] = {}  # (batch, index) to id
-        self._batches = 0
+        self._done = done
+        self._left = len(into)
+        self.handle = handle
+        self.under_way: set[int] = set()  # ids
+        self.abandoned = False
         starts = range(0, len(into), block_bytes)
-        self._waiting = deque((offset + start, into[start : start + block_bytes]) for start in starts)
-        self._fill()
+        requests.enqueue(Block(self, offset + start, into[start : start + block_bytes]) for start in starts)
 
     def abandon(self) -> None:
         """Nothing is written from here on, whatever still arrives; ``done`` is not called any more."""
-        for number in self._under_way.values():
+        self.abandoned = True
+        for number in self.under_way:
             self._requests.forget(number)
-        self._under_way.clear()
-        self._waiting.clear()
-        self._done = None
+        self.under_way.clear()
 
-    def _fill(self) -> None:
-        # By halves, so that many small blocks do not cost a packet each.
-        if not self._waiting or len(self._under_way) > REQUESTS_MAX // 2:
-            return
-        count = min(REQUESTS_MAX - len(self._under_way), len(self._waiting))
-        blocks = [self._waiting.popleft() for _ in range(count)]
-        batch, self._batches = self._batches, self._batches + 1
-
-        def answered(index: int, reply: Reply) -> None:
-            self._under_way.pop((batch, index), None)
-            self._answered(*blocks[index], reply)
-
-        for index, number in enumerate(self._requests.read(self._handle, blocks, answered)):
-            self._under_way[batch, index] = number
-
-    def _answered(self, offset: int, into: memoryview, reply: Reply) -> None:
+    def answered(self, number: int, block: Block, reply: Reply) -> None:
+        """One block's answer is there."""
+        self.under_way.discard(number)
         if reply.kind != DATA:
             self._end(refusal(reply) or asyncssh.SFTPBadMessage("no data and no reason"))
             return
-        if reply.size < len(into):  # a server may send less than it was asked for
-            self._waiting.appendleft((offset + reply.size, into[reply.size :]))
-        if self._waiting:
-            self._fill()
-        elif not self._under_way:
+        self._left -= reply.size
+        if not self._left:
             self._end(None)
+        elif reply.size < len(block.into):  # a server may send less than it was asked for
+            rest = Block(self, block.offset + reply.size, block.into[reply.size :])
+            self._requests.enqueue([rest], first=True)
 
     def _end(self, error: asyncssh.SFTPError | None) -> None:
-        done = self._done
         self.abandon()
-        if done is not None:
-            done(error)
+        self._done(error)
 
 
 def string(value: bytes) -> bytes:
