@@ -1,8 +1,8 @@
 """The plain ring to a device, by the very code of the compute process, without the rest of the pipeline.
 
-A producer stands in for smpd: it fills slots, hands them to :class:`smpd.compute.feed.Feed`, and takes a slot again only
-when the event that came with it has passed. So a copy that is still under way when its slot is reused shows as wrong
-bytes on the device.
+A producer stands in for smpd: it fills slots, hands them to :class:`smpd.compute.feed.Feed`, and takes a slot again
+only when the event that came with it has passed. So a copy that is still under way when its slot is reused shows as
+wrong bytes on the device.
 """
 
 import queue
@@ -80,8 +80,8 @@ def copy_windows(device: Device, slots: list[torch.Tensor], total: int) -> float
 def check(device: Device, slots: list[torch.Tensor], sizes: list[int]) -> Iterator[str]:
     """Copy entries of these sizes, one after the other, and yield all that is wrong with what arrived.
 
-    Every byte is compared on the device, the bytes on both sides of each entry are canaries, and with pinned slots every
-    slot must have come back with an event.
+    Every byte is compared, the bytes on both sides of each entry on the device are canaries, and with pinned slots
+    every slot must have come back with an event.
     """
     producer = Producer(device, slots, sum(sizes), pattern)
     feed = Feed(slots, producer.chunks, producer.free, device, Clock())
