@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -32,16 +31,6 @@ def curl(url: str, ca: Path | None = None) -> Sample:
     """``curl URL > /dev/null``."""
     argv = [_program("curl"), "--silent", "--fail", "--output", os.devnull, *(["--cacert", ca] if ca else []), url]
     return run_program(argv)
-
-
-def curl_many(urls: list[str], connections: int) -> Sample:
-    """``curl --parallel`` of many URLs, all to /dev/null, over kept connections."""
-    config = "".join(f'url = "{url}"\noutput = "{os.devnull}"\n' for url in urls)
-    with tempfile.NamedTemporaryFile("w", suffix=".curl") as file:
-        file.write(config)
-        file.flush()
-        limits = ["--parallel", "--parallel-max", str(connections)]
-        return run_program([_program("curl"), "--silent", "--fail", *limits, "--config", file.name])
 
 
 def s5cmd(store: Store, source: str | Path, target: str | Path, *, tls: bool = False, endpoint: str = "") -> Sample:
@@ -75,10 +64,10 @@ class Rclone:
         obscured = subprocess.run(
             [self._program, "obscure", "correct horse"], capture_output=True, text=True, check=True
         )
-        self._env = {**os.environ, "RCLONE_CONFIG": os.devnull, "RCLONE_CA_CERT": str(store.ca)}
+        self._env = {**os.environ, "RCLONE_CONFIG": os.devnull}
         self._folder = store.bucket / "crypt"
         self._remote("local", type="crypt", remote=self._folder, password=obscured.stdout.strip())
-        for name, endpoint in (("http", store.http), ("https", store.https), ("uploads", store.uploads)):
+        for name, endpoint in (("http", store.http), ("uploads", store.uploads)):
             s3 = {"type": "s3", "provider": "Other", "endpoint": endpoint, "no_check_bucket": "true"}
             self._remote(f"{name}_s3", **s3, access_key_id=ACCESS_KEY, secret_access_key=SECRET_KEY)
             where = f"{name}_s3:{BUCKET}/crypt"
