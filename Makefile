@@ -48,8 +48,8 @@ $(PEERS): $(STAMP) pyproject.toml constraints.txt
 bench: $(PEERS)  ## every load against its peers; ROUNDS=5 ONLY=name,name QUICK=1
 	@$(BIN)/python -m benchmarks --rounds $(or $(ROUNDS),5) --only '$(ONLY)' $(if $(QUICK),--quick)
 
-bench-report: $(STAMP) ## write tables and charts of the last run (or of JSON=file) into docs/
-	@$(BIN)/python -m benchmarks --report '$(JSON)'
+bench-report: $(STAMP) ## write tables and charts of the last run (or of JSON="file file") into docs/
+	@$(BIN)/python -m benchmarks --report $(JSON)
 
 bench-gpu: $(PEERS) ## copies to a CUDA device, alone and while fetching
 	@$(BIN)/python -m benchmarks.gpu

@@ -25,10 +25,12 @@ def run(loads: Sequence[Load], goals: Sequence[Goal], arguments: Sequence[str]) 
     parser.add_argument("--only", default="", help="names of loads, with commas between")
     parser.add_argument("--quick", action="store_true", help="small sizes, which prove that everything runs")
     parser.add_argument("--out", type=Path, default=results.ROOT / "build" / "bench")
-    parser.add_argument("--report", type=Path, metavar="JSON", help="write this run into docs/, and run nothing")
+    parser.add_argument("--report", type=Path, nargs="+", metavar="JSON", help="write these runs into docs/")
     options = parser.parse_args(arguments)
     if options.report:
-        report.publish(results.load(options.report))
+        found = results.merge([results.load(path) for path in options.report])
+        found.goals = judge(found.loads, goals)
+        report.publish(found)
         return 0
     try:
         loads = select(loads, options.only)

@@ -14,6 +14,7 @@ UNITS = {
     "rss_mib": "RSS, MiB",
     "wakeups_s": "wake-ups/s",
     "peak_mib": "peak of all, MiB",
+    "queued": "queued then",
     "critical_ms": "critical job running after, ms",
 }
 MIB = 1 << 20
