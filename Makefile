@@ -38,16 +38,18 @@ format: $(STAMP) ## write the formatting
 size: $(STAMP)   ## lines of code per room
 	@$(BIN)/python benchmarks/size.py
 
-# A peer that cannot be installed is shown as absent; it keeps nobody from measuring the rest.
-$(PEERS): $(STAMP)
-	-$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS),bench]'
+# One at a time: a peer that cannot be installed is shown as absent, and keeps nobody from measuring the others.
+$(PEERS): $(STAMP) pyproject.toml constraints.txt
+	@$(BIN)/python -c "import tomllib; file = open('pyproject.toml', 'rb'); \
+	    print(*tomllib.load(file)['project']['optional-dependencies']['bench'], sep='\n')" | while read peer; do \
+	    $(BIN)/python -m pip install --quiet --constraint constraints.txt "$$peer" || echo "absent: $$peer" >&2; done
 	@touch $@
 
 bench: $(PEERS)  ## every load against its peers; ROUNDS=5 ONLY=name,name QUICK=1
 	@$(BIN)/python -m benchmarks --rounds $(or $(ROUNDS),5) --only '$(ONLY)' $(if $(QUICK),--quick)
 
-bench-report: $(STAMP) ## write tables and charts of the last run (or of JSON=file) into docs/
-	@$(BIN)/python -m benchmarks --report '$(JSON)'
+bench-report: $(STAMP) ## write tables and charts of the last run (or of JSON="file file") into docs/
+	@$(BIN)/python -m benchmarks --report $(JSON)
 
 bench-gpu: $(PEERS) ## copies to a CUDA device, alone and while fetching
 	@$(BIN)/python -m benchmarks.gpu

@@ -39,12 +39,16 @@ def age_open(path: str, identity: str) -> None:
         pyrage.decrypt_io(file, plain, [pyrage.x25519.Identity.from_str(identity)])
 
 
-def tensorizer_open(url: str, key: str) -> None:
-    """tensorizer with encryption (XSalsa20-Poly1305), over HTTP, to tensors on the CPU."""
+def tensorizer_open(url: str, key: str, device: str = "cpu") -> None:
+    """tensorizer with encryption (XSalsa20-Poly1305), over HTTP, to tensors on a device."""
     from tensorizer import DecryptionParams, TensorDeserializer
 
-    with TensorDeserializer(url, device="cpu", encryption=DecryptionParams.from_key(bytes.fromhex(key))) as tensors:
+    with TensorDeserializer(url, device=device, encryption=DecryptionParams.from_key(bytes.fromhex(key))) as tensors:
         count = sum(tensor.numel() for tensor in tensors.values())
+        if device != "cpu":
+            import torch
+
+            torch.cuda.synchronize()
     assert count
 
 

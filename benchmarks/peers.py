@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -32,16 +31,6 @@ def curl(url: str, ca: Path | None = None) -> Sample:
     """``curl URL > /dev/null``."""
     argv = [_program("curl"), "--silent", "--fail", "--output", os.devnull, *(["--cacert", ca] if ca else []), url]
     return run_program(argv)
-
-
-def curl_many(urls: list[str], connections: int) -> Sample:
-    """``curl --parallel`` of many URLs, all to /dev/null, over kept connections."""
-    config = "".join(f'url = "{url}"\noutput = "{os.devnull}"\n' for url in urls)
-    with tempfile.NamedTemporaryFile("w", suffix=".curl") as file:
-        file.write(config)
-        file.flush()
-        limits = ["--parallel", "--parallel-max", str(connections)]
-        return run_program([_program("curl"), "--silent", "--fail", *limits, "--config", file.name])
 
 
 def s5cmd(store: Store, source: str | Path, target: str | Path, *, tls: bool = False, endpoint: str = "") -> Sample:
@@ -75,10 +64,10 @@ class Rclone:
         obscured = subprocess.run(
             [self._program, "obscure", "correct horse"], capture_output=True, text=True, check=True
         )
-        self._env = {**os.environ, "RCLONE_CONFIG": os.devnull, "RCLONE_CA_CERT": str(store.ca)}
+        self._env = {**os.environ, "RCLONE_CONFIG": os.devnull}
         self._folder = store.bucket / "crypt"
         self._remote("local", type="crypt", remote=self._folder, password=obscured.stdout.strip())
-        for name, endpoint in (("http", store.http), ("https", store.https), ("uploads", store.uploads)):
+        for name, endpoint in (("http", store.http), ("uploads", store.uploads)):
             s3 = {"type": "s3", "provider": "Other", "endpoint": endpoint, "no_check_bucket": "true"}
             self._remote(f"{name}_s3", **s3, access_key_id=ACCESS_KEY, secret_access_key=SECRET_KEY)
             where = f"{name}_s3:{BUCKET}/crypt"
@@ -197,6 +186,24 @@ def tensorizer_encrypt(plain: Path, target: Path) -> str:
     if done.returncode:
         raise PeerAbsentError(f"tensorizer cannot encrypt here: {done.stderr.strip().rpartition(chr(10))[2]}")
     return done.stdout.split()[-1]
+
+
+def write_safetensors(plain: Path, target: Path) -> int:
+    """A file as tensors of 64 MiB in the safetensors format, in the clear; how many there are."""
+    _needs("runai_model_streamer")
+    size = plain.stat().st_size
+    starts = range(0, size, _TENSOR_BYTES)
+    spans = {str(number): [start, min(start + _TENSOR_BYTES, size)] for number, start in enumerate(starts)}
+    header = {
+        name: {"dtype": "U8", "shape": [end - start], "data_offsets": [start, end]}
+        for name, (start, end) in spans.items()
+    }
+    text = json.dumps(header).encode()
+    with plain.open("rb") as source, target.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        while block := source.read(MIB):
+            file.write(block)
+    return len(spans)
 
 
 def _needs(module: str) -> None:

@@ -156,6 +156,20 @@ def load(path: Path) -> Run:
     return run
 
 
+def merge(runs: Sequence[Run]) -> Run:
+    """Runs of different loads as one; of a load that was run twice the later counts. The goals are to be judged anew.
+
+    Raises:
+        ValueError: they are of different commits, machines or sizes, so that nothing compares.
+    """
+    last = runs[-1]
+    for run in runs:
+        if (run.commit, run.machine, run.quick, run.rounds) != (last.commit, last.machine, last.quick, last.rounds):
+            raise ValueError(f"the runs of {run.date} and {last.date} are not of one kind")
+    loads = {load.name: load for run in runs for load in run.loads}
+    return msgspec.structs.replace(last, loads=list(loads.values()), goals=[])
+
+
 def describe_machine() -> Machine:
     """What there is to know about this machine and what is installed on it."""
     cpu = re.search(r"model name\s*:\s*(.*)", _read("/proc/cpuinfo"))

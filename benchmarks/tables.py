@@ -14,6 +14,7 @@ UNITS = {
     "rss_mib": "RSS, MiB",
     "wakeups_s": "wake-ups/s",
     "peak_mib": "peak of all, MiB",
+    "queued": "queued then",
     "critical_ms": "critical job running after, ms",
 }
 MIB = 1 << 20
@@ -22,10 +23,9 @@ _DIGITS = {"objects_s": 0, "rss_mib": 1, "peak_mib": 0, "p50_ms": 3}
 
 def load_table(load: LoadResult) -> str:
     """Everyone who took part in one load, and who could not."""
-    first = load.contested[0]
     ceiling = load.find(load.ceiling)
     head = ["", UNITS[load.unit]]
-    head += ["GB per CPU-s"] if any(sample.bytes for sample in first.samples) else []
+    head += ["GB per CPU-s"] if any(sample.bytes for each in load.contested for sample in each.samples) else []
     head += [f"ratio to {load.ceiling}"] if load.ceiling else []
     extra = list(dict.fromkeys(name for each in load.contested for s in each.samples for name in s.figures))
     extra = [name for name in extra if name != load.unit]

@@ -27,6 +27,8 @@ def sink(items: Iterator[StreamItem], context: Context[Sink]) -> Output:
             size += window.numel()
             if context.params.digest:
                 hasher.update(host_bytes(window))
+    if context.stream is not None:
+        context.stream.synchronize()  # the windows are on the device now, not only on their way
     ready = time.monotonic_ns()
     found = {"bytes": size, "entries": entries, "ready_ns": ready, "sha256": hasher.hexdigest()}
     return Output("sink.json", msgspec.json.encode(found), "application/json")

@@ -112,6 +112,17 @@ def test_json_round_trip(load, tmp_path):
             results.load(path)
 
 
+def test_runs_of_one_kind_are_merged(load):
+    first, second = (results.new_run(quick=True, rounds=3) for _ in range(2))
+    first.loads, second.loads = [load], [msgspec.structs.replace(load, name="https")]
+    assert [each.name for each in results.merge([first, second]).loads] == ["http", "https"]
+    second.loads = [msgspec.structs.replace(load, title="later")]
+    assert [each.title for each in results.merge([first, second]).loads] == ["later"]
+    second.commit = "another"
+    with pytest.raises(ValueError, match="not of one kind"):
+        results.merge([first, second])
+
+
 def test_report_fills_the_page(load, tmp_path):
     run = results.new_run(quick=False, rounds=3)
     run.loads, run.goals = [load], judge([load])
