@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import TypeVar
 
 import anyio
@@ -63,10 +63,21 @@ class Link:
             return bytes(view[at : at + length])
 
     async def tail(self, path: str, length: int, slot: int = 0) -> tuple[ObjectInfo, bytes]:
-        """The object's info and what the slot then holds of it."""
-        info = await self._call(fetching.Tail(path, length, slot), ObjectInfo)
+        """The end of an object, and what is known of it."""
         with self.ring.slot(slot) as view:
+            view[:] = b"\xee" * len(view)
+            info = await self._call(fetching.Tail(path, length, slot), ObjectInfo)
+            assert set(view[length:]) <= {0xEE}
             return info, bytes(view[: min(length, info.size)])
+
+    async def read_many(
+        self, objects: Sequence[fetching.Whole], slot: int = 0
+    ) -> tuple[Sequence[bytes | None], dict[int, str]]:
+        """Objects out of one slot, None for those that failed, and the codes of the failures."""
+        errors = (await self._call(fetching.ReadMany(objects, slot), fetching.ManyRead)).errors
+        with self.ring.slot(slot) as view:
+            got = [None if i in errors else bytes(view[o.at : o.at + o.size]) for i, o in enumerate(objects)]
+        return got, {index: error.code for index, error in errors.items()}
 
     async def write(self, path: str, data: bytes, *, size: int | None = None) -> ObjectInfo:
         self.progress.clear()

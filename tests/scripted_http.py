@@ -1,9 +1,10 @@
-"""An HTTP server for tests that answers each GET as its object's name says, rightly or not."""
+"""An HTTP server for tests that answers each request as its object's name says, rightly or not."""
 
 import asyncio
 import contextlib
 import hashlib
 import re
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import NamedTuple
 
@@ -12,11 +13,22 @@ ETAG = "0123456789abcdef"
 
 
 class Asked(NamedTuple):
-    """One request: the range asked for (inclusive), and how many came before it on its connection."""
+    """One request: the range asked for (inclusive), how many came before it on its connection, and its head."""
 
     start: int
     end: int
     earlier: int
+    head: str = ""
+
+    @property
+    def method(self) -> str:
+        return self.head.partition(" ")[0]
+
+    @property
+    def length(self) -> int:
+        """Of the request's own body."""
+        found = re.search(r"(?im)^content-length: (\d+)\r$", self.head)
+        return int(found[1]) if found else 0
 
     @property
     def body(self) -> bytes:
@@ -77,7 +89,7 @@ def refusal(status: str, code: str = "", more: str = "") -> Script:
 
 
 @contextlib.asynccontextmanager
-async def scripted(scripts: dict[str, Script]) -> AsyncIterator[str]:
+async def scripted(scripts: dict[str, Script], tls: ssl.SSLContext | None = None) -> AsyncIterator[str]:
     """Serve; yields the endpoint. The last part of a path chooses the script."""
 
     serving: set[asyncio.Task[None]] = set()
@@ -93,21 +105,23 @@ async def scripted(scripts: dict[str, Script]) -> AsyncIterator[str]:
 
     async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         earlier = 0
-        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, ssl.SSLError):
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
                 found = re.search(r"(?im)^range: bytes=(\d+)-(\d+)\r$", head)
                 start, end = (int(found[1]), int(found[2])) if found else (0, len(DATA) - 1)
+                if suffix := re.search(r"(?im)^range: bytes=-(\d+)\r$", head):
+                    start = max(0, len(DATA) - int(suffix[1]))
                 name = head.split(" ")[1].rpartition("/")[2].partition("?")[0]
-                if not await scripts[name](Peer(reader, writer), Asked(start, end, earlier)):
+                if not await scripts[name](Peer(reader, writer), Asked(start, end, earlier, head)):
                     break
                 earlier += 1
         writer.close()
-        with contextlib.suppress(ConnectionError):
+        with contextlib.suppress(ConnectionError, ssl.SSLError):
             await writer.wait_closed()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls)
     async with server:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        yield f"{'https' if tls else 'http'}://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         for task in list(serving):  # each ends when its client has closed
             await asyncio.wait([task], timeout=10)

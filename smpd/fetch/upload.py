@@ -97,6 +97,19 @@ class Uploader:
                     return await self._put_directly(path, key, fd, start, length, seconds, part)
             except Unspoken:
                 self._by_client = True
+        return await self._put_by_client(method, path, key, fd, start, length, seconds, part)
+
+    async def _put_by_client(
+        self,
+        method: str,
+        path: str,
+        key: str,
+        fd: int,
+        start: int,
+        length: int,
+        seconds: float,
+        part: dict[str, str | int],
+    ) -> str:
         body = await read_source(fd, length, start)
         answer = await self._bucket.call(method, path, seconds, Key=key, Body=body, **part)
         return _etag_of(answer.get("ETag", ""))

@@ -2,12 +2,16 @@
 
 import asyncio
 import socket
+import ssl
 import struct
+from pathlib import Path
+from typing import NamedTuple
 
 import anyio
 import pytest
 from fetch_link import Link, fetch_in_process, fetch_process
 from scripted_http import DATA, ETAG, Asked, Peer, Script, answer, refusal, scripted
+from servers import make_certificate
 
 from smp_proto.control import S3Config, S3Secret
 from smp_proto.errors import SmpError
@@ -15,6 +19,13 @@ from smpd.fetch.remote import Deadlines
 
 PIN = f"etag:{len(DATA)}:{ETAG}"
 SECRET = S3Secret("key", "secret")
+
+
+class Certificate(NamedTuple):
+    """For the server, if it speaks TLS, and for the remote."""
+
+    server: ssl.SSLContext | None
+    ca_pem: str
 
 
 def sends(*parts: bytes, keep: bool = False, **head: object) -> Script:
@@ -33,14 +44,22 @@ async def truncated(peer: Peer, asked: Asked) -> None:
 
 async def half_closed(peer: Peer, asked: Asked) -> None:
     await truncated(peer, asked)
-    peer.writer.write_eof()
-    await peer.gone()
+    if peer.writer.can_write_eof():  # TLS has no half-closed connections
+        peer.writer.write_eof()
+        await peer.gone()
 
 
 async def reset(peer: Peer, asked: Asked) -> None:
     await truncated(peer, asked)
     sock = peer.writer.get_extra_info("socket")
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    peer.writer.transport.abort()
+
+
+async def cut_off(peer: Peer, asked: Asked) -> None:
+    """The whole answer but its last byte, and over TLS no close_notify."""
+    await peer.send((answer(asked) + asked.body)[:-1])
+    peer.writer.transport.abort()
 
 
 async def extra(peer: Peer, asked: Asked) -> bool:
@@ -75,6 +94,7 @@ WRONG: dict[str, tuple[Script, str]] = {
     "truncated": (truncated, "remote_unreachable"),
     "half-closed": (half_closed, "remote_unreachable"),
     "reset": (reset, "remote_unreachable"),
+    "cut-off": (cut_off, "remote_unreachable"),
     "silent": (sends(b"", status="206 Partial Content"), "remote_unreachable"),
     "shorter": (sends(length=10), "remote_failed"),
     "longer": (sends(length=len(DATA) * 2), "remote_failed"),
@@ -128,18 +148,29 @@ def everything() -> dict[str, Script]:
     return RIGHT | {name: script for name, (script, _) in WRONG.items()}
 
 
-async def test_no_wrong_answer_passes_in_the_process() -> None:
+@pytest.fixture(params=["http", "https"])
+def certificate(request: pytest.FixtureRequest, tmp_path: Path) -> Certificate:
+    """Both schemes: what the server is to have, and what the remote is to trust."""
+    if request.param == "http":
+        return Certificate(None, "")
+    cert, key = make_certificate(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(cert, key)
+    return Certificate(context, cert.read_text())
+
+
+async def test_no_wrong_answer_passes_in_the_process(certificate: Certificate) -> None:
     """Each wrong answer is its error, each odd but right one is read; the pool stays usable (uvloop)."""
-    async with scripted(everything()) as endpoint:
-        config = S3Config("b", endpoint=endpoint, addressing="path")
+    async with scripted(everything(), certificate.server) as endpoint:
+        config = S3Config("b", endpoint=endpoint, addressing="path", ca_pem=certificate.ca_pem)
         async with fetch_process(config, SECRET, connections=1) as link:
             await check_all(link)
 
 
-async def test_no_wrong_answer_passes_on_asyncio() -> None:
+async def test_no_wrong_answer_passes_on_asyncio(certificate: Certificate) -> None:
     """The same on the standard event loop."""
-    async with scripted(everything()) as endpoint:
-        config = S3Config("b", endpoint=endpoint, addressing="path")
+    async with scripted(everything(), certificate.server) as endpoint:
+        config = S3Config("b", endpoint=endpoint, addressing="path", ca_pem=certificate.ca_pem)
         async with fetch_in_process(config, SECRET) as link:
             await check_all(link)
 
@@ -156,7 +187,7 @@ async def test_a_whole_object_may_come_as_200_without_content_range() -> None:
 
 
 @pytest.mark.parametrize("part", ["nothing", "head", "body"])
-async def test_a_stalled_answer_is_given_up(part: str) -> None:
+async def test_a_stalled_answer_is_given_up(part: str, certificate: Certificate) -> None:
     """No byte for the stall deadline ends the read as unreachable, wherever it stops."""
 
     async def stall(peer: Peer, asked: Asked) -> None:
@@ -164,8 +195,8 @@ async def test_a_stalled_answer_is_given_up(part: str) -> None:
         await peer.send({"nothing": b"", "head": data[:20], "body": data}[part])
         await peer.gone()
 
-    async with scripted({"stall": stall, "right": sends()}) as endpoint:
-        config = S3Config("b", endpoint=endpoint, addressing="path")
+    async with scripted({"stall": stall, "right": sends()}, certificate.server) as endpoint:
+        config = S3Config("b", endpoint=endpoint, addressing="path", ca_pem=certificate.ca_pem)
         async with fetch_in_process(config, SECRET, deadlines=Deadlines(stall_s=0.2), connections=1) as link:
             with pytest.raises(SmpError, match=r"sent nothing for 0\.2 s") as caught:
                 await link.read("stall", PIN, 100, 65536)
@@ -226,7 +257,7 @@ async def test_chunked_answers_take_the_other_way() -> None:
                 assert (name, code) == (name, caught.value.code)
 
 
-async def test_a_cancelled_read_leaves_nothing_behind() -> None:
+async def test_a_cancelled_read_leaves_nothing_behind(certificate: Certificate) -> None:
     """Cancelling in the middle of a body closes that connection; the next read gets a fresh one."""
     sent, closed = asyncio.Event(), asyncio.Event()
 
@@ -236,8 +267,8 @@ async def test_a_cancelled_read_leaves_nothing_behind() -> None:
         await peer.gone()
         closed.set()
 
-    async with scripted({"hang": hang, "right": sends(keep=True)}) as endpoint:
-        config = S3Config("b", endpoint=endpoint, addressing="path")
+    async with scripted({"hang": hang, "right": sends(keep=True)}, certificate.server) as endpoint:
+        config = S3Config("b", endpoint=endpoint, addressing="path", ca_pem=certificate.ca_pem)
         async with fetch_process(config, SECRET, connections=1) as link:
             with anyio.fail_after(20):
                 async with anyio.create_task_group() as group:

@@ -3,12 +3,13 @@
 import asyncio
 import itertools
 
+import h11
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from smp_proto.errors import SmpError
-from smpd.fetch.exchange import Answer, Exchange, Unspoken, Wanted
+from smpd.fetch.exchange import Answer, Exchange, Suffix, Unspoken, Wanted, parse_head
 
 BODY = bytes(range(100))
 WANTED = Wanted("x", 1000, "tag", 200, 100)
@@ -112,3 +113,92 @@ def test_no_content_range_does_harm(value: str) -> None:
     """Any text is checked without another error."""
     with pytest.raises(SmpError):
         WANTED.check(Answer(206, {"etag": '"tag"', "content-range": value}))
+
+
+FIELDS = [
+    "Server: nginx", "Content-Length: 100", "content-length: 100", "Content-Length: 7", "Content-Length: 100, 100",
+    "Content-Length: +1", "Content-Length:", "Transfer-Encoding: chunked", "Connection: keep-alive",
+    "Connection: Keep-Alive", "Connection: close", "Connection: keep-alive, close", 'ETag: "tag"', "X:  a  b ",
+    "X: \t a\t", " folded", "X : y", "X\x00: y", "X: \x00", "X: \x7f", "X: \xe9", ": y", "X", "", "X: a\rb", "X: a\nb: c",
+]  # fmt: skip
+LINES = ["HTTP/1.1 206 Partial Content", "HTTP/1.1 200", "HTTP/1.1 200 ", "HTTP/1.0 200 OK", "HTTP/1.1 2000 OK",
+         "HTTP/1.1 200OK", "http/1.1 200 OK", "HTTP/1.1 204 No", "HTTP/1.1 100 C", "HTTP/1.1 200 \xe9", " HTTP/1.1 200 OK"]  # fmt: skip
+EDIT = st.tuples(st.integers(0, 200), st.integers(0, 3), st.binary(max_size=3))
+
+
+def as_h11(data: bytes) -> tuple[int, list[tuple[str, str]], bytes, bool] | None:
+    """What h11 makes of a whole answer's head: status, fields, what is left, and whether the connection stays open."""
+    parser = h11.Connection(h11.CLIENT)
+    parser.send(h11.Request(method="GET", target="/", headers=[("Host", "h")]))
+    parser.send(h11.EndOfMessage())
+    parser.receive_data(data)
+    try:
+        event = parser.next_event()
+    except h11.RemoteProtocolError:
+        return None
+    if not isinstance(event, h11.Response):
+        return None
+    fields = [(name.decode(), value.decode("latin-1")) for name, value in event.headers]
+    return event.status_code, fields, parser.trailing_data[0], parser.our_state is h11.DONE
+
+
+@given(
+    st.sampled_from(LINES),
+    st.lists(st.sampled_from(FIELDS), max_size=5),
+    st.binary(max_size=8),
+    st.lists(EDIT, max_size=2),
+)
+@example(LINES[0], FIELDS[:2], b"body", [])
+def test_a_head_means_to_us_what_it_means_to_h11(
+    line: str, fields: list[str], body: bytes, edits: list[tuple[int, int, bytes]]
+) -> None:
+    """Whatever head is parsed here is parsed by h11 too, to the same fields, the same rest and a connection to keep."""
+    data = "\r\n".join([line, *fields, "", ""]).encode("latin-1") + body
+    for place, gone, inserted in edits:
+        data = data[:place] + inserted + data[place + gone :]
+    found = parse_head(data)
+    if found is None:
+        return
+    answer, length = found
+    assert as_h11(data) == (answer.status, list(answer.headers.items()), data[length:], True)
+    assert {"content-length"} <= set(answer.headers)
+
+
+def test_usual_heads_do_not_need_h11() -> None:
+    """The heads of nginx, AWS and rclone are parsed here."""
+    aws = (
+        b"HTTP/1.1 206 Partial Content\r\nx-amz-id-2: a/b+c=\r\nx-amz-request-id: 4B\r\nDate: Tue, 24 Nov 2026 13:00:00 GMT\r\n"
+        b'Last-Modified: Tue, 24 Nov 2026 13:00:00 GMT\r\nETag: "0f-2"\r\nx-amz-server-side-encryption: AES256\r\n'
+        b"Accept-Ranges: bytes\r\nContent-Range: bytes 0-9/10\r\nContent-Type: binary/octet-stream\r\n"
+        b"Content-Length: 10\r\nServer: AmazonS3\r\n\r\n"
+    )
+    for head in (aws, HEAD, HEAD.replace(b"\r\n\r\n", b"\r\nConnection: keep-alive\r\n\r\n")):
+        found = parse_head(head + b"0123456789")
+        assert found is not None
+        assert (found[0].status, found[1]) == (206, len(head))
+
+
+@given(st.integers(0, 300), st.integers(0, 300), st.integers(0, 300), st.sampled_from([200, 206]), st.integers(0, 300))
+@example(200, 299, 300, 206, 100)
+@example(0, 49, 50, 206, 50)
+def test_only_the_end_of_an_object_is_its_tail(first: int, last: int, size: int, status: int, length: int) -> None:
+    """Of all answers to a suffix range, only the last 100 bytes, or all of fewer, are taken."""
+    headers = {"content-range": f"bytes {first}-{last}/{size}", "content-length": str(length)}
+    right = last == size - 1 and length == last + 1 - first == min(100, size) > 0
+    try:
+        assert Suffix("x", 100).check(Answer(status, headers)) == length
+    except Unspoken:
+        assert not right
+    else:
+        assert right
+
+
+@given(st.integers(0, 300))
+def test_a_whole_object_may_stand_for_its_tail(size: int) -> None:
+    """An answer of 200 without Content-Range is the tail only where the object is no larger than that."""
+    headers = {"content-length": str(size)}
+    if 0 < size <= 100:
+        assert Suffix("x", 100).check(Answer(200, headers)) == size
+    else:
+        with pytest.raises(Unspoken):
+            Suffix("x", 100).check(Answer(200, headers))

@@ -1,0 +1,208 @@
+"""Bodies that we send: early and wrong answers, servers that stall or want a hash, connections that went stale."""
+
+import hashlib
+import ssl
+from collections.abc import Callable
+from pathlib import Path
+
+import anyio
+import pytest
+from fetch_link import fetch_in_process, fetch_process
+from scripted_http import Asked, Peer, Script, refusal, scripted
+from servers import Served, make_certificate
+
+from smp_proto.control import S3Config, S3Secret
+from smp_proto.errors import SmpError
+from smpd.fetch.remote import Deadlines
+
+MIB = 1 << 20
+SECRET = S3Secret("key", "secret")
+BODY = hashlib.shake_256(b"body").digest(3 * MIB)
+OK = b'HTTP/1.1 200 OK\r\nETag: "0f"\r\nContent-Length: 0\r\n\r\n'
+
+
+async def take(peer: Peer, asked: Asked) -> bytes:
+    if "100-continue" in asked.head:  # the client's way
+        await peer.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+    return await peer.reader.readexactly(asked.length)
+
+
+def stores(kept: list[bytes], refuse: Callable[[Asked], Script | None] = lambda asked: None) -> Script:
+    """Keeps bodies, and tells HEAD of the last one's size; unless ``refuse`` says what to answer instead."""
+
+    async def script(peer: Peer, asked: Asked) -> bool:
+        if asked.method == "HEAD":
+            await peer.send(b'HTTP/1.1 200 OK\r\nETag: "0f"\r\nContent-Length: %d\r\n\r\n' % len(kept[-1]))
+            return True
+        body = await take(peer, asked)
+        if other := refuse(asked):
+            return bool(await other(peer, asked))
+        kept.append(body)
+        await peer.send(OK)
+        return True
+
+    return script
+
+
+def is_signed(asked: Asked) -> bool:
+    return "unsigned-payload" not in asked.head.lower()
+
+
+def config_of(endpoint: str, ca_pem: str = "") -> S3Config:
+    return S3Config("b", endpoint=endpoint, addressing="path", ca_pem=ca_pem)
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+async def test_a_body_arrives_whole_and_is_not_hashed(scheme: str, tmp_path: Path) -> None:
+    """One request, the length announced, UNSIGNED-PAYLOAD under the signature; the connection is used again."""
+    context, ca_pem = None, ""
+    if scheme == "https":
+        cert, key = make_certificate(tmp_path)
+        context, ca_pem = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), cert.read_text()
+        context.load_cert_chain(cert, key)
+    kept: list[bytes] = []
+    seen: list[tuple[bool, int]] = []
+
+    def note(asked: Asked) -> None:
+        seen.append((is_signed(asked), asked.earlier))
+
+    async with scripted({"x": stores(kept, note)}, context) as endpoint:
+        async with fetch_process(config_of(endpoint, ca_pem), SECRET, connections=1) as link:
+            for size in (len(BODY), 1, 0, len(BODY)):
+                info = await link.write("x", BODY[:size])
+                assert (info.size, link.progress) == (size, [size])
+                assert kept.pop() == BODY[:size]
+                kept.clear()
+    assert seen == [(False, number) for number in range(4)]
+
+
+async def test_a_server_that_wants_the_hash_gets_it() -> None:
+    """Over plain HTTP, what is refused without a hash is sent again with one, and from then on at once."""
+    for status in ("400 Bad Request", "403 Forbidden", "501 Not Implemented"):
+        kept: list[bytes] = []
+        seen: list[bool] = []
+
+        def unless_signed(asked: Asked, status: str = status, seen: list[bool] = seen) -> Script | None:
+            seen.append(is_signed(asked))
+            return None if seen[-1] else refusal(status, "XAmzContentSHA256Mismatch")
+
+        async with scripted({"x": stores(kept, unless_signed)}) as endpoint:
+            async with fetch_in_process(config_of(endpoint), SECRET) as link:
+                await link.write("x", BODY)
+                await link.write("x", b"again")
+        assert kept == [BODY, b"again"]
+        assert seen == [False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("script", "code"),
+    [
+        (refusal("403 Forbidden", "AccessDenied"), "remote_forbidden"),
+        (refusal("403 Forbidden", "SignatureDoesNotMatch"), "remote_auth"),
+        (refusal("404 Not Found", "NoSuchBucket"), "no_such_bucket"),
+        (refusal("503 Slow Down", "SlowDown", "Retry-After: 7\r\n"), "remote_busy"),
+        (refusal("500 Oh", "InternalError"), "remote_failed"),
+        (refusal("200 OK"), "remote_failed"),  # no ETag
+        (refusal("204 No Content", more='ETag: "0f"\r\n'), "remote_failed"),
+    ],
+)
+async def test_a_refused_body_is_its_error(script: Script, code: str) -> None:
+    """Each refusal is told as it is for reads."""
+    async with scripted({"x": stores([], lambda _: script)}) as endpoint:
+        async with fetch_in_process(config_of(endpoint), SECRET) as link:
+            with pytest.raises(SmpError) as caught:
+                await link.write("x", BODY)
+    assert caught.value.code == code
+
+
+async def test_an_early_refusal_ends_the_body() -> None:
+    """A server that answers before it has read the body is heard, and its connection not used again."""
+    answers: list[int] = []
+
+    async def early(peer: Peer, asked: Asked) -> None:
+        answers.append(asked.earlier)
+        await refusal("503 Slow Down", "SlowDown")(peer, asked)
+        await peer.gone()
+
+    async with scripted({"x": early}) as endpoint:
+        async with fetch_in_process(config_of(endpoint), SECRET, connections=1) as link:
+            for _ in range(2):
+                with pytest.raises(SmpError) as caught:
+                    await link.write("x", BODY * 2)
+                assert caught.value.code == "remote_busy"
+    assert answers == [0, 0]
+
+
+@pytest.mark.parametrize("reads", [True, False], ids=["silent", "blocked"])
+async def test_a_stalled_upload_is_given_up(reads: bool) -> None:
+    """A server that never answers, and one that stops reading, are unreachable."""
+
+    async def stall(peer: Peer, asked: Asked) -> None:
+        if reads:
+            await peer.gone()
+        else:
+            peer.writer.transport.pause_reading()
+            await released.wait()
+
+    released = anyio.Event()
+    async with scripted({"x": stall}) as endpoint:
+        deadlines = Deadlines(connect_s=0.1, stall_s=0.2)
+        async with fetch_in_process(config_of(endpoint), SECRET, deadlines=deadlines) as link:
+            with pytest.raises(SmpError) as caught:
+                # Of the silent one little, as it is given the time that a slow line would take.
+                await link.write("x", b"1" if reads else BODY * 2)
+            released.set()
+    assert (caught.value.code, caught.value.retryable) == ("remote_unreachable", True)
+
+
+async def test_a_connection_that_went_stale_is_replaced() -> None:
+    """A kept-alive connection that the server closes when the next body comes costs nothing but a new one."""
+    kept: list[bytes] = []
+    keeps = stores(kept)
+
+    async def forgetful(peer: Peer, asked: Asked) -> bool:
+        return not asked.earlier and bool(await keeps(peer, asked))
+
+    async with scripted({"x": forgetful}) as endpoint:
+        async with fetch_in_process(config_of(endpoint), SECRET) as link:
+            for _ in range(3):
+                await link.write("x", BODY)
+    assert kept == [BODY] * 3
+
+
+async def test_a_cancelled_body_closes_its_connection() -> None:
+    """Cancelling in the middle of a body does not leave half of it on a connection that is used again."""
+    begun, closed = anyio.Event(), anyio.Event()
+
+    async def hang(peer: Peer, asked: Asked) -> None:
+        await peer.reader.readexactly(1)
+        begun.set()
+        await peer.gone()
+        closed.set()
+
+    async with scripted({"x": hang}) as endpoint:
+        async with fetch_process(config_of(endpoint), SECRET, connections=1) as link:
+            with anyio.fail_after(20):
+                async with anyio.create_task_group() as group:
+                    group.start_soon(link.write, "x", BODY)
+                    await begun.wait()
+                    group.cancel_scope.cancel()
+                await closed.wait()
+
+
+async def test_independent_servers_take_bodies_without_a_hash(
+    rclone: Served, moto: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """rclone and moto, over plain HTTP, need no hash: the client's way is not taken."""
+    from smpd.fetch import upload
+
+    async def never(*_: object) -> bytes:
+        raise AssertionError("the body was read for the client")
+
+    for server in (rclone, moto):
+        async with fetch_in_process(server.config, server.secret) as link:
+            with monkeypatch.context() as patch:
+                patch.setattr(upload.Uploader, "_put_by_client", never)
+                info = await link.write("unhashed", BODY * 3)
+            assert await link.read("unhashed", info.pin, 5 * MIB, MIB) == (BODY * 3)[5 * MIB : 6 * MIB]
+            await link.delete("unhashed")
