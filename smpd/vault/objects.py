@@ -104,6 +104,10 @@ class Vault:
         """Return all items, newest first."""
         return [_item(row) for row in self._db.rows(f"{_SELECT} ORDER BY number DESC")]
 
+    def count(self) -> int:
+        """Return how many items there are."""
+        return int(self._db.rows("SELECT count(*) FROM vault")[0][0])
+
     def get(self, item_id: str) -> VaultItem:
         """Return one item.
 
