@@ -3,6 +3,8 @@
 import heapq
 import random
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import anyio
 import anyio.lowlevel
@@ -10,8 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from smp_proto.control import GetSpec
+from smp_proto.errors import NotFoundError
+from smpd.jobs.job import Job, Progress
+from smpd.jobs.scheduler import RANKS
 from smpd.transfer.lanes import Lane, Lanes, rank
 from smpd.transfer.pacing import Pacing
+from smpd.transfer.pool import RemotePool
+from smpd.transfer.runner import Runner
 
 SIZE = 8 << 20
 
@@ -209,3 +217,27 @@ async def test_a_waiter_that_leaves_takes_no_lane_along(handed: bool) -> None:
             lanes.give(held.pop())
     assert got == ["next"]
     assert lanes.in_use == 0
+
+
+async def test_what_a_job_does_has_its_priority() -> None:
+    """The runner gives the rank of its job to all that the attempt does."""
+    seen: list[int] = []
+
+    async def remote(name: str) -> RemotePool:
+        seen.append(rank.get())
+        raise NotFoundError("no_such_remote", name)
+
+    box: Any = SimpleNamespace(remote=remote)
+    for priority in ("critical", "low"):
+        job = Job(
+            id="j", number=1, spec=GetSpec("a:b"), state="running", priority=priority, owner="1:x", created=0, updated=0
+        )
+        async with anyio.create_task_group() as group:
+
+            async def attempt(job: Job = job) -> None:
+                with pytest.raises(NotFoundError):
+                    await Runner(box)(job, Progress(job, lambda: None))
+
+            group.start_soon(attempt)
+    assert seen == [RANKS["critical"], RANKS["low"]]
+    assert rank.get() == RANKS["normal"]
