@@ -127,6 +127,7 @@ class RangeStream:
         self._tally = tally
         self._leaves: dict[int, bytes] = {}
         self._turns: dict[int, anyio.Event] = {}
+        self._alone = False  # an object of one range is synced whole at its end, or fetched anew
 
     async def run(self) -> None:
         """Fetch, check, spool and deliver every range, then check the whole.
@@ -137,6 +138,7 @@ class RangeStream:
         """
         opener = self._source.opener
         count = opener.layout.range_count(opener.range_bytes)
+        self._alone = count == 1
         self._turn(0).set()
         async with anyio.create_task_group() as group:
             for index in range(count):
@@ -161,7 +163,7 @@ class RangeStream:
                 await self._plain.deliver(slot, first, last - first)
                 self._turn(index + 1).set()
                 del self._turns[index]
-            if self._spool and not spooled:
+            if self._spool and not spooled and not self._alone:
                 await self._spool.add(index, leaves)
             self._tally.advanced(end - start)
         finally:
