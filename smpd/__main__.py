@@ -8,9 +8,7 @@ import anyio
 
 from smp_proto import __version__
 from smp_proto.errors import SmpError, one_error
-from smpd import app
 from smpd.config import Config, check_config, load_config
-from smpd.host.logs import configure_logs
 from smpd.host.process import harden
 
 
@@ -37,6 +35,11 @@ def main() -> None:
 
 
 def _run(config: Config) -> None:
+    # structlog would import rich for tracebacks, which this log does not show: 5 MiB for nothing.
+    sys.modules.setdefault("rich", None)  # type: ignore[arg-type]
+    from smpd import app  # noqa: PLC0415
+    from smpd.host.logs import configure_logs  # noqa: PLC0415
+
     configure_logs(config.log.level, config.log.format)
     harden()
     uvloop = importlib.util.find_spec("uvloop") is not None

@@ -80,7 +80,7 @@ class Compute(Section, frozen=True):
 class Jobs(Section, frozen=True):
     """How many jobs run at once, and how failed ones are tried again."""
 
-    running_max: Few = 4
+    running_max: Few = 8
     attempts: Annotated[int, Meta(ge=1, le=100)] = 4
     backoff_base_s: Seconds = 2.0
     backoff_max_s: Seconds = 60.0

@@ -127,6 +127,11 @@ class AuditLog:
         return self._tree.size
 
     @property
+    def unsigned(self) -> int:
+        """Number of records that no checkpoint covers yet."""
+        return self._tree.size - self._covered
+
+    @property
     def failure(self) -> str:
         """Why the log refuses to write, or empty."""
         return self._failure

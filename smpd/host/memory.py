@@ -1,13 +1,24 @@
-"""How much memory a process has used at most."""
+"""How much memory a process uses, and how much it has used at most."""
+
+from typing import NamedTuple
 
 
-def peak_rss_bytes(pid: int) -> int:
-    """Peak resident set of a process (VmHWM of proc_pid_status(5)), in bytes; 0 when it is gone."""
+class Rss(NamedTuple):
+    """Resident set of a process in bytes; zero when it is gone."""
+
+    now: int
+    peak: int
+
+
+def rss(pid: int) -> Rss:
+    """VmRSS and VmHWM of proc_pid_status(5)."""
+    found = {b"VmRSS:": 0, b"VmHWM:": 0}
     try:
         with open(f"/proc/{pid}/status", "rb") as status:
             for line in status:
-                if line.startswith(b"VmHWM:"):
-                    return int(line.split()[1]) * 1024
+                if line.startswith((b"VmRSS:", b"VmHWM:")):
+                    name, count = line.split()[:2]
+                    found[name] = int(count) * 1024
     except (FileNotFoundError, ProcessLookupError):
         pass
-    return 0
+    return Rss(found[b"VmRSS:"], found[b"VmHWM:"])

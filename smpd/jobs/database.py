@@ -264,6 +264,11 @@ class Database:
             self._owner = 0
             self._lock.release()
 
+    @property
+    def waiting(self) -> int:
+        """How many transactions wait for their turn."""
+        return self._waiting
+
     def rows(self, sql: str, values: Iterable[object] = ()) -> list[tuple[Any, ...]]:
         """Return all rows of a query, of what is committed."""
         with self._reading, self._named_errors():

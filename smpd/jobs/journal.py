@@ -115,6 +115,11 @@ class Journal:
         """Return the ids of jobs whose record does not open."""
         return tuple(self._read(self._db.rows(_SELECT))[1])
 
+    @property
+    def waiting(self) -> int:
+        """How many changes wait for the disk."""
+        return self._db.waiting
+
     def counts(self) -> dict[str, int]:
         """Return how many jobs are in each state; every state is named."""
         found = dict(self._db.rows("SELECT state, count(*) FROM jobs GROUP BY state"))

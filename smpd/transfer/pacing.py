@@ -9,7 +9,8 @@ EPOCH_S = 0.25
 EPOCH_RANGES = 8
 SLOW_S = 1.0  # ranges that take longer than this are queued up somewhere: fewer of them may do as well
 GAIN = 1.05  # what a larger window must bring
-LOSS = 0.95  # what a smaller one may cost
+LOSS = 0.95  # what a smaller one may cost, all steps together
+FORGET = 0.98  # of the best throughput, for each epoch: the line may have become slower
 HOLD_MAX = 32  # epochs
 BUSY_PAUSE_S = 1.0  # a burst of refusals is one refusal
 
@@ -30,8 +31,10 @@ class Pacing:
         self._count = 0
         self._size = 0
         self._latency_s = 0.0
+        self._skip = 0  # ranges still to come that were begun with another window
         self._full = False
         self._before: tuple[int, float] | None = None  # the window before the trial, and bytes per second with it
+        self._best = 0.0  # bytes per second
         self._hold = 0
         self._patience = 2
         self._busy_at = -BUSY_PAUSE_S
@@ -46,12 +49,18 @@ class Pacing:
         """A range of ``size`` bytes came, and took so long."""
         self.ranges += 1
         self.bytes += size
+        if self._skip:
+            self._skip -= 1
+            self._next(now)
+            return
         self._count += 1
         self._size += size
         self._latency_s += seconds
-        if now - self._began >= EPOCH_S and self._count >= max(EPOCH_RANGES, self.window):
+        if now - self._began >= EPOCH_S and self._count >= max(EPOCH_RANGES, 2 * self.window):
+            window = self.window
             if self._full:  # else what is asked limits the throughput, and not the window
                 self._judge(self._size / (now - self._began), self._latency_s / self._count)
+            self._skip = window if self.window != window else 0
             self._next(now)
 
     def busy(self, now: float) -> None:
@@ -67,10 +76,12 @@ class Pacing:
         self._began, self._count, self._size, self._latency_s, self._full = now, 0, 0, 0.0, False
 
     def _judge(self, rate: float, latency_s: float) -> None:
+        best = self._best
+        self._best = max(rate, best * FORGET)
         if self._before is not None:
             window, before = self._before
             self._before = None
-            if rate >= before * (GAIN if self.window > window else LOSS):
+            if rate >= (before * GAIN if self.window > window else best * LOSS):
                 self._patience = 2
             else:
                 self.window = window

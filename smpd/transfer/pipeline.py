@@ -157,7 +157,8 @@ class RangeUnit:
 
     async def keep(self) -> None:
         """See :class:`Unit`."""
-        if self._spool and not self._spooled:
+        # An object of one range is synced whole at its end, or fetched anew.
+        if self._spool and not self._spooled and self._source.opener.range_count > 1:
             await self._spool.add(self._index, self._leaves[self._index])
         self._tally.advanced(self.length)
 

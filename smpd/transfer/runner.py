@@ -273,7 +273,7 @@ class Runner:
     ) -> Spool | None:
         """Bring all ranges through the pipeline; the spool, if there is one, is returned open."""
         async with self._reading(job, location):
-            spool, have = await self._spool(job, pool, source)
+            spool, have = await self._spool(job, pool, source, keep=plain is None)
             meter.begin("open" if pool.mode == "standard" else "fetch", source.trailer.payload_bytes)
             try:
                 async with spool.flushing() if spool else contextlib.nullcontext():
@@ -285,10 +285,14 @@ class Runner:
         return spool
 
     async def _spool(
-        self, job: Job, pool: RemotePool, source: Source
+        self, job: Job, pool: RemotePool, source: Source, *, keep: bool
     ) -> tuple[Spool | None, Mapping[int, bytes | None]]:
-        """The spool file, open, and what of it is there already."""
-        if pool.mode == "streaming":
+        """The spool file, open, and what of it is there already.
+
+        There is none of a ``streaming`` remote, nor of an object of one range that is not to be kept: nothing could be
+        resumed.
+        """
+        if pool.mode == "streaming" or (pool.mode != "standard" and source.opener.range_count == 1 and not keep):
             return None, {}
         path, size, journal = self.part(job.id), source.info.size, self._box.journal
         if pool.mode == "standard":

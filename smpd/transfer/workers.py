@@ -18,7 +18,7 @@ from anyio.abc import Process, TaskGroup, TaskStatus
 
 from smp_proto.aio import Caller, Channel
 from smp_proto.errors import ResourceError, SmpError
-from smpd.host.memory import peak_rss_bytes
+from smpd.host.memory import rss
 
 START_TIMEOUT_S = 120.0
 _STOP_TIMEOUT_S = 3.0
@@ -192,10 +192,13 @@ class WorkerHost:
         self.stop()
         await gone.wait()
 
-    def sample(self) -> None:
-        """Note the worker's peak memory while it can still be read."""
-        if self.worker is not None:
-            self.peak_rss = max(self.peak_rss, peak_rss_bytes(self.worker.pid))
+    def sample(self) -> int:
+        """Note the worker's peak memory while it can still be read; return what it uses now, in bytes."""
+        if self.worker is None:
+            return 0
+        now, peak = rss(self.worker.pid)
+        self.peak_rss = max(self.peak_rss, peak)
+        return now
 
     async def _get(self) -> Worker:
         async with self._lock:

@@ -130,6 +130,10 @@ class Vault:
         sql = f"{_SELECT}{wanted} ORDER BY number DESC LIMIT ?3"
         return [_item(row) for row in self._db.rows(sql, (job, before, limit))]
 
+    def count(self) -> int:
+        """Return how many items there are."""
+        return int(self._db.rows("SELECT count(*) FROM vault")[0][0])
+
     def get(self, item_id: str) -> VaultItem:
         """Return one item.
 

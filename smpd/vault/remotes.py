@@ -162,10 +162,14 @@ class RemoteStore:
             hint = f"smpctl remote remove {name}, then add it again"
             raise IntegrityError("corrupt", f"the record of remote {name} is damaged", hint=hint) from error
 
+    def names(self) -> list[str]:
+        """Return the names of all remotes, sorted, without opening their records."""
+        return [name for (name,) in self._db.rows("SELECT name FROM remotes ORDER BY name")]
+
     def list(self) -> list[RemoteView]:
         """Return all remotes by name. One whose record is damaged is left out; :meth:`get` says so."""
         views = []
-        for (name,) in self._db.rows("SELECT name FROM remotes ORDER BY name"):
+        for name in self.names():
             try:
                 views.append(self.get(name).view())
             except IntegrityError:

@@ -58,14 +58,10 @@ class Daemon:
         """
         return await self.box.audit(event, actor=actor.label, subject=subject, **fields)
 
-    async def free_bytes(self) -> int:
-        """Free space where the state lies."""
-
-        def free() -> int:
-            stat = os.statvfs(self.state_dir)
-            return stat.f_bavail * stat.f_frsize
-
-        return await anyio.to_thread.run_sync(free)
+    def free_bytes(self) -> int:
+        """Free space where the state lies; blocking."""
+        stat = os.statvfs(self.state_dir)
+        return stat.f_bavail * stat.f_frsize
 
 
 async def next_file(exchange: Exchange, kind: type[T]) -> tuple[T, list[int]]:

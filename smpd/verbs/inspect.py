@@ -17,14 +17,16 @@ from smp_proto.control import (
     DoctorRequest,
     Processors,
     ProcessorsRequest,
+    RemoteLoad,
     Status,
     StatusRequest,
     Worker,
 )
 from smp_proto.errors import SmpError
 from smpd.control.actor import Actor
-from smpd.host.memory import peak_rss_bytes
+from smpd.host.memory import Rss, rss
 from smpd.transfer.device import Compute
+from smpd.transfer.pool import RemotePool
 from smpd.transfer.workers import WorkerHost
 from smpd.verbs.daemon import Daemon
 
@@ -35,10 +37,15 @@ _FREE_LOW_BYTES = 1 << 30
 
 async def status(daemon: Daemon, actor: Actor, request: StatusRequest, exchange: Exchange) -> Status:
     """What the daemon is doing."""
-    box = daemon.box
+    box, log = daemon.box, daemon.audit
     workers = [_worker(host) for host in _hosts(daemon) if host.worker or host.peak_rss]
-    items = await anyio.to_thread.run_sync(box.vault.list)
-    remotes = await anyio.to_thread.run_sync(daemon.remotes.list)
+    pools = daemon.pools.open.values()
+
+    def look() -> tuple[dict[str, int], list[str], int, int, Rss]:
+        free = daemon.free_bytes()
+        return box.journal.counts(), daemon.remotes.names(), box.vault.count(), free, rss(os.getpid())
+
+    counts, remotes, items, free, memory = await anyio.to_thread.run_sync(look)
     return Status(
         version=__version__,
         boot_id=daemon.boot_id,
@@ -47,16 +54,26 @@ async def status(daemon: Daemon, actor: Actor, request: StatusRequest, exchange:
         role=actor.role or "",
         key_id=daemon.public.key_id.hex(),
         fingerprint=daemon.public.fingerprint(),
-        jobs=await anyio.to_thread.run_sync(box.journal.counts),
-        remotes=[view.name for view in remotes],
+        jobs=counts,
+        remotes=remotes,
         workers=workers,
-        peak_rss_bytes=peak_rss_bytes(os.getpid()),
-        audit_size=daemon.audit.size,
-        audit_ok=not daemon.audit.failure,
-        vault_items=len(items),
-        free_bytes=await daemon.free_bytes(),
+        peak_rss_bytes=memory.peak,
+        audit_size=log.size,
+        audit_ok=not log.failure,
+        vault_items=items,
+        free_bytes=free,
         state_dir=daemon.state_dir,
+        rss_bytes=memory.now,
+        ring_bytes=sum(pool.ring_bytes for pool in pools) + sum(each.ring_bytes for each in box.compute.all),
+        loads=[_load(pool) for pool in pools],
+        audit_unsigned=log.unsigned,
+        journal_waiting=box.journal.waiting,
     )
+
+
+def _load(pool: RemotePool) -> RemoteLoad:
+    pacing = pool.pacing
+    return RemoteLoad(pool.name, pool.lanes, pacing.window, pool.lanes_in_use, pacing.ranges, pacing.bytes)
 
 
 def _hosts(daemon: Daemon) -> Iterator[WorkerHost]:
@@ -67,7 +84,7 @@ def _hosts(daemon: Daemon) -> Iterator[WorkerHost]:
 
 
 def _worker(host: WorkerHost) -> Worker:
-    host.sample()
+    now = host.sample()
     running = host.worker is not None
     return Worker(
         role=host.role,
@@ -76,6 +93,7 @@ def _worker(host: WorkerHost) -> Worker:
         peak_rss_bytes=host.peak_rss,
         restarts=max(host.restarts, 0),
         state="up" if running else "idle",
+        rss_bytes=now,
     )
 
 
@@ -87,7 +105,7 @@ async def processors(daemon: Daemon, actor: Actor, request: ProcessorsRequest, e
 
 async def doctor(daemon: Daemon, actor: Actor, request: DoctorRequest, exchange: Exchange) -> Doctor:
     """Check what this box can do."""
-    free = await daemon.free_bytes()
+    free = await anyio.to_thread.run_sync(daemon.free_bytes)
     checks = [
         Check("daemon", "ok", f"smpd {__version__}, state in {daemon.state_dir}"),
         Check("identity", "ok", f"{daemon.public.fingerprint()}, {daemon.keys_note}"),

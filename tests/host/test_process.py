@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smpd.host.logs import FORBIDDEN, REMOVED, configure_logs, remove_forbidden
-from smpd.host.memory import peak_rss_bytes
+from smpd.host.memory import rss
 from smpd.host.process import lock_memory
 
 HARDEN = """
@@ -40,10 +40,10 @@ def test_lock_memory():
 
 def test_peak_rss():
     """The peak of a living process is what it used; a process that is gone has none."""
-    assert peak_rss_bytes(os.getpid()) > 1 << 20
+    assert rss(os.getpid()).peak >= rss(os.getpid()).now > 1 << 20
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
-    assert peak_rss_bytes(child.pid) == 0
+    assert rss(child.pid) == (0, 0)
 
 
 @pytest.fixture

@@ -43,11 +43,14 @@ def hosting(fake_program: Callable[[str], None]) -> Hosting:
 
     @contextlib.asynccontextmanager
     async def host(
-        set_up: Callable[[Worker], Awaitable[None]] = _ready, *, idle_s: float = 60.0
+        set_up: Callable[[Worker], Awaitable[None]] = _ready,
+        *,
+        idle_s: float = 60.0,
+        let_go: Callable[[], Awaitable[None]] | None = None,
     ) -> AsyncIterator[WorkerHost]:
         async with anyio.create_task_group() as group:
             with anyio.fail_after(60):
-                yield WorkerHost(group, "fetch", "a test", set_up, idle_s)
+                yield WorkerHost(group, "fetch", "a test", set_up, idle_s, let_go)
             group.cancel_scope.cancel()
 
     return host

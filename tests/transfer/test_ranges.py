@@ -181,6 +181,24 @@ async def test_every_range_comes_once(sealed, plaintext, tmp_path, slots):
     assert (tmp_path / "s").read_bytes()[:size] == (sealed / "object.smp").read_bytes()[:size]
 
 
+async def test_an_object_of_one_range_is_not_marked(tmp_path):
+    """It is whole or it is not: nothing would be saved by a mark that has to be on the disk first."""
+    (tmp_path / "remote").mkdir()
+    with (tmp_path / "remote" / "object.smp").open("wb") as file:
+        writer = BundleWriter(file.write, sender=ME, recipients=[ME.public])
+        writer.begin("scan.bin")
+        writer.write(b"x" * 1000)
+        writer.end()
+        writer.finish()
+    async with opened(tmp_path / "remote") as (pool, source):
+        plain, marks = Plain(), dict[int, bytes]()
+        await stream(pool, source, tmp_path / "s", plain=plain, marks=marks)
+    assert plain.data == b"x" * 1000
+    assert not marks
+    payload = (tmp_path / "remote" / "object.smp").read_bytes()[: source.trailer.payload_bytes]
+    assert (tmp_path / "s").read_bytes()[: source.trailer.payload_bytes] == payload
+
+
 async def test_what_the_spool_has_is_not_fetched(sealed, plaintext, tmp_path):
     """Ranges that are marked come from the spool; one whose bytes the disk changed is fetched again."""
     async with opened(sealed) as (pool, source):

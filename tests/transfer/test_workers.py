@@ -261,3 +261,22 @@ async def test_cancel_waits_until_the_peer_has_let_go(hosting):
         finally:
             os.close(reader)
             os.close(writer)
+
+
+async def test_what_only_the_worker_needed_goes_with_it(hosting):
+    """Let go is told when the worker is gone, before the next starts, and not while somebody waits for that one."""
+    told: list[bool] = []
+    gone = anyio.Event()
+
+    async def let_go() -> None:
+        told.append(alive(first))
+        gone.set()
+
+    async with hosting(idle_s=0.01, let_go=let_go) as host:
+        first = await pid_of(host)
+        await gone.wait()
+        assert told == [False]
+        async with host.use() as worker:
+            await host.end()
+            assert not alive(worker.pid)
+        assert told == [False]

@@ -20,10 +20,28 @@ class Worker(msgspec.Struct):
     peak_rss_bytes: int
     restarts: int = 0
     state: str = "up"
+    rss_bytes: int = 0
+
+
+class RemoteLoad(msgspec.Struct):
+    """What is under way with a remote: ``in_use`` ranges, at most ``window`` of ``lanes`` at once.
+
+    ``ranges`` and ``bytes`` are those that came since the daemon began with this remote.
+    """
+
+    name: str
+    lanes: int
+    window: int
+    in_use: int
+    ranges: int = 0
+    bytes: int = 0
 
 
 class Status(msgspec.Struct):
-    """What ``smpctl status`` shows."""
+    """What ``smpctl status`` and ``smpctl top`` show.
+
+    ``audit_unsigned`` records have no checkpoint yet; ``journal_waiting`` changes wait for the disk.
+    """
 
     version: str
     boot_id: str
@@ -41,6 +59,11 @@ class Status(msgspec.Struct):
     vault_items: int
     free_bytes: int
     state_dir: str
+    rss_bytes: int = 0
+    ring_bytes: int = 0
+    loads: list[RemoteLoad] = msgspec.field(default_factory=list)
+    audit_unsigned: int = 0
+    journal_waiting: int = 0
 
 
 class DoctorRequest(Request, tag="doctor"):

@@ -1,0 +1,243 @@
+"""The window of a remote, against servers in virtual time; and the lanes that it lets out."""
+
+import heapq
+import random
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from smp_proto.control import GetSpec
+from smp_proto.errors import NotFoundError
+from smpd.jobs.job import Job, Progress
+from smpd.jobs.scheduler import RANKS
+from smpd.transfer.lanes import Lane, Lanes, rank
+from smpd.transfer.pacing import Pacing
+from smpd.transfer.pool import RemotePool
+from smpd.transfer.runner import Runner
+
+SIZE = 8 << 20
+
+
+class Server:
+    """Answers after a latency, with a bandwidth shared by all that is under way; says 503 above a number at once.
+
+    Args:
+        pacing: what is tried.
+        latency_s: of one range alone, without its bytes.
+        bandwidth: bytes per second of the line.
+        each: bytes per second that one range gets at most.
+        jitter: the share by which each answer's time varies.
+    """
+
+    def __init__(
+        self, pacing: Pacing, *, latency_s: float, bandwidth: float, each: float, jitter: float = 0.0, seed: int = 1
+    ) -> None:
+        self.pacing = pacing
+        self.latency_s, self.bandwidth, self.each, self.jitter = latency_s, bandwidth, each, jitter
+        self.most = 10_000
+        self.rng = random.Random(seed)
+        self.now = 0.0
+        self.line = 0.0  # when the line is free again
+        self.running: list[tuple[float, float, bool]] = []
+
+    @property
+    def knee(self) -> float:
+        """How many ranges fill the line."""
+        return self.bandwidth * (self.latency_s / SIZE + 1 / self.each)
+
+    def run(self, seconds: float) -> float:
+        """Keep the window full for so long; bytes per second over the second half."""
+        begin, moved = self.now, 0
+        while self.now < begin + seconds:
+            while len(self.running) < self.pacing.window:
+                self.begin()
+            at, started, refused = heapq.heappop(self.running)
+            self.now = max(self.now, at)
+            if refused:
+                self.pacing.busy(self.now)
+                continue
+            self.pacing.done(self.now, self.now - started, SIZE)
+            assert 1 <= self.pacing.window <= self.pacing.lanes
+            moved += SIZE if self.now >= begin + seconds / 2 else 0
+        return moved / (self.now - begin - seconds / 2)
+
+    def begin(self) -> None:
+        """Start one range."""
+        self.pacing.started(self.now, len(self.running) + 1)
+        wobble = 1 + self.rng.uniform(-self.jitter, self.jitter)
+        refused = len(self.running) >= self.most
+        self.line = max(self.line, self.now) + (0 if refused else SIZE / self.bandwidth)
+        alone = self.now + (self.latency_s + SIZE / self.each) * wobble
+        at = self.now + self.latency_s if refused else max(alone, self.line)
+        heapq.heappush(self.running, (at, self.now, refused))
+
+
+servers = st.fixed_dictionaries(
+    {
+        "latency_s": st.floats(0.005, 0.3),
+        "bandwidth": st.floats(5e6, 2e9),
+        "each": st.floats(5e6, 5e8),
+        "jitter": st.floats(0.0, 0.4),
+        "seed": st.integers(0, 99),
+    }
+)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(servers, st.sampled_from([2, 8, 32, 128]))
+def test_throughput_is_what_all_lanes_would_bring(server: dict[str, float], lanes: int) -> None:
+    """Whatever the line, with jitter or without: near the knee, or with all lanes when they do not reach it."""
+    sim = Server(Pacing(lanes), **server)
+    sim.run(100)
+    best = sim.bandwidth * min(1.0, lanes / sim.knee)
+    assert sim.run(60) > 0.7 * best
+
+
+def test_a_slow_line_is_not_queued_up() -> None:
+    """Where ranges wait for the line only, a part of the lanes is as fast, and each range comes sooner."""
+    sim = Server(Pacing(32), latency_s=0.05, bandwidth=25e6, each=1e9)
+    assert sim.run(300) > 0.95 * 25e6
+    assert sim.pacing.window <= 8
+
+
+def test_a_quick_remote_keeps_all_lanes() -> None:
+    """On a loopback or a LAN nothing is tried that could cost anything."""
+    sim = Server(Pacing(32), latency_s=0.001, bandwidth=1.5e9, each=1e9, jitter=0.3)
+    sim.run(30)
+    assert sim.pacing.window == 32
+
+
+def test_a_burst_of_refusals_halves_once_and_is_made_good() -> None:
+    """A 503 burst costs half of the window, not all of it; afterwards the throughput comes back."""
+    sim = Server(Pacing(32), latency_s=0.2, bandwidth=5e8, each=3e7)
+    before = sim.run(30)
+    for _ in range(20):
+        sim.pacing.busy(sim.now)
+    assert sim.pacing.window == 16
+    sim.run(60)
+    assert sim.run(30) > 0.9 * before
+
+
+def test_a_server_that_takes_few_at_once_is_given_few() -> None:
+    """Refused again and again the window goes down, never below one, and does not collapse."""
+    sim = Server(Pacing(32), latency_s=0.02, bandwidth=1e9, each=5e7)
+    sim.most = 4
+    sim.run(60)
+    assert 1 <= sim.pacing.window <= 10
+    assert sim.run(30) > 0.4 * min(1.0, 4 / sim.knee) * sim.bandwidth
+
+
+def test_a_pause_and_a_lack_of_work_are_not_judged() -> None:
+    """When fewer ranges are asked for than the window allows, it stays."""
+    pacing, now = Pacing(32), 0.0
+    for _ in range(200):
+        pacing.started(now, 3)
+        now += 5.0
+        pacing.done(now, 5.0, SIZE)
+    assert (pacing.window, pacing.ranges, pacing.bytes) == (32, 200, 200 * SIZE)
+
+
+def _lanes(count: int = 2) -> tuple[Lanes, Pacing]:
+    pacing = Pacing(count)
+    return Lanes([Lane(slot % 2, slot) for slot in range(count)], pacing), pacing
+
+
+def _taker(lanes: Lanes, got: list[str]) -> Callable[[str, int], object]:
+    async def take(name: str, urgency: int) -> None:
+        rank.set(urgency)
+        lane = await lanes.take()
+        got.append(name)
+        lanes.give(lane)
+
+    return take
+
+
+async def test_lanes_go_by_rank_then_in_order() -> None:
+    """A critical job's range gets the next lane, whoever has waited; alike ones keep their order."""
+    lanes, _ = _lanes()
+    held = [await lanes.take(), await lanes.take()]
+    got: list[str] = []
+    async with anyio.create_task_group() as group:
+        for name, urgency in (("low", 3), ("a", 2), ("b", 2), ("critical", 0), ("high", 1)):
+            group.start_soon(_taker(lanes, got), name, urgency)
+            await anyio.wait_all_tasks_blocked()
+        lanes.give(held.pop())
+    assert got == ["critical", "high", "a", "b", "low"]
+    assert lanes.in_use == 1
+
+
+async def test_the_window_limits_what_is_handed_out() -> None:
+    """With a window of one a free lane stays; when it grows, the next return hands out both."""
+    lanes, pacing = _lanes()
+    pacing.window = 1
+    held = await lanes.take()
+    got: list[str] = []
+    async with anyio.create_task_group() as group:
+        group.start_soon(_taker(lanes, got), "a", 2)
+        await anyio.wait_all_tasks_blocked()
+        assert (got, lanes.in_use, lanes.used_by(held.worker), lanes.used_by(1 - held.worker)) == ([], 1, True, False)
+        lanes.give(held)
+    assert (got, lanes.in_use) == (["a"], 0)
+    await lanes.until_idle()
+
+
+@pytest.mark.parametrize("handed", [False, True])
+async def test_a_waiter_that_leaves_takes_no_lane_along(handed: bool) -> None:
+    """Cancelled while it waits, or just as it got its lane: the lane goes to the next."""
+    lanes, _ = _lanes()
+    held = [await lanes.take(), await lanes.take()]
+    got: list[str] = []
+    async with anyio.create_task_group() as group:
+        leaving = anyio.CancelScope()
+
+        async def leave() -> None:
+            with leaving:
+                lane = await lanes.take()
+                try:
+                    await anyio.lowlevel.checkpoint()
+                    got.append("left")
+                finally:
+                    lanes.give(lane)
+
+        group.start_soon(leave)
+        await anyio.wait_all_tasks_blocked()
+        group.start_soon(_taker(lanes, got), "next", 2)
+        await anyio.wait_all_tasks_blocked()
+        if handed:
+            lanes.give(held.pop())
+        leaving.cancel()
+        await anyio.wait_all_tasks_blocked()
+        while held:
+            lanes.give(held.pop())
+    assert got == ["next"]
+    assert lanes.in_use == 0
+
+
+async def test_what_a_job_does_has_its_priority() -> None:
+    """The runner gives the rank of its job to all that the attempt does."""
+    seen: list[int] = []
+
+    async def remote(name: str) -> RemotePool:
+        seen.append(rank.get())
+        raise NotFoundError("no_such_remote", name)
+
+    box: Any = SimpleNamespace(remote=remote)
+    for priority in ("critical", "low"):
+        job = Job(
+            id="j", number=1, spec=GetSpec("a:b"), state="running", priority=priority, owner="1:x", created=0, updated=0
+        )
+        async with anyio.create_task_group() as group:
+
+            async def attempt(job: Job = job) -> None:
+                with pytest.raises(NotFoundError):
+                    await Runner(box)(job, Progress(job, lambda: None))
+
+            group.start_soon(attempt)
+    assert seen == [RANKS["critical"], RANKS["low"]]
+    assert rank.get() == RANKS["normal"]
