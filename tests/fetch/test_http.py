@@ -88,6 +88,12 @@ def test_a_refusal_is_bounded() -> None:
     assert 64 << 10 < len(answer.body) <= 100_000
 
 
+def test_a_connection_that_said_too_much_is_not_kept() -> None:
+    """Bytes after the body, in the same piece, may be meant as the next answer."""
+    answer, got, clean = run([HEAD + BODY + b"x"])
+    assert (answer.status, got, clean) == (206, BODY, False)
+
+
 def test_what_is_not_framed_by_length_is_for_another_reader() -> None:
     """Chunked and close-delimited bodies are declined, not misread."""
     chunked = b"Transfer-Encoding: chunked"
@@ -149,10 +155,15 @@ def as_h11(data: bytes) -> tuple[int, list[tuple[str, str]], bytes, bool] | None
     st.lists(EDIT, max_size=2),
 )
 @example(LINES[0], FIELDS[:2], b"body", [])
+@example("HTTP/1.0 200 OK", FIELDS[:2], b"", [])
+@example(LINES[0], ["Server: a", "Server: b", "Content-Length: 100"], b"", [])
+@example(LINES[0], ["Connection: close", "Content-Length: 100"], b"", [])
+@example(LINES[0], ["Transfer-Encoding: chunked", "Content-Length: 100"], b"", [])
 def test_a_head_means_to_us_what_it_means_to_h11(
     line: str, fields: list[str], body: bytes, edits: list[tuple[int, int, bytes]]
 ) -> None:
     """Whatever head is parsed here is parsed by h11 too, to the same fields, the same rest and a connection to keep."""
+    fields = [*fields, *(["Content-Length: 100"] if len(edits) < 2 and "Content-Length: 100" not in fields else [])]
     data = "\r\n".join([line, *fields, "", ""]).encode("latin-1") + body
     for place, gone, inserted in edits:
         data = data[:place] + inserted + data[place + gone :]
@@ -181,6 +192,9 @@ def test_usual_heads_do_not_need_h11() -> None:
 @given(st.integers(0, 300), st.integers(0, 300), st.integers(0, 300), st.sampled_from([200, 206]), st.integers(0, 300))
 @example(200, 299, 300, 206, 100)
 @example(0, 49, 50, 206, 50)
+@example(100, 199, 300, 206, 100)
+@example(250, 299, 300, 206, 50)
+@example(200, 299, 300, 206, 99)
 def test_only_the_end_of_an_object_is_its_tail(first: int, last: int, size: int, status: int, length: int) -> None:
     """Of all answers to a suffix range, only the last 100 bytes, or all of fewer, are taken."""
     headers = {"content-range": f"bytes {first}-{last}/{size}", "content-length": str(length)}
