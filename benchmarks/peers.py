@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -80,6 +81,10 @@ class Rclone:
     def encrypt(self, plain: Path, name: str) -> None:
         """Put the encrypted form of a file into the bucket's folder."""
         run_program([self._program, "copyto", plain, f"local:{name}"], env=self._env)
+
+    def forget(self) -> None:
+        """Remove what :meth:`encrypt` made."""
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def cat(self, name: str, remote: str = "http") -> Sample:
         """``rclone cat`` to /dev/null."""

@@ -95,6 +95,7 @@ class Forms:
     folder: Path
     size: int
     tls: bool = False
+    stack: contextlib.ExitStack = dataclasses.field(default_factory=contextlib.ExitStack)
 
     def __enter__(self) -> "Forms":
         self.plain = self.bench.work / "plain"
@@ -105,6 +106,7 @@ class Forms:
     def __exit__(self, *_: object) -> None:
         for path in (self.plain, self.fetched):
             path.unlink(missing_ok=True)
+        self.stack.close()
 
     def _key(self, path: Path) -> str:
         return f"{self.folder.name}/{path.name}"
@@ -140,6 +142,7 @@ class Forms:
     def rclone(self) -> Callable[[], Sample]:
         """rclone with its crypt backend."""
         rclone = peers.Rclone(self.bench.store)
+        self.stack.callback(rclone.forget)
         rclone.encrypt(self.plain, f"{self.folder.name}-object")
         return lambda: sized(self.size, rclone.cat(f"{self.folder.name}-object"))
 
