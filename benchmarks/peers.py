@@ -30,7 +30,8 @@ class PeerAbsentError(Exception):
 
 def curl(url: str, ca: Path | None = None) -> Sample:
     """``curl URL > /dev/null``."""
-    argv = [_program("curl"), "--silent", "--fail", "--output", os.devnull, *(["--cacert", ca] if ca else []), url]
+    trusted = ["--cacert", str(ca)] if ca else []
+    argv = [_program("curl"), "--silent", "--fail", "--output", os.devnull, *trusted, url]
     return run_program(argv)
 
 

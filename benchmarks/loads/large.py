@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import ClassVar
 
 from benchmarks import peers
 from benchmarks.bench import Bench, Contestant, Entry, present
@@ -34,12 +33,12 @@ def in_turn(first: Sample, second: Sample) -> Sample:
 class LargeHttp:
     """1 GiB sealed, S3 over HTTP, to the plain ring."""
 
-    name: ClassVar[str] = "http"
-    title: ClassVar[str] = "1 GiB sealed, S3 over HTTP, to the processor"
-    unit: ClassVar[str] = "gb_s"
-    ceiling: ClassVar[str] = "curl"
-    rounds: ClassVar[int] = 0
-    note: ClassVar[str] = "All read from one server on loopback, their data on tmpfs."
+    name = "http"
+    title = "1 GiB sealed, S3 over HTTP, to the processor"
+    unit = "gb_s"
+    ceiling = "curl"
+    rounds = 0
+    note = "All read from one server on loopback, their data on tmpfs."
 
     @contextlib.contextmanager
     def open(self, bench: Bench) -> Iterator[list[Entry]]:
@@ -64,12 +63,12 @@ class LargeHttp:
 class LargeHttps:
     """The same over HTTPS."""
 
-    name: ClassVar[str] = "https"
-    title: ClassVar[str] = "1 GiB sealed, S3 over HTTPS, to the processor"
-    unit: ClassVar[str] = "gb_s"
-    ceiling: ClassVar[str] = "curl"
-    rounds: ClassVar[int] = 0
-    note: ClassVar[str] = "TLS 1.3, AES-256-GCM, the server's certificate checked by all."
+    name = "https"
+    title = "1 GiB sealed, S3 over HTTPS, to the processor"
+    unit = "gb_s"
+    ceiling = "curl"
+    rounds = 0
+    note = "TLS 1.3, AES-256-GCM, the server's certificate checked by all."
 
     @contextlib.contextmanager
     def open(self, bench: Bench) -> Iterator[list[Entry]]:
