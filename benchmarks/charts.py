@@ -8,6 +8,7 @@ from benchmarks.stats import spread
 from benchmarks.tables import UNITS
 
 _WIDTH, _LEFT, _RIGHT, _ROW, _TOP, _BOTTOM = 760, 210, 90, 30, 44, 46
+_OTHERS = ("curl", "s5cmd", "rclone", "tensorizer", "sftp", "Run:ai", "one bare", "bare", "disk alone")
 _OURS, _THEIRS, _INK, _GRID = "#1f6f8b", "#b8c4cc", "#222", "#ddd"
 
 
@@ -35,8 +36,7 @@ def bar_chart(load: LoadResult) -> str:
     for number, (name, found) in enumerate(bars):
         assert found is not None
         y = _TOP + number * _ROW
-        ours = name.startswith("SMP") or load.ceiling not in {"curl", "s5cmd", "sftp", "one bare GET"}
-        color, centre = _OURS if ours else _THEIRS, y + _ROW / 2
+        color, centre = _THEIRS if name.startswith(_OTHERS) else _OURS, y + _ROW / 2
         low, high = _LEFT + found.low * scale, _LEFT + found.high * scale
         parts.append(f'<text x="{_LEFT - 8}" y="{centre + 5}" text-anchor="end">{escape(name)}</text>')
         width = found.median * scale
@@ -47,11 +47,11 @@ def bar_chart(load: LoadResult) -> str:
 
 
 def _round_up(value: float) -> float:
-    """The next of 1, 2, 2.5, 5 times a power of ten, so that the axis has round marks."""
+    """The next of a few steps times a power of ten, so that the axis has round marks."""
     if value <= 0:
         return 1.0
     power = 10.0 ** math.floor(math.log10(value))
-    return float(next(step * power for step in (1, 1.5, 2, 2.5, 4, 5, 7.5, 10) if step * power >= value))
+    return float(next(step * power for step in (1, 1.5, 2, 2.5, 3, 4, 5, 7.5, 10) if step * power >= value))
 
 
 def _short(value: float) -> str:

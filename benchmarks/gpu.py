@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import ClassVar
+from typing import Any
 
 import torch
 
@@ -38,14 +38,12 @@ _ODD_SIZES = [1, 4095, 4096, 4097, 8 * MIB - 1, 8 * MIB, 8 * MIB + 1, 0, 100 * M
 class Copies:
     """Host memory to the device."""
 
-    name: ClassVar[str] = "gpu-copy"
-    title: ClassVar[str] = "host to device, 8 MiB at a time"
-    unit: ClassVar[str] = "gb_s"
-    ceiling: ClassVar[str] = "bare pinned copy"
-    rounds: ClassVar[int] = 0
-    note: ClassVar[str] = (
-        "The bare copy takes as many pinned buffers as the ring has slots, one stream, one wait at the end."
-    )
+    name = "gpu-copy"
+    title = "host to device, 8 MiB at a time"
+    unit = "gb_s"
+    ceiling = "bare pinned copy"
+    rounds = 0
+    note = "The bare copy takes as many pinned buffers as the ring has slots, one stream, one wait at the end."
 
     @contextlib.contextmanager
     def open(self, bench: Bench) -> Iterator[list[Entry]]:
@@ -78,12 +76,12 @@ class Copies:
 class WholeWay:
     """The whole way from S3 on loopback to the device, with 1, 2, 4, … fetch processes."""
 
-    name: ClassVar[str] = "gpu-path"
-    title: ClassVar[str] = "8 GiB sealed, S3 over HTTP, to the device"
-    unit: ClassVar[str] = "gb_s"
-    ceiling: ClassVar[str] = "curl"
-    rounds: ClassVar[int] = 0
-    note: ClassVar[str] = "`to the host` is the same job with the device `cpu`: what copying costs on top of fetching."
+    name = "gpu-path"
+    title = "8 GiB sealed, S3 over HTTP, to the device"
+    unit = "gb_s"
+    ceiling = "curl"
+    rounds = 0
+    note = "`to the host` is the same job with the device `cpu`: what copying costs on top of fetching."
 
     @contextlib.contextmanager
     def open(self, bench: Bench) -> Iterator[list[Entry]]:
@@ -95,7 +93,7 @@ class WholeWay:
         with bench.folder("gpu") as folder, contextlib.ExitStack() as stack:
             entries: list[Entry] = []
             for device, count in [*(("cuda", count) for count in counts), ("cpu", counts[-1])]:
-                config = {"fetch": {"processes": count}, "compute": {"device": device}}
+                config: dict[str, dict[str, Any]] = {"fetch": {"processes": count}, "compute": {"device": device}}
                 smp = stack.enter_context(daemon(bench.work / f"smpd-{device}-{count}", bench.sender, config))
                 path = folder / f"{device}-{count}.smp"
                 digest = seal_object(path, size, bench.sender, smp.key)

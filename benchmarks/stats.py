@@ -11,11 +11,11 @@ class Spread(NamedTuple):
     median: float
     low: float
     high: float
-    count: int
+    taken: int
 
     def format(self, digits: int = 2) -> str:
         """``1.23 (1.10 to 1.31)``; the median alone where there is only one figure."""
-        if self.count == 1:
+        if self.taken == 1:
             return f"{self.median:.{digits}f}"
         return f"{self.median:.{digits}f} ({self.low:.{digits}f} to {self.high:.{digits}f})"
 

@@ -30,7 +30,7 @@ def load_table(load: LoadResult) -> str:
     extra = list(dict.fromkeys(name for each in load.contested for s in each.samples for name in s.figures))
     extra = [name for name in extra if name != load.unit]
     head += [UNITS.get(name, name) for name in extra]
-    head += ["sent / payload", "peak memory, MiB", "ends as"]
+    head += ["sent / payload", "requests per object", "peak memory, MiB", "ends as"]
     rows = []
     for each in load.contested:
         if not each.samples:
@@ -40,7 +40,7 @@ def load_table(load: LoadResult) -> str:
         row += [_spread(each, "gb_cpu_s")] if "GB per CPU-s" in head else []
         row += [_ratio(each, ceiling, load.unit)] if load.ceiling else []
         row += [_spread(each, name) if name in each.samples[0].figures else "" for name in extra]
-        rows.append([*row, _sent(each), _peaks(each), each.ends_as])
+        rows.append([*row, _sent(each), _requests(each), _peaks(each), each.ends_as])
     return _markdown(head, rows)
 
 
@@ -87,6 +87,11 @@ def _ratio(each: Contested, other: Contested | None, figure: str) -> str:
 def _sent(each: Contested) -> str:
     ratios = [sample.sent / sample.bytes for sample in each.samples if sample.bytes and sample.sent]
     return f"{median(ratios):.4f}" if ratios else ""
+
+
+def _requests(each: Contested) -> str:
+    counts = [sample.requests / sample.objects for sample in each.samples if sample.objects and sample.requests]
+    return f"{median(counts):.3g}" if counts else ""
 
 
 def _peaks(each: Contested) -> str:

@@ -4,7 +4,6 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterator
-from typing import ClassVar
 
 from benchmarks.bench import Bench, Contestant, Entry
 from benchmarks.objects import MIB, seal_many, seal_object
@@ -21,12 +20,12 @@ SIZE = 16 * MIB
 class ManyJobs:
     """64 jobs of 16 MiB with mixed priorities, and a critical one once they run."""
 
-    name: ClassVar[str] = "jobs"
-    title: ClassVar[str] = "64 jobs of 16 MiB at once, mixed priorities"
-    unit: ClassVar[str] = "gb_s"
-    ceiling: ClassVar[str] = "one job"
-    rounds: ClassVar[int] = 0
-    note: ClassVar[str] = (
+    name = "jobs"
+    title = "64 jobs of 16 MiB at once, mixed priorities"
+    unit = "gb_s"
+    ceiling = "one job"
+    rounds = 0
+    note = (
         "The critical job is submitted once the 64 are, behind those that are queued then; it counts as running when a "
         "watcher on another connection is told so."
     )

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import ClassVar
 
 from benchmarks import peers
 from benchmarks.bench import Bench, Contestant, Entry, present
@@ -34,12 +33,12 @@ def in_turn(first: Sample, second: Sample) -> Sample:
 class LargeHttp:
     """1 GiB sealed, S3 over HTTP, to the plain ring."""
 
-    name: ClassVar[str] = "http"
-    title: ClassVar[str] = "1 GiB sealed, S3 over HTTP, to the processor"
-    unit: ClassVar[str] = "gb_s"
-    ceiling: ClassVar[str] = "curl"
-    rounds: ClassVar[int] = 0
-    note: ClassVar[str] = "All read from one server on loopback, their data on tmpfs."
+    name = "http"
+    title = "1 GiB sealed, S3 over HTTP, to the processor"
+    unit = "gb_s"
+    ceiling = "curl"
+    rounds = 0
+    note = "All read from one server on loopback, their data on tmpfs."
 
     @contextlib.contextmanager
     def open(self, bench: Bench) -> Iterator[list[Entry]]:
@@ -64,12 +63,12 @@ class LargeHttp:
 class LargeHttps:
     """The same over HTTPS."""
 
-    name: ClassVar[str] = "https"
-    title: ClassVar[str] = "1 GiB sealed, S3 over HTTPS, to the processor"
-    unit: ClassVar[str] = "gb_s"
-    ceiling: ClassVar[str] = "curl"
-    rounds: ClassVar[int] = 0
-    note: ClassVar[str] = "TLS 1.3, AES-256-GCM, the server's certificate checked by all."
+    name = "https"
+    title = "1 GiB sealed, S3 over HTTPS, to the processor"
+    unit = "gb_s"
+    ceiling = "curl"
+    rounds = 0
+    note = "TLS 1.3, AES-256-GCM, the server's certificate checked by all."
 
     @contextlib.contextmanager
     def open(self, bench: Bench) -> Iterator[list[Entry]]:
@@ -95,6 +94,7 @@ class Forms:
     folder: Path
     size: int
     tls: bool = False
+    stack: contextlib.ExitStack = dataclasses.field(default_factory=contextlib.ExitStack)
 
     def __enter__(self) -> "Forms":
         self.plain = self.bench.work / "plain"
@@ -105,6 +105,7 @@ class Forms:
     def __exit__(self, *_: object) -> None:
         for path in (self.plain, self.fetched):
             path.unlink(missing_ok=True)
+        self.stack.close()
 
     def _key(self, path: Path) -> str:
         return f"{self.folder.name}/{path.name}"
@@ -140,6 +141,7 @@ class Forms:
     def rclone(self) -> Callable[[], Sample]:
         """rclone with its crypt backend."""
         rclone = peers.Rclone(self.bench.store)
+        self.stack.callback(rclone.forget)
         rclone.encrypt(self.plain, f"{self.folder.name}-object")
         return lambda: sized(self.size, rclone.cat(f"{self.folder.name}-object"))
 

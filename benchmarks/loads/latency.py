@@ -4,7 +4,6 @@ import contextlib
 import http.client
 import time
 from collections.abc import Callable, Iterator
-from typing import ClassVar
 from urllib.parse import urlsplit
 
 from benchmarks.bench import Bench, Contestant, Entry
@@ -36,12 +35,12 @@ def timed(act: Callable[[], float], times: int, pid: int = 0) -> Sample:
 class Ready:
     """One object of 64 KiB: until its last window is in the processor's hands."""
 
-    name: ClassVar[str] = "ready"
-    title: ClassVar[str] = "request to data ready, one object of 64 KiB, warm"
-    unit: ClassVar[str] = "p50_ms"
-    ceiling: ClassVar[str] = "one bare GET"
-    rounds: ClassVar[int] = 0
-    note: ClassVar[str] = (
+    name = "ready"
+    title = "request to data ready, one object of 64 KiB, warm"
+    unit = "p50_ms"
+    ceiling = "one bare GET"
+    rounds = 0
+    note = (
         "A small sealed object needs one GET of all of it: that is the bare GET, over a kept connection of "
         "Python's http.client. `done` counts until the job is done, its result sealed, audited and committed."
     )
@@ -82,12 +81,12 @@ class Ready:
 class RoundTrip:
     """The control socket."""
 
-    name: ClassVar[str] = "control"
-    title: ClassVar[str] = "control round trip over a kept connection"
-    unit: ClassVar[str] = "p50_ms"
-    ceiling: ClassVar[str] = ""
-    rounds: ClassVar[int] = 0
-    note: ClassVar[str] = "`box-key` is the cheapest request. What a person waits for is in `make bench-client`."
+    name = "control"
+    title = "control round trip over a kept connection"
+    unit = "p50_ms"
+    ceiling = ""
+    rounds = 0
+    note = "`box-key` is the cheapest request. What a person waits for is in `make bench-client`."
 
     @contextlib.contextmanager
     def open(self, bench: Bench) -> Iterator[list[Entry]]:

@@ -3,7 +3,6 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import ClassVar
 
 from benchmarks import peers
 from benchmarks.bench import Bench, Contestant, Entry, present
@@ -17,12 +16,12 @@ from benchmarks.watch import costs
 class Put:
     """Seal and put 1 GiB."""
 
-    name: ClassVar[str] = "put"
-    title: ClassVar[str] = "1 GiB sealed and put, S3 over HTTP"
-    unit: ClassVar[str] = "gb_s"
-    ceiling: ClassVar[str] = "s5cmd"
-    rounds: ClassVar[int] = 0
-    note: ClassVar[str] = (
+    name = "put"
+    title = "1 GiB sealed and put, S3 over HTTP"
+    unit = "gb_s"
+    ceiling = "s5cmd"
+    rounds = 0
+    note = (
         "The server (`benchmarks/server.py`) throws bodies away in the kernel, so that only the sender is measured. "
         "The file lies on tmpfs, and so does the spool of SMP."
     )

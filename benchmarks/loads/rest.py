@@ -7,7 +7,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import ClassVar
 
 from benchmarks.bench import DISK, Bench, Contestant, Entry, present
 from benchmarks.objects import MIB, seal_object
@@ -20,12 +19,12 @@ from benchmarks.watch import cpu_seconds, status_value
 class Idle:
     """A daemon whose workers have been let go."""
 
-    name: ClassVar[str] = "idle"
-    title: ClassVar[str] = "smpd at rest, after a job, its workers let go"
-    unit: ClassVar[str] = "rss_mib"
-    ceiling: ClassVar[str] = ""
-    rounds: ClassVar[int] = 1
-    note: ClassVar[str] = "A wake-up is a voluntary context switch of any thread of smpd, counted over 20 s."
+    name = "idle"
+    title = "smpd at rest, after a job, its workers let go"
+    unit = "rss_mib"
+    ceiling = ""
+    rounds = 1
+    note = "A wake-up is a voluntary context switch of any thread of smpd, counted over 20 s."
 
     @contextlib.contextmanager
     def open(self, bench: Bench) -> Iterator[list[Entry]]:
@@ -57,12 +56,12 @@ def _switches(pid: int) -> int:
 class Memory:
     """The peak of each process, for 1 GiB and for 16 GiB."""
 
-    name: ClassVar[str] = "memory"
-    title: ClassVar[str] = "peak memory of each process"
-    unit: ClassVar[str] = "peak_mib"
-    ceiling: ClassVar[str] = "1 GiB"
-    rounds: ClassVar[int] = 1
-    note: ClassVar[str] = (
+    name = "memory"
+    title = "peak memory of each process"
+    unit = "peak_mib"
+    ceiling = "1 GiB"
+    rounds = 1
+    note = (
         "A daemon of its own for each size. The object lies on the disk, since 16 GiB have no place in memory; this "
         "load measures memory, not speed. Rings are counted in each process that maps them; the sum counts them twice."
     )

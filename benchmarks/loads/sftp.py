@@ -4,7 +4,6 @@ import contextlib
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import ClassVar
 
 from servers import Served, rclone_sftp, sshd  # the servers of the tests
 
@@ -15,6 +14,7 @@ from benchmarks.objects import MIB, seal_object
 from benchmarks.results import Sample
 from benchmarks.servers import CIPHER, program
 from benchmarks.smp import ENDS_AS, Smp, daemon
+from benchmarks.watch import run_program
 from smp_proto.control import SftpConfig, SftpSecret
 
 BYTES, QUICK_BYTES = 512 * MIB, 8 * MIB
@@ -23,12 +23,12 @@ BYTES, QUICK_BYTES = 512 * MIB, 8 * MIB
 class Sftp:
     """512 MiB over SFTP."""
 
-    name: ClassVar[str] = "sftp"
-    title: ClassVar[str] = "512 MiB sealed, SFTP, aes256-gcm"
-    unit: ClassVar[str] = "gb_s"
-    ceiling: ClassVar[str] = "sftp"
-    rounds: ClassVar[int] = 0
-    note: ClassVar[str] = (
+    name = "sftp"
+    title = "512 MiB sealed, SFTP, aes256-gcm"
+    unit = "gb_s"
+    ceiling = "sftp"
+    rounds = 0
+    note = (
         "OpenSSH's sshd where it is installed, else rclone's, which names its own cipher. One connection of SMP is one "
         "fetch process with one connection; several are the defaults."
     )
@@ -80,4 +80,4 @@ def _openssh(served: Served, folder: Path, size: int) -> Callable[[], Sample]:
     argv = [client, "-q", "-F", "none", "-P", str(config.port), "-i", str(key)]
     argv += [word for option in options for word in ("-o", option)]
     argv += [f"{config.user}@127.0.0.1:{folder}/data/one.smp", str(folder / "fetched")]
-    return lambda: sized(size, peers.run_program(argv))
+    return lambda: sized(size, run_program(argv))

@@ -3,7 +3,6 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import ClassVar
 
 from benchmarks import peers
 from benchmarks.bench import Bench, Contestant, Entry, present
@@ -23,8 +22,8 @@ FETCHED = "files on tmpfs, still sealed; nothing is checked"
 class ManyObjects:
     """``count`` objects of ``size`` bytes each."""
 
-    rounds: ClassVar[int] = 0
-    note: ClassVar[str] = "A job over a prefix opens, verifies, audits and journals each object."
+    rounds = 0
+    note = "A job over a prefix opens, verifies, audits and journals each object."
 
     def __init__(self, name: str, title: str, counts: tuple[int, int], size: int, unit: str, *, large: bool) -> None:
         self.name, self.title, self.unit = name, title, unit
@@ -78,12 +77,12 @@ def _s5cmd(bench: Bench, folder: Path, count: int, size: int) -> Callable[[], Sa
 class ManyEntries:
     """10,000 entries of 64 KiB in one bundle."""
 
-    name: ClassVar[str] = "entries"
-    title: ClassVar[str] = "10,000 entries of 64 KiB in one bundle"
-    unit: ClassVar[str] = "gb_s"
-    ceiling: ClassVar[str] = LARGE
-    rounds: ClassVar[int] = 0
-    note: ClassVar[str] = "The processor is handed each entry by itself; one object of the same size has one entry."
+    name = "entries"
+    title = "10,000 entries of 64 KiB in one bundle"
+    unit = "gb_s"
+    ceiling = LARGE
+    rounds = 0
+    note = "The processor is handed each entry by itself; one object of the same size has one entry."
 
     @contextlib.contextmanager
     def open(self, bench: Bench) -> Iterator[list[Entry]]:

@@ -6,7 +6,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import ClassVar
 
 from benchmarks.bench import DISK, Bench, Contestant, Entry
 from benchmarks.loads.large import BYTES, QUICK_BYTES, sized
@@ -19,12 +18,12 @@ from smp_proto.control import GetSpec, RunSpec
 class Spool:
     """Mode zero-knowledge, which spools, against mode streaming, which does not."""
 
-    name: ClassVar[str] = "spool"
-    title: ClassVar[str] = "1 GiB with the spool on and off"
-    unit: ClassVar[str] = "gb_s"
-    ceiling: ClassVar[str] = "off"
-    rounds: ClassVar[int] = 0
-    note: ClassVar[str] = (
+    name = "spool"
+    title = "1 GiB with the spool on and off"
+    unit = "gb_s"
+    ceiling = "off"
+    rounds = 0
+    note = (
         "`disk alone` writes as many bytes in blocks of 8 MiB with fdatasync at the end, to the same file system as "
         "the daemon of `on, disk`."
     )

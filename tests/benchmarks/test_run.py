@@ -73,7 +73,9 @@ def test_uploads_are_counted_and_forgotten(tmp_path):
         assert ask("HEAD", "parts") == b"200 140000"
         ask("DELETE", "parts")
         assert ask("HEAD", "parts") == b"404 0"
-    assert os.listdir(tmp_path) == []
+        assert os.listdir(tmp_path) == []
+        (tmp_path / "bucket" / "folder").mkdir(parents=True)
+        assert ask("HEAD", "folder") == b"404 0"
 
 
 def test_a_program_that_fails_says_so():
