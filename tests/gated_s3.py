@@ -106,14 +106,18 @@ def _handler(store: GatedS3) -> type[BaseHTTPRequestHandler]:
             data = self._object()
             if data is None:
                 return
-            found = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+            found = re.fullmatch(r"bytes=(\d*)-(\d+)", self.headers.get("Range", ""))
             wanted = self.headers.get("If-Match", "").strip('"')
             if store.conditional and wanted and wanted != store.etag(data):
                 self.send_response(412)
                 self.send_header("Content-Length", "0")
                 self.end_headers()
                 return
-            start, end = (int(found[1]), min(int(found[2]) + 1, len(data))) if found else (0, len(data))
+            start, end = 0, len(data)
+            if found and found[1]:
+                start, end = int(found[1]), min(int(found[2]) + 1, len(data))
+            elif found:  # the last so many bytes
+                start = max(0, len(data) - int(found[2]))
             store.ranges.append((self.path, start, end))
             with contextlib.suppress(ConnectionError):
                 self._head(206, data, end - start, f"bytes {start}-{end - 1}/{len(data)}")
