@@ -53,6 +53,7 @@ class Link:
             async with self.caller.open(fetching.List(prefix, recursive)) as exchange:
                 async for batch in exchange.messages(fetching.Listed):
                     found += batch.objects
+                    await exchange.send(fetching.More())
                 await exchange.result(type(None))
         return found
 

@@ -4,6 +4,7 @@ import contextlib
 import re
 import ssl
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, quote, urlsplit
 
@@ -13,7 +14,7 @@ from aiobotocore.config import AioConfig
 from aiobotocore.httpsession import AIOHTTPSession
 from aiobotocore.session import AioSession
 from botocore import UNSIGNED, exceptions
-from botocore.utils import get_environ_proxies
+from botocore.utils import get_environ_proxies, parse_timestamp
 
 from smp_proto.control import S3Config, S3Secret
 from smp_proto.errors import RemoteError, SmpError, UsageError
@@ -57,6 +58,18 @@ class Place(NamedTuple):
         return self.path + quote(key, safe="/~")
 
 
+def timestamp(value: str) -> datetime:
+    """A time as S3 writes it in a listing; any other form is left to botocore, whose way takes 20 times as long.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z", value, re.ASCII):
+        return datetime.fromisoformat(value)
+    found: datetime = parse_timestamp(value)
+    return found
+
+
 class Bucket:
     """The client of one bucket, made when it is first needed, and the way round it for bodies."""
 
@@ -90,6 +103,8 @@ class Bucket:
         async with self._opening:
             if self._opened is None:
                 self._session = AioSession(profile=self._config.profile or None)
+                factory = self._session.get_component("response_parser_factory")
+                factory.set_parser_defaults(timestamp_parser=timestamp)
                 secret = self._secret
                 self._opened = await self._stack.enter_async_context(
                     self._session.create_client(

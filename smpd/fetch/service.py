@@ -175,12 +175,17 @@ def _place(ring: Ring, slot: int, at: int, length: int) -> Iterator[memoryview]:
 async def _list(request: fetching.List, remote: Remote, exchange: Exchange) -> None:
     check_path(request.prefix, prefix=True)
     batch: list[ObjectInfo] = []
+    ahead = 0
     async with contextlib.aclosing(remote.walk(request.prefix, request.recursive)) as found:
         async for info in found:
             batch.append(info)
-            if len(batch) == BATCH_OBJECTS:
-                await exchange.send(fetching.Listed(batch))
-                batch = []
+            if len(batch) < BATCH_OBJECTS:
+                continue
+            await exchange.send(fetching.Listed(batch))
+            batch, ahead = [], ahead + 1
+            if ahead == fetching.LISTED_AHEAD:
+                await exchange.receive(fetching.More)
+                ahead -= 1
     if batch:
         await exchange.send(fetching.Listed(batch))
 

@@ -41,8 +41,15 @@ class Stat(Request, tag="stat"):
     path: str
 
 
+LISTED_AHEAD = 32
+
+
 class List(Request, tag="list"):
-    """All objects below a prefix, in order. DATA: Listed, in batches. Reply: None."""
+    """All objects below a prefix, in order. DATA: Listed, in batches. Reply: None.
+
+    smpd answers each batch by More once it was taken; no more than :data:`LISTED_AHEAD` go unanswered, so that a bucket
+    of any size takes bounded memory.
+    """
 
     prefix: str
     recursive: bool = True
@@ -52,6 +59,10 @@ class Listed(msgspec.Struct):
     """A batch of a listing."""
 
     objects: list[ObjectInfo]
+
+
+class More(msgspec.Struct):
+    """A batch of a listing was taken."""
 
 
 class Read(Request, tag="read"):

@@ -229,6 +229,7 @@ class RemotePool:
         ):
             async for batch in batches:
                 yield batch.objects
+                await exchange.send(fetching.More())
 
     async def write(self, path: str, fd: int, size: int, progress: Callable[[int], None]) -> ObjectInfo:
         """Upload a sealed file from its descriptor."""

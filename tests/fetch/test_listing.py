@@ -1,0 +1,73 @@
+"""Listings without end: no more of one is under way than smpd has asked for; and how times in it are read."""
+
+from collections.abc import AsyncGenerator
+
+import pytest
+from botocore.utils import parse_timestamp
+from hypothesis import given
+from hypothesis import strategies as st
+
+from smp_proto.control import ObjectInfo
+from smpd.fetch.bucket import timestamp
+from smpd.fetch.remote import BATCH_OBJECTS
+from smpd.fetch.service import _list
+from smpd.links import fetching
+
+
+class SlowTaker:
+    """Stands for the link: takes batches, and answers one when it is waited for."""
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+        self.most = self.answered = 0
+
+    async def send(self, body: fetching.Listed) -> None:
+        self.batches.append(len(body.objects))
+        self.most = max(self.most, len(self.batches) - self.answered)
+
+    async def receive(self, kind: type) -> tuple[fetching.More, list[int]]:
+        assert kind is fetching.More
+        self.answered += 1
+        return fetching.More(), []
+
+
+class Endless:
+    """Stands for a remote with many objects."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    async def walk(self, prefix: str, recursive: bool) -> AsyncGenerator[ObjectInfo, None]:
+        for number in range(self._count):
+            yield ObjectInfo(str(number), 1)
+
+
+@pytest.mark.parametrize("batches", [0, 1, fetching.LISTED_AHEAD, 3 * fetching.LISTED_AHEAD])
+@pytest.mark.parametrize("more", [0, 1])
+async def test_a_listing_waits_for_who_takes_it(batches, more):
+    """Every object is told, and never more than so many batches are on their way."""
+    taker = SlowTaker()
+    await _list(fetching.List("", True), Endless(batches * BATCH_OBJECTS + more), taker)
+    assert sum(taker.batches) == batches * BATCH_OBJECTS + more
+    assert taker.most <= fetching.LISTED_AHEAD
+    assert taker.answered == max(0, batches - fetching.LISTED_AHEAD + 1)
+
+
+@given(st.datetimes(timezones=st.just(None)), st.sampled_from(["", ".0", ".12", ".123", ".123456"]))
+def test_times_of_a_listing_are_what_botocore_reads(moment, fraction):
+    """The short way gives what the long way does."""
+    text = moment.strftime("%Y-%m-%dT%H:%M:%S").rjust(19, "0") + fraction + "Z"
+    assert timestamp(text) == parse_timestamp(text)
+
+
+@pytest.mark.parametrize("text", ["Fri, 20 Nov 2026 12:00:00 GMT", "1763640000", "2026-11-20T12:00:00+02:00"])
+def test_other_times_are_left_to_botocore(text):
+    """What has another form is read as before."""
+    assert timestamp(text) == parse_timestamp(text)
+
+
+@pytest.mark.parametrize("text", ["", "yesterday", "2026-13-20T12:00:00Z", "2026-11-20T25:00:00Z"])
+def test_what_is_no_time_is_an_error(text):
+    """Nonsense is a ValueError, as of botocore's parser."""
+    with pytest.raises(ValueError, match="."):
+        timestamp(text)
