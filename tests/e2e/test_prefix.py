@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from box import box as running
 from scene import Site, client, digests, read_digests, sha256, spool_empties
 from sealed.forge import forge
 
-from smp_proto.control import GetSpec
+from smp_proto.control import GetSpec, LocalConfig
 from smp_proto.errors import SmpError
 from smp_proto.sealed.bundle import BundleWriter
 from smp_proto.sealed.keys import Identity, PublicIdentity
@@ -176,6 +177,31 @@ def test_the_results_are_for_every_sender(site, many, tmp_path):
     result = site.folders["s3"] / job["result"]["target"].partition(":")[2]
     for person in (site.sender, site.doctor):
         assert "doctor/SHA256SUMS" in person.open(result, tmp_path / person.name)
+
+
+def test_a_killed_daemon_goes_on_with_what_is_missing(tmp_path):
+    """SIGKILL in the middle of a get over a prefix: it ends by itself, each object is kept once, none is kept twice."""
+    config = {"fetch": {"slots": 2, "slot_bytes": MIB, "processes": 1}}
+    sender, count = Identity.generate("scanner"), 1500
+    with running(tmp_path / "box", config) as machine:
+        with client(machine) as caller:
+            key = PublicIdentity.parse(caller.box_key().text)
+            caller.trust_add("scanner", sender.public.text())
+            for number in range(count):
+                seal(tmp_path / "store" / f"{number:04}.smp", sender, key, {f"{number}.bin": b"%d" % number * 500})
+            caller.remote_add("disk", LocalConfig(str(tmp_path / "store")))
+            job = caller.submit(GetSpec("disk:")).id
+            while not caller.vault(job):
+                pass
+        machine.kill()
+        machine.start()
+        with client(machine) as caller:
+            view = caller.wait(job)
+            assert (view.state, view.result.objects) == ("done", count)
+            assert 0 < view.transfer.resumed_bytes < view.result.sealed_bytes
+            assert len({item.object_id for item in caller.vault(job)}) == len(caller.vault(job)) == count
+        spool_empties(machine)
+        assert len(list((machine.state / "vault" / "objects").iterdir())) == count
 
 
 def test_nothing_below_it(site):
