@@ -6,7 +6,7 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any
 
@@ -262,23 +262,16 @@ def _senders(own: PublicIdentity, trust: TrustStore) -> Senders:
 
 
 def _recorder(audit: AuditLog) -> Any:
-    def write(act: Callable[[], Any] | None, event: str, subjects: Sequence[str], fields: dict[str, Any]) -> Any:
+    def write(act: Callable[[], Any] | None, event: str, fields: dict[str, Any]) -> Any:
         if audit.failure:  # tried first: the space may be back
             audit.retry()
-        audit.append_each(event, subjects, **fields)
+        audit.append(event, **fields)
         return act() if act else None
 
-    async def record(
-        event: str,
-        *,
-        subject: str = "",
-        subjects: Sequence[str] = (),
-        act: Callable[[], Any] | None = None,
-        **fields: Any,
-    ) -> Any:
+    async def record(event: str, *, act: Callable[[], Any] | None = None, **fields: Any) -> Any:
         # Not to be cancelled half way: the caller would not know whether the record is there.
         with anyio.CancelScope(shield=True):
-            return await anyio.to_thread.run_sync(write, act, event, subjects or [subject], fields)
+            return await anyio.to_thread.run_sync(write, act, event, fields)
 
     return record
 

@@ -147,6 +147,7 @@ class AuditLog:
         actor: str,
         job: str = "",
         subject: str = "",
+        subjects: Sequence[str] = (),
         outcome: str = "",
         detail: dict[str, Any] | None = None,
         **fields: FieldValue,
@@ -158,6 +159,7 @@ class AuditLog:
             actor: who asked.
             job: id of the job.
             subject: the object's name in the clear; only its pseudonym is written.
+            subjects: of several records, one for each, synced as one; the number is that of the first.
             outcome: for a record that follows an act.
             detail: anything, encrypted under the subject's data key.
             fields: small facts; nothing about a patient.
@@ -165,21 +167,7 @@ class AuditLog:
         Raises:
             UsageError: ``bad_request``, when the record cannot be encoded, or a detail has no subject.
         """
-        return self.append_each(event, [subject], actor=actor, job=job, outcome=outcome, detail=detail, **fields)
-
-    def append_each(
-        self,
-        event: str,
-        subjects: Sequence[str],
-        *,
-        actor: str,
-        job: str = "",
-        outcome: str = "",
-        detail: dict[str, Any] | None = None,
-        **fields: FieldValue,
-    ) -> int:
-        """As :meth:`append`, one record for each subject, all synced as one; return the number of the first."""
-        names = [self.pseudonym(subject) if subject else "" for subject in subjects]
+        names = [self.pseudonym(each) if each else "" for each in subjects or (subject,)]
         blobs = ["" if detail is None else self._sealed(name, detail) for name in names]
         with self._changed:
             self._refuse_if_failed()
@@ -189,8 +177,6 @@ class AuditLog:
                 _Entry(encode_line(AuditRecord(seq, now, event, actor, job, name, outcome, fields, blob)))
                 for seq, (name, blob) in enumerate(zip(names, blobs, strict=True), first)
             ]
-            if not entries:
-                return first
             self._queue += entries
             entry = entries[-1]  # they go to the disk together
             while self._busy and not entry.synced and not entry.failure:
