@@ -5,6 +5,7 @@ only when the event that came with it has passed. So a copy that is still under 
 wrong bytes on the device.
 """
 
+import contextlib
 import queue
 import threading
 import time
@@ -18,7 +19,6 @@ from smpd.links.computing import Chunk
 
 CANARY = 0xA5
 CANARY_BYTES = 4096
-_TIMEOUT_S = 60.0
 
 Fill = Callable[[torch.Tensor, int], None]
 
@@ -35,7 +35,7 @@ class Producer(threading.Thread):
         super().__init__(daemon=True)
         self._device, self._slots, self._total, self._fill = device, slots, total, fill
         self.chunks: queue.SimpleQueue[Chunk | None] = queue.SimpleQueue()
-        self._back: queue.SimpleQueue[tuple[int, torch.Event | None]] = queue.SimpleQueue()
+        self._back: queue.SimpleQueue[tuple[int, torch.Event | None] | None] = queue.SimpleQueue()
         self.fences = 0
 
     def free(self, slot: int, fence: "torch.Event | None") -> None:
@@ -50,13 +50,23 @@ class Producer(threading.Thread):
         for offset in range(0, self._total, length):
             slot = next(slots, None)
             slot = self._reclaimed() if slot is None else slot
+            if slot is None:
+                return
             part = self._slots[slot][: min(length, self._total - offset)]
             if self._fill is not None:
                 self._fill(part, offset)
             self.chunks.put(Chunk(slot, offset, part.numel()))
 
-    def _reclaimed(self) -> int:
-        slot, fence = self._back.get(timeout=_TIMEOUT_S)
+    def close(self) -> None:
+        """End the thread, also when not everything was taken."""
+        self._back.put(None)
+        self.join()
+
+    def _reclaimed(self) -> int | None:
+        back = self._back.get()
+        if back is None:
+            return None
+        slot, fence = back
         if fence is not None:
             while not fence.query():
                 time.sleep(0)
@@ -68,7 +78,7 @@ def copy_windows(device: Device, slots: list[torch.Tensor], total: int) -> float
     """Seconds for ``total`` bytes as windows, until all of them are on the device."""
     producer = Producer(device, slots, total, None)
     feed = Feed(slots, producer.chunks, producer.free, device, Clock())
-    with device.current():
+    with device.current(), contextlib.closing(producer):
         started = time.perf_counter()
         producer.start()
         for _ in feed.windows(0, total):
@@ -87,7 +97,7 @@ def check(device: Device, slots: list[torch.Tensor], sizes: list[int]) -> Iterat
     feed = Feed(slots, producer.chunks, producer.free, device, Clock())
     producer.start()
     offset = 0
-    with device.current():
+    with device.current(), contextlib.closing(producer):
         for number, size in enumerate(sizes):
             whole = torch.full((size + 2 * CANARY_BYTES,), CANARY, dtype=torch.uint8, device=device.torch_device)
             feed.load(offset, whole[CANARY_BYTES : CANARY_BYTES + size])

@@ -3,6 +3,7 @@
 import contextlib
 import subprocess
 import sys
+import threading
 import types
 from pathlib import Path
 
@@ -79,7 +80,9 @@ def test_a_slot_that_is_reused_too_early_is_found():
         def fence(self):
             return None
 
+    before = threading.active_count()
     assert any("is not what was in the slots" in problem for problem in check(Hasty(), slots(), SIZES))
+    assert threading.active_count() == before, "a check that was left early left its producer waiting"
 
 
 def test_a_copy_that_is_too_long_is_found():
