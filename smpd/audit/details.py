@@ -8,12 +8,18 @@ import contextlib
 import os
 import sqlite3
 import threading
+from base64 import b64decode
 from collections.abc import Iterator
 from typing import Any
 
 import msgspec
+from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from smp_proto.audit.record import AuditRecord
+from smp_proto.errors import AuditError
+
+DETAILS_NAME = "details.sqlite"
 KEY_BYTES = 32
 _ID, _NONCE = 8, 12
 _LABEL = b"smp audit detail\n"
@@ -63,6 +69,24 @@ class DetailKeys:
         with self._opened(subject, key_id, sealed_key) as key:
             plain = AESGCM(key).decrypt(nonce, sealed, _LABEL + subject.encode())
         return msgspec.json.decode(plain, type=dict[str, Any])
+
+    def of(self, record: AuditRecord) -> dict[str, Any] | None:
+        """The detail of a record in the clear; None when it has none or its key was destroyed.
+
+        Raises:
+            AuditError: ``audit_broken``.
+        """
+        if not record.detail:
+            return None
+        try:
+            return self.unseal(record.subject, b64decode(record.detail))
+        except (sqlite3.Error, InvalidTag) as exc:
+            raise AuditError(
+                "audit_broken",
+                f"the detail of record {record.seq} cannot be opened",
+                hint=f"restore {DETAILS_NAME} from a backup, or check which key sealed it",
+                details={"record": record.seq},
+            ) from exc
 
     def destroy(self, subject: str) -> None:
         """Overwrite and remove the subject's key, if there is one."""

@@ -13,7 +13,7 @@ import os
 import sqlite3
 import threading
 import time
-from base64 import b64decode, b64encode
+from base64 import b64encode
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any
@@ -27,12 +27,11 @@ from smp_proto.audit.verify import LogVerifier, broken
 from smp_proto.errors import AuditError, SmpError, UsageError
 from smpd.host.durable import sync_folder
 
-from .details import DetailKeys
+from .details import DETAILS_NAME, DetailKeys
 from .files import AppendFile, read_lines
 
 LOG_NAME = "audit.jsonl"
 CHECKPOINTS_NAME = "checkpoints"
-DETAILS_NAME = "details.sqlite"
 CHECKPOINT_RECORDS = 1000
 CHECKPOINT_S = 60.0
 _MARK_RECORDS = 1024  # a byte offset is remembered for each so many records
@@ -212,18 +211,8 @@ class AuditLog:
         return seq
 
     def detail(self, record: AuditRecord) -> dict[str, Any] | None:
-        """The detail of a record in the clear; None when it has none or its key was destroyed."""
-        if not record.detail:
-            return None
-        try:
-            return self._details.unseal(record.subject, b64decode(record.detail))
-        except (sqlite3.Error, InvalidTag) as exc:
-            raise AuditError(
-                "audit_broken",
-                f"the detail of record {record.seq} cannot be opened",
-                hint=f"restore {DETAILS_NAME} from a backup, or check which key sealed it",
-                details={"record": record.seq},
-            ) from exc
+        """As :meth:`DetailKeys.of`."""
+        return self._details.of(record)
 
     def read(self, since: int, limit: int) -> list[bytes]:
         """Up to ``limit`` lines, newlines included, from record ``since`` on; only what is on the disk."""

@@ -30,7 +30,7 @@ class Stopped(BaseException):
 
 
 class Clock:
-    """How long the processor itself has been at work: time spent waiting for smpd does not count."""
+    """How long the processor itself has been at work on one object: time spent waiting for smpd does not count."""
 
     def __init__(self) -> None:
         self._stopped = False
@@ -38,8 +38,8 @@ class Clock:
         self._since: float | None = None
 
     def start(self) -> None:
-        """The processor has the thread."""
-        self._since = time.monotonic()
+        """The processor has the thread, and begins an object."""
+        self._worked, self._since = 0.0, time.monotonic()
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:

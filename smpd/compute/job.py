@@ -14,7 +14,7 @@ import torch
 
 from smp_proto.errors import ProcessorError, ResourceError, SmpError
 from smpd.compute.device import Device, is_fatal, is_memory_error
-from smpd.compute.feed import Feed, Inputs, Results, Stopped
+from smpd.compute.feed import Clock, Feed, Inputs, Results, Stopped
 from smpd.links.computing import InputEntry, InputObject
 from smpd.processors import Context, Item, Output, Processor, Refused, StreamItem
 
@@ -37,18 +37,27 @@ class Job:
     """One run of one processor.
 
     Args:
+        clock: started anew with each object.
         objects: what comes; the plaintext is read to its end whatever the processor takes of it.
         single: there is one object only, so that what the processor cannot take is refused before it comes.
     """
 
     def __init__(
-        self, processor: Processor, context: Context[Any], objects: Inputs, device: Device, *, single: bool
+        self,
+        processor: Processor,
+        context: Context[Any],
+        objects: Inputs,
+        device: Device,
+        clock: Clock,
+        *,
+        single: bool,
     ) -> None:
         self._processor = processor
         self._context = context
         self._objects = objects
         self._single = single
         self._device = device
+        self._clock = clock
         self._seen = self._taken = self._number = 0  # entries, and the one at hand
         self._kinds: set[str] = set()
 
@@ -58,6 +67,7 @@ class Job:
         try:
             with self._device.current(), torch.no_grad():
                 for item in self._objects:
+                    self._clock.start()
                     self._call(item, feed, results)
                 if not self._taken:
                     raise self._none_taken()

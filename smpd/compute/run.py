@@ -160,7 +160,8 @@ class Running:
         feed = Feed(worker.plain, self._chunks, self._free, worker.device, clock)
         results = Results(worker.result, self._output_freed, self._post, clock, self._processor.name)
         clock.start()
-        outcome = Job(self._processor, context, objects, worker.device, single=request.single).run(feed, results)
+        job = Job(self._processor, context, objects, worker.device, clock, single=request.single)
+        outcome = job.run(feed, results)
         self._loop.call_soon_threadsafe(self._finish, outcome)
 
     def _post(self, message: FromCompute) -> None:

@@ -59,7 +59,7 @@ class Place(NamedTuple):
 
 
 def timestamp(value: str) -> datetime:
-    """A time as S3 writes it in a listing; any other form is left to botocore, whose way takes 20 times as long.
+    """A time as S3 writes it in a listing; any other form is left to botocore, whose way takes some 40 times as long.
 
     Raises:
         ValueError: it is none.

@@ -86,7 +86,7 @@ class Service:
         self._ring = Ring(fds.pop(), request.slots, request.slot_bytes)
         self._remote = remote
         self._connections = request.connections
-        gc.freeze()  # the libraries' own objects, a hundred thousand, are not looked through again while ranges wait
+        gc.freeze()  # the libraries' own objects are not looked through again while ranges wait
         return fetching.Walls(walls)
 
     async def _answer(

@@ -72,7 +72,8 @@ class InputObject(msgspec.Struct):
 class Run(Request, tag="run"):
     """Run a processor over all entries. Reply: Done.
 
-    Errors: processor_*, bad_parameter, no_such_processor, device_memory. ``single`` says that there is one object only.
+    Errors: processor_*, bad_parameter, no_such_processor, device_memory. ``single`` says that there is one object only;
+    ``timeout_s`` is how long the processor may work on one.
     """
 
     job: str

@@ -7,14 +7,14 @@ from typing import NamedTuple
 import anyio
 
 from smp_proto.control import ObjectInfo
-from smp_proto.errors import NotFoundError
 from smp_proto.sealed.bundle import BundleInfo, BundleWriter
 from smp_proto.sealed.entries import guess_media_type
 from smpd.transfer.lanes import Lane
 from smpd.transfer.opening import private_copies
 from smpd.transfer.pool import RemotePool
-from smpd.transfer.source import Tally
+from smpd.transfer.source import Tally, no_objects
 from smpd.transfer.spool import disk_errors
+from smpd.vault.remotes import is_prefix
 
 
 class _Piece(NamedTuple):
@@ -33,14 +33,12 @@ async def find_objects(pool: RemotePool, path: str) -> list[ObjectInfo]:
     Raises:
         NotFoundError: there are none.
     """
-    if path and not path.endswith("/"):
+    if not is_prefix(path):
         return [await pool.stat(path)]
     async with contextlib.aclosing(pool.list(path)) as batches:
         found = [info async for batch in batches for info in batch]
     if not found:
-        raise NotFoundError(
-            "no_such_object", f"{pool.name}:{path} holds no objects", hint=f"run: smpctl ls {pool.name}:"
-        )
+        raise no_objects(pool.name, path)
     return sorted(found, key=lambda info: info.path)
 
 

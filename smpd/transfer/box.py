@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from smp_proto.control import Transfer
+from smp_proto.sealed.envelope import Trust
 from smp_proto.sealed.keys import Identity, PublicIdentity
 from smpd.jobs.job import Progress
 from smpd.jobs.journal import Journal
@@ -13,6 +14,11 @@ from smpd.transfer.pool import RemotePool
 from smpd.vault.objects import Vault
 
 Senders = Callable[[bytes, str], PublicIdentity]
+
+
+def trust_at(senders: Senders, location: str) -> Trust:
+    """Whom to believe about an object that came from there."""
+    return lambda key_id: senders(key_id, location)
 
 
 class Audit(Protocol):

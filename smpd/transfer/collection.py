@@ -14,27 +14,22 @@ from typing import Self
 import anyio
 
 from smp_proto.control import ObjectInfo, Result
-from smp_proto.errors import IntegrityError, NotFoundError, SmpError, UsageError
+from smp_proto.errors import IntegrityError, SmpError, UsageError
 from smp_proto.sealed.entries import valid_entry_name
 from smp_proto.sealed.envelope import OpenedEnvelope
 from smp_proto.sealed.keys import PublicIdentity
 from smpd.jobs.job import Job
-from smpd.transfer.box import Box, Meter
+from smpd.transfer.box import Box, Meter, trust_at
 from smpd.transfer.grouping import GroupCommit
-from smpd.transfer.members import Batch, Large, trust_at
+from smpd.transfer.members import Batch, Large
 from smpd.transfer.pipeline import Pipeline, PlainSide, Unit
 from smpd.transfer.pool import RemotePool
-from smpd.transfer.source import naming, open_source
+from smpd.transfer.source import naming, no_objects, open_source
 from smpd.transfer.spool import Spool
 from smpd.vault.objects import Adoption
 
 BATCH_OBJECTS = 256  # of one batch, so that its messages fit into frames
 Shelf = GroupCommit[Sequence[Adoption]]
-
-
-def is_prefix(path: str) -> bool:
-    """Whether a path names what lies below it."""
-    return not path or path.endswith("/")
 
 
 async def get_all(box: Box, job: Job, pool: RemotePool, path: str, meter: Meter) -> Result:
@@ -120,8 +115,7 @@ class Members:
                 async for unit in large.units():
                     yield unit
         if not self._seen:
-            where = f"{self.pool.name}:{self.path}"
-            raise NotFoundError("no_such_object", f"{where} holds no objects", hint=f"run: smpctl ls {self.pool.name}:")
+            raise no_objects(self.pool.name, self.path)
 
     def refuse(self, info: ObjectInfo, error: SmpError) -> None:
         """Leave an object out, where the others do not depend on it.
@@ -212,7 +206,7 @@ class Members:
             yield group
 
     async def _open_large(self, info: ObjectInfo) -> Large:
-        location, pool = f"{self.pool.name}:{info.path}", self.pool
+        location, pool, prefix = f"{self.pool.name}:{info.path}", self.pool, self.prefix(info)
         senders = await anyio.to_thread.run_sync(self.box.senders)
 
         async def check(found: ObjectInfo) -> None:
@@ -222,7 +216,7 @@ class Members:
 
         source = await open_source(pool, info.path, self.box.identities, trust_at(senders, location), check)
         self.opened(source.opener.envelope)
-        large = Large(self, source, self.prefix(info))
+        large = Large(self, source, prefix)
         self._open.add(large)
         if self.shelf is not None:
             large.spool = await Spool.open(self.part(info), info.size, None)

@@ -47,19 +47,25 @@ class PlainRing:
         self._exchange = exchange
         self._timeout_s = timeout_s
         self._slots = Slots(ring.slots)
-        self._lent: set[int] = set()
+        self._lent: dict[int, int] = {}  # slot to how many objects begin in it
+        self._announced = 0  # objects, since a slot was last delivered
         self._filled: dict[int, int] = {}  # how far each slot was ever filled
         self.delivered = 0
         self.finished = False
+
+    @property
+    def patience_s(self) -> float:
+        """How long the process may be silent: its limit for each object that it has, and then some."""
+        return self._timeout_s * (1 + self._announced + sum(self._lent.values())) + _GRACE_S
 
     async def take(self) -> int:
         """Wait for a slot the process has let go of.
 
         Raises:
-            ProcessorError: ``processor_timeout`` when it lets go of none for far longer than a run may take.
+            ProcessorError: ``processor_timeout`` when it lets go of none for far longer than its objects may take.
         """
         try:
-            with anyio.fail_after(self._timeout_s + _GRACE_S):
+            with anyio.fail_after(self.patience_s):
                 return await self._slots.take()
         except TimeoutError:
             raise _overdue(self._timeout_s) from None
@@ -70,6 +76,7 @@ class PlainRing:
 
     async def announce(self, objects: Sequence[computing.InputObject]) -> None:
         """Name entries whose plaintext comes next."""
+        self._announced += len(objects)
         await self._exchange.send(computing.Objects(list(objects)))
 
     async def deliver(self, slot: int, length: int) -> None:
@@ -77,7 +84,7 @@ class PlainRing:
         if not length:
             self._slots.give(slot)
             return
-        self._lent.add(slot)
+        self._lent[slot], self._announced = self._announced, 0
         self._filled[slot] = max(length, self._filled.get(slot, 0))
         offset, self.delivered = self.delivered, self.delivered + length
         await self._exchange.send(computing.Chunk(slot, offset, length))
@@ -100,7 +107,7 @@ class PlainRing:
         """
         if slot not in self._lent:
             raise _nonsense("let go of a slot that it does not hold")
-        self._lent.remove(slot)
+        del self._lent[slot]
         self._slots.give(slot)
 
 
@@ -175,7 +182,7 @@ class Compute:
                 group.start_soon(self._receive, exchange, plain, writer, done)
                 await feed(plain)
                 await plain.finish()
-                with anyio.move_on_after(request.timeout_s + _GRACE_S):
+                with anyio.move_on_after(plain.patience_s):
                     await done.wait()
                 group.cancel_scope.cancel()
         if not done.is_set():

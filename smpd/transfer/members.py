@@ -10,10 +10,10 @@ import anyio
 
 from smp_proto.control import ObjectInfo
 from smp_proto.errors import IntegrityError, SmpError
-from smp_proto.sealed.envelope import OpenedEnvelope, Trust
+from smp_proto.sealed.envelope import OpenedEnvelope
 from smpd.links.computing import InputObject
 from smpd.links.fetching import Whole
-from smpd.transfer.box import Senders
+from smpd.transfer.box import trust_at
 from smpd.transfer.lanes import Lane
 from smpd.transfer.opening import from_descriptor, open_whole
 from smpd.transfer.pipeline import RangeUnit, Unit, input_object, ranges
@@ -41,8 +41,8 @@ class Batch:
         for info in self._infos:
             wanted.append(Whole(info.path, info.pin, info.size, at))
             at += info.size
-        failed = await members.pool.read_many(lane, wanted)
-        members.meter.fetched(at)
+        asked, failed = await members.pool.read_many(lane, wanted)
+        members.meter.fetched(asked)
         length, bad = await anyio.to_thread.run_sync(
             self._open, lane, wanted, failed, plain, limiter=members.pool.openers
         )
@@ -194,11 +194,6 @@ class _Part:
     async def keep(self) -> None:
         """See :class:`Unit`."""
         await self._large.kept(self._unit)
-
-
-def trust_at(senders: Senders, location: str) -> Trust:
-    """Whom to believe about an object that came from there."""
-    return lambda key_id: senders(key_id, location)
 
 
 @contextlib.contextmanager

@@ -174,14 +174,17 @@ class RemotePool:
             await anyio.to_thread.run_sync(read_exact, ring.fd, memoryview(data), ring.offset(lane.slot))
         return info, data
 
-    async def read_many(self, lane: Lane, objects: Sequence[fetching.Whole]) -> dict[int, SmpError]:
-        """Fetch whole objects into the lane's slot, each to its place; returns what went wrong, by index.
+    async def read_many(self, lane: Lane, objects: Sequence[fetching.Whole]) -> tuple[int, dict[int, SmpError]]:
+        """Fetch whole objects into the lane's slot, each to its place.
 
-        What may pass is tried again here, as by :meth:`read`.
+        What may pass is tried again here, as by :meth:`read`. Returns how many bytes were asked for in all, and what
+        went wrong, by index.
         """
+        asked = 0
         failed: dict[int, SmpError] = {}
         wanted = list(range(len(objects)))
         for _ in range(RANGE_ATTEMPTS):
+            asked += sum(objects[number].size for number in wanted)
             errors = await self._read_many_once(lane, [objects[number] for number in wanted])
             for index, number in enumerate(wanted):
                 failed.pop(number, None)
@@ -190,7 +193,7 @@ class RemotePool:
             wanted = [n for n in wanted if n in failed and failed[n].retryable and failed[n].code != "remote_busy"]
             if not wanted:
                 break
-        return failed
+        return asked, failed
 
     async def _read_many_once(self, lane: Lane, objects: Sequence[fetching.Whole]) -> dict[int, SmpError]:
         request = fetching.ReadMany(list(objects), lane.slot)

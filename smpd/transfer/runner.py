@@ -25,8 +25,8 @@ from smpd.jobs.job import Job, Progress
 from smpd.jobs.scheduler import RANKS
 from smpd.links import computing
 from smpd.transfer.arriving import find_objects, seal_arriving
-from smpd.transfer.box import Box, Meter
-from smpd.transfer.collection import Members, get_all, is_prefix
+from smpd.transfer.box import Box, Meter, trust_at
+from smpd.transfer.collection import Members, get_all
 from smpd.transfer.device import PlainRing, finish_results
 from smpd.transfer.lanes import rank
 from smpd.transfer.opening import Opener
@@ -36,7 +36,7 @@ from smpd.transfer.sealing import sealed_file
 from smpd.transfer.source import Source, naming, open_source
 from smpd.transfer.spool import Spool, disk_errors, remove
 from smpd.vault.objects import Adoption
-from smpd.vault.remotes import parse_location
+from smpd.vault.remotes import is_prefix, parse_location
 
 
 class Runner:
@@ -156,7 +156,7 @@ class Runner:
         if pool.mode != "standard" and is_prefix(path):
             async with Members(self._box, job, pool, path, meter) as members:
                 return await self._compute(
-                    job, spec, meter, members.feed, lambda: recipients or [*members.senders.values(), own]
+                    job, spec, meter, members.feed, lambda: recipients or [*members.senders.values(), own], single=False
                 )
         if pool.mode == "standard":
             await self._arrive(job, pool, path, meter)
@@ -171,7 +171,7 @@ class Runner:
 
         try:
             sender = source.opener.envelope.sender
-            return await self._compute(job, spec, meter, feed, lambda: recipients or [sender, own])
+            return await self._compute(job, spec, meter, feed, lambda: recipients or [sender, own], single=True)
         finally:
             source.close()
 
@@ -182,10 +182,11 @@ class Runner:
         meter: Meter,
         feed: Callable[[PlainRing], Awaitable[None]],
         recipients: Callable[[], list[PublicIdentity]],
+        *,
+        single: bool,
     ) -> Result:
         """Run the processor over what ``feed`` brings; the sealed results are in the spool afterwards."""
         compute = self._box.compute
-        single = not is_prefix(spec.source.partition(":")[2])
         request = computing.Run(job.id, spec.processor, spec.params, compute.settings.timeout_s, single)
         async with sealed_file(self.out(job.id), self._box.identity, []) as writer:
             # All objects are verified whole when feed returns; only then may a result be finished.
@@ -197,7 +198,7 @@ class Runner:
 
     async def _deliver(self, job: Job, target: str, result: Result, meter: Meter) -> Result:
         pool, path = await self._locate(target)
-        if not path or path.endswith("/"):
+        if is_prefix(path):
             path += f"{job.id}.smp"
         await self._audit(job, "object.deliver", f"{pool.name}:{path}", object_id=result.object_id)
         with disk_errors("the spool"):
@@ -238,7 +239,7 @@ class Runner:
                 raise IntegrityError("source_changed", f"{location} is not the object this job began with")
 
         async with self._reading(job, location):
-            return await open_source(pool, path, self._box.identities, lambda key_id: senders(key_id, location), check)
+            return await open_source(pool, path, self._box.identities, trust_at(senders, location), check)
 
     @contextlib.asynccontextmanager
     async def _reading(self, job: Job, location: str) -> AsyncIterator[None]:

@@ -7,7 +7,7 @@ from typing import Protocol
 import anyio
 
 from smp_proto.control import ObjectInfo
-from smp_proto.errors import IntegrityError, SmpError
+from smp_proto.errors import IntegrityError, NotFoundError, SmpError
 from smp_proto.sealed.envelope import Trust, open_envelope
 from smp_proto.sealed.keys import Identity
 from smp_proto.sealed.layout import TRAILER_BYTES, Trailer
@@ -66,6 +66,11 @@ async def open_source(
     data = bytes(tail[:-TRAILER_BYTES])
     opened = await anyio.to_thread.run_sync(open_envelope, data, trailer, identities, trust)
     return Source(path, info, trailer, bytes(tail), Opener(opened, pool.settings.slot_bytes), whole)
+
+
+def no_objects(remote: str, path: str) -> NotFoundError:
+    """There is nothing below a prefix."""
+    return NotFoundError("no_such_object", f"{remote}:{path} holds no objects", hint=f"run: smpctl ls {remote}:")
 
 
 def naming(error: SmpError, name: str) -> SmpError:

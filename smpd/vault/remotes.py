@@ -55,6 +55,11 @@ class Remote(msgspec.Struct, frozen=True):
 _decode = msgspec.msgpack.Decoder(Remote).decode
 
 
+def is_prefix(path: str) -> bool:
+    """Whether a remote's path stands for what lies below it."""
+    return not path or path.endswith("/")
+
+
 def check_name(name: str, what: str = "remote") -> str:
     """Return the name of a remote or sender.
 

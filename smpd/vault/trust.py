@@ -99,10 +99,6 @@ class TrustStore:
                     return record.view
         raise NotFoundError("no_such_key", f"no sender {name[:80]!r} is believed", hint="smpctl trust list shows them")
 
-    def lookup(self, sender_key_id: bytes, location: str, now: float) -> str:
-        """As :meth:`Senders.lookup`, of the senders as they are now."""
-        return self.read().lookup(sender_key_id, location, now)
-
     def read(self) -> "Senders":
         """Return the senders as they are now, to look several up."""
         rows = self._db.rows("SELECT number, body FROM trust ORDER BY number")

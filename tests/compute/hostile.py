@@ -173,6 +173,12 @@ def dawdles(item, ctx):
         time.sleep(0.3)
 
 
+@processor("hostile.works", group=True)
+def works(items, ctx):
+    time.sleep(0.3)
+    return Output("done", b"")
+
+
 @processor("hostile.spins")
 def spins(item, ctx):
     while True:

@@ -17,6 +17,7 @@ from smpd.links.computing import (
     InputObject,
     Objects,
     OutputBegin,
+    OutputChunk,
     OutputFreed,
     Run,
 )
@@ -87,6 +88,19 @@ async def test_one_that_is_late_lets_go(plugins):
         error = await worker.error("hostile.dawdles", [Entry("a", bytes(100_000))], timeout_s=0.4)
         assert error.code == "processor_timeout"
         await _goes_on(worker)
+
+
+async def test_the_limit_is_for_one_object(plugins):
+    """Many objects may take longer together than one may alone."""
+    async with compute(*HOSTILE, plugins=plugins, shared=True) as worker:
+        async with worker.caller.open(Run("j", "hostile.works", {}, 0.6, single=False)) as exchange:
+            await exchange.send(Objects([InputObject(str(n), [InputEntry("a", n, 1, "")]) for n in range(4)]))
+            await exchange.send(Chunk(0, 0, 4))
+            await exchange.send(Finish(4))
+            async for message in exchange.messages(AnyFromCompute):
+                if isinstance(message, OutputChunk):
+                    await exchange.send(OutputFreed(message.slot))
+            assert (await exchange.result(Done)).outputs == 4
 
 
 async def test_waiting_for_smpd_is_no_work():

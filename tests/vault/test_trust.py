@@ -26,7 +26,7 @@ def add(store: TrustStore, name: str = "clinic", key_id: bytes = KEY, **more: ob
 
 def refused(store: TrustStore, key_id: bytes, location: str = "pacs:ct/1", now: float = NOW) -> IntegrityError:
     with pytest.raises(IntegrityError) as caught:
-        store.lookup(key_id, location, now)
+        store.read().lookup(key_id, location, now)
     assert caught.value.code == "untrusted_sender"
     return caught.value
 
@@ -36,7 +36,7 @@ def test_a_known_sender_is_found(store: TrustStore, db: Database, seal: StateSea
     view = add(store)
     assert (view.name, view.key_id, view.fingerprint, view.added) == ("clinic", KEY.hex(), "ab cd", NOW)
     again = TrustStore(db, seal)
-    assert again.lookup(KEY, "anything:at/all", 9e9) == "key text of clinic"
+    assert again.read().lookup(KEY, "anything:at/all", 9e9) == "key text of clinic"
     assert again.list() == [view]
 
 
@@ -52,7 +52,7 @@ def test_an_unknown_sender_is_refused_with_what_to_type(store: TrustStore) -> No
 def test_expiry(store: TrustStore) -> None:
     """Believed before the end, refused from it on, saying when it was."""
     add(store, until=NOW + 10)
-    assert store.lookup(KEY, "a:b", NOW + 9.9)
+    assert store.read().lookup(KEY, "a:b", NOW + 9.9)
     error = refused(store, KEY, now=NOW + 10)
     assert "ended on 2027-01-15" in error.message
     assert "--until" in error.hint
@@ -70,7 +70,7 @@ def test_removal_is_a_tombstone(store: TrustStore, db: Database, seal: StateSeal
         again.remove("clinic")
     assert caught.value.code == "no_such_key"
     add(again)
-    assert again.lookup(KEY, "a:b", NOW)
+    assert again.read().lookup(KEY, "a:b", NOW)
     assert [bool(view.removed) for view in again.list()] == [True, False]
     add(again, "second", OTHER)
     again.remove("clinic")
@@ -82,7 +82,7 @@ def test_a_name_can_pass_to_a_new_key(store: TrustStore) -> None:
     add(store)
     store.remove("clinic")
     add(store, key_id=OTHER)
-    assert store.lookup(OTHER, "a:b", NOW)
+    assert store.read().lookup(OTHER, "a:b", NOW)
     assert "removed" in refused(store, KEY).message
 
 
@@ -90,7 +90,7 @@ def test_prefixes(store: TrustStore) -> None:
     """Believed only below its prefixes, step by step."""
     add(store, prefixes=["pacs:ct", "archive:"])
     for location in ("pacs:ct", "pacs:ct/1", "archive:any/thing"):
-        assert store.lookup(KEY, location, NOW)
+        assert store.read().lookup(KEY, location, NOW)
     for location in ("pacs:ct2/1", "pacs:mr/1", "pacs:", "other:ct/1", "archive2:x"):
         error = refused(store, KEY, location)
         assert "pacs:ct, archive:" in error.message
@@ -116,7 +116,7 @@ def test_an_altered_record_is_no_sender(store: TrustStore, db: Database) -> None
     with db.transaction() as connection:
         connection.execute("UPDATE trust SET body=(SELECT body FROM trust WHERE number=2) WHERE number=1")
     refused(store, KEY)
-    assert store.lookup(OTHER, "a:b", NOW)
+    assert store.read().lookup(OTHER, "a:b", NOW)
     assert [view.name for view in store.list()] == ["other"]
 
 
