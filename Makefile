@@ -7,7 +7,7 @@ EXTRAS := daemon,gpu,images,dev
 PEERS  := $(VENV)/.bench-installed
 JSON   ?= build/bench/latest.json
 
-.PHONY: help install demo test lint format size bench bench-report bench-gpu bench-client bench-job clean
+.PHONY: help install demo test lint format size bench bench-report bench-gpu bench-client bench-job torture torture-report clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -59,6 +59,13 @@ bench-client: $(STAMP) ## smpctl status against python -c "import msgspec"
 
 bench-job: $(STAMP) ## memory of the main job, and what a crash costs
 	@$(BIN)/python -m benchmarks.main_job
+
+torture: $(STAMP) ## every experiment of docs/reliability.md at full count; ONLY=R3,R9 SEED=n TRIALS=n TRIAL=n
+	@PYTHONPATH=tests $(BIN)/python -m torture --only '$(ONLY)' $(if $(SEED),--seed $(SEED)) \
+	    $(if $(TRIALS),--trials $(TRIALS)) $(if $(TRIAL),--trial $(TRIAL))
+
+torture-report: $(STAMP) ## write the table of the last run (or of TORTURE="file file") into docs/
+	@PYTHONPATH=tests $(BIN)/python -m torture --report $(or $(TORTURE),build/torture/latest.json)
 
 clean:           ## remove what was built
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
