@@ -22,8 +22,8 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)   ## the main job on real images; DATA=folder takes your own
 	@$(BIN)/python -m examples.demo $(if $(DATA),--data '$(DATA)')
 
-test: lint       ## lint, then all tests
-	$(BIN)/python -m pytest
+test: lint       ## lint, then all tests, in as many processes as there are cores
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(STAMP)   ## ruff, mypy --strict, the walls between rooms
 	$(BIN)/ruff check .

@@ -5,6 +5,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,13 @@ pytestmark = pytest.mark.skipif(
     not shutil.which("rclone", path=os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")])),
     reason="rclone is not installed",
 )
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A folder with a short name: the demo's own holds a socket, whose path has at most 107 bytes."""
+    with tempfile.TemporaryDirectory(prefix="smp-") as folder:
+        yield Path(folder)
 
 
 def _images(folder: Path) -> Path:
@@ -60,33 +69,33 @@ def _row(text: str, start: str) -> list[str]:
     return [cell.strip() for cell in line.strip().removeprefix(start).split("  ") if cell]
 
 
-def test_demo_goes_all_the_way(tmp_path: Path) -> None:
+def test_demo_goes_all_the_way(place: Path) -> None:
     """It ends with exit code 0, the results are pictures, no place of the box holds plaintext, and it tidies up."""
-    argv, environment = _command(tmp_path)
+    argv, environment = _command(place)
     done = subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S)
     assert done.returncode == 0, done.stdout + done.stderr
-    pictures = sorted((tmp_path / "out").glob("*.png"))
+    pictures = sorted((place / "out").glob("*.png"))
     assert pictures
     for picture in pictures:
         with Image.open(picture) as image:
             image.verify()
-    commands = (tmp_path / "out" / "commands.txt").read_text()
+    commands = (place / "out" / "commands.txt").read_text()
     assert all(program in commands for program in ("smpctl seal", "smpctl run image.edges", "smpd --config", "rclone"))
     searched, total = _row(done.stdout, "the sender's own files")[-3].split(" of ")
     assert int(searched) == int(total) > 0  # the search finds what is there
-    for place in ("what the S3", "what the SFTP", "box: spool", "box: vault", "box: data", "box: audit", "box: the d"):
-        files, _, content, names, _ = _row(done.stdout, place)[-5:]
-        assert int(files) > 0, place
-        assert (content.split()[0], names.split()[0]) == ("0", "0"), place
+    for medium in ("what the S3", "what the SFTP", "box: spool", "box: vault", "box: data", "box: audit", "box: the d"):
+        files, _, content, names, _ = _row(done.stdout, medium)[-5:]
+        assert int(files) > 0, medium
+        assert (content.split()[0], names.split()[0]) == ("0", "0"), medium
     assert _row(done.stdout, "compute")[3:6] == ["filter", "on", "none"] or not Kernel.probe().seccomp
-    assert list((tmp_path / "t").iterdir()) == []
-    assert _left_behind(tmp_path) == []
+    assert list((place / "t").iterdir()) == []
+    assert _left_behind(place) == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_demo_tidies_up_when_interrupted(tmp_path: Path, number: signal.Signals) -> None:
+def test_demo_tidies_up_when_interrupted(place: Path, number: signal.Signals) -> None:
     """Ctrl-C, or being told to end, in the middle leaves neither processes nor a folder."""
-    argv, environment = _command(tmp_path)
+    argv, environment = _command(place)
     with subprocess.Popen(
         [argv[0], "-u", *argv[1:]],
         cwd=ROOT,
@@ -105,8 +114,8 @@ def test_demo_tidies_up_when_interrupted(tmp_path: Path, number: signal.Signals)
                 break
         seen += process.stdout.read()
         assert process.wait(TIMEOUT_S) == 130, seen
-    assert list((tmp_path / "t").iterdir()) == []
-    assert _left_behind(tmp_path) == []
+    assert list((place / "t").iterdir()) == []
+    assert _left_behind(place) == []
 
 
 def test_demo_names_what_is_missing(tmp_path: Path) -> None:
