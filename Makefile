@@ -7,7 +7,7 @@ EXTRAS := daemon,gpu,images,dev
 PEERS  := $(VENV)/.bench-installed
 JSON   ?= build/bench/latest.json
 
-.PHONY: help install demo test lint format size bench bench-report bench-gpu bench-client bench-job torture torture-report clean
+.PHONY: help install demo test lint format size bench bench-report bench-gpu bench-client bench-job torture torture-report man clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -66,6 +66,9 @@ torture: $(STAMP) ## every experiment of docs/reliability.md at full count; ONLY
 
 torture-report: $(STAMP) ## write the table of the last run (or of TORTURE="file file") into docs/
 	@PYTHONPATH=tests $(BIN)/python -m torture --report $(or $(TORTURE),build/torture/latest.json)
+
+man: $(STAMP)    ## manual pages in build/man
+	@$(BIN)/python docs/render_man.py build/man
 
 clean:           ## remove what was built
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

@@ -29,6 +29,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "events": ("jobs:events", "Print events as they happen."),
     "vault": ("vault:vault", "What is kept on the box, sealed."),
     "audit": ("audit:audit", "Read and verify the audit log."),
+    "completion": ("completion:completion", "Complete verbs and options in a shell."),
 }
 
 
