@@ -6,16 +6,15 @@ public key, both 0600. Importing a public key is the act of trust: what its owne
 
 import os
 import re
-import secrets
 from contextlib import suppress
 from typing import NamedTuple
 
+from smp_proto import durable
 from smp_proto.errors import IntegrityError, KeyFileError, NotFoundError, ResourceError, StateError, UsageError
 from smp_proto.sealed.filekey import wipe
 from smp_proto.sealed.keyfile import BEGIN
 from smp_proto.sealed.keys import Identity, PublicIdentity
 from smpctl.client import Client
-from smpctl.landing import rename_new
 from smpctl.session import secret_bytes
 from smpctl.terminal import ask, strip_line
 
@@ -168,19 +167,10 @@ class Keyring:
         except OSError as error:
             raise ResourceError("disk_failed", f"{self.folder} cannot be used: {error.strerror}") from None
         ending = ".key" if private else ".pub"
-        part = f".{secrets.token_hex(8)}.part"
         try:
             os.fchmod(folder, 0o700)
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            with open(part, "wb", opener=lambda path, _: os.open(path, flags, 0o600, dir_fd=folder)) as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            rename_new(part, name + ending, folder)
-            os.fsync(folder)
+            durable.write_file(folder, name + ending, data, replace=False)
         except OSError as error:
-            with suppress(OSError):
-                os.unlink(part, dir_fd=folder)
             raise ResourceError("disk_failed", f"the key {name} cannot be kept: {error.strerror}") from None
         finally:
             os.close(folder)

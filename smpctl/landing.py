@@ -5,16 +5,15 @@ a link, so that nothing is written outside the folder, whatever is planted in it
 """
 
 import os
-import secrets
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import Self
 
+from smp_proto import durable
 from smp_proto.errors import IntegrityError, ResourceError, SmpError, StateError, UsageError
 from smp_proto.sealed.entries import NameSet
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Landing:
@@ -72,9 +71,8 @@ class Landing:
         """A descriptor for a new, empty file that will be ``name``; the caller closes it."""
         *folders, _last = name.split("/")
         parent = self._descend(folders, make=True)
-        part = f".smp-{secrets.token_hex(8)}.part"
         try:
-            fd = os.open(part, _NEW_FILE, 0o600, dir_fd=parent)
+            fd, part = durable.create_part(parent)
         except OSError as error:
             raise disk_error(f"{self._dest}/{name}", error) from None
         finally:
@@ -90,7 +88,14 @@ class Landing:
 
         Raises:
             IntegrityError: ``truncated``; a file is not as long as it should be. None keeps its name then.
+            ResourceError: ``disk_full``, ``disk_failed``.
         """
+        try:
+            self._commit(sizes)
+        except OSError as error:
+            raise disk_error(self._dest, error) from None
+
+    def _commit(self, sizes: dict[str, int]) -> None:
         touched: set[tuple[str, ...]] = {()}
         for name, part in self._parts.items():
             folders = name.split("/")[:-1]
@@ -106,8 +111,12 @@ class Landing:
             del self._parts[name]
         for folders_touched in touched:
             fd = self._descend(folders_touched, make=False)
-            os.fsync(fd)
-            os.close(fd)
+            try:
+                durable.sync(fd)
+            finally:
+                os.close(fd)
+        if self._made_dest:
+            durable.sync_folder(os.path.dirname(os.path.abspath(self._dest)))
         self._folders.clear()
         self._made_dest = False
 
@@ -167,40 +176,11 @@ class Landing:
         *folders, last = name.split("/")
         parent = self._descend(folders, make=False)
         try:
-            if self._overwrite:
-                os.replace(part, last, src_dir_fd=parent, dst_dir_fd=parent)
-                return
-            rename_new(part, last, parent)
+            durable.give_name(part, last, parent, replace=self._overwrite)
         except OSError as error:
             raise disk_error(f"{self._dest}/{name}", error) from None
         finally:
             os.close(parent)
-
-
-def rename_new(source: str, target: str, folder: int) -> None:
-    """Rename within a folder, refusing to replace: a hard link is the only way that checks and acts at once.
-
-    Raises:
-        FileExistsError: the target is there.
-    """
-    try:
-        os.link(source, target, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without hard links
-        if _is_there(target, folder):
-            raise FileExistsError(17, "file exists") from None
-        os.rename(source, target, src_dir_fd=folder, dst_dir_fd=folder)
-        return
-    os.unlink(source, dir_fd=folder)
-
-
-def _is_there(name: str, folder: int) -> bool:
-    try:
-        os.lstat(name, dir_fd=folder)
-    except FileNotFoundError:
-        return False
-    return True
 
 
 def _settle(parent: int, part: str, name: str, size: int) -> None:
@@ -210,7 +190,7 @@ def _settle(parent: int, part: str, name: str, size: int) -> None:
         if found != size:
             message = f"{name} came out as {found} bytes instead of {size}"
             raise IntegrityError("truncated", message, hint="try again; nothing was kept")
-        os.fsync(fd)
+        durable.sync(fd)
     finally:
         os.close(fd)
 

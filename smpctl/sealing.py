@@ -4,12 +4,13 @@ A file gets its name when it is whole and on disk; what went wrong before leaves
 """
 
 import os
-import secrets
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
+from smp_proto import durable
+from smp_proto.durable import write_all
 from smp_proto.errors import IntegrityError, NotFoundError, SmpError, StateError
 from smp_proto.sealed.bundle import BundleInfo, BundleReader, BundleWriter
 from smp_proto.sealed.entries import Entry, guess_media_type
@@ -18,7 +19,7 @@ from smp_proto.sealed.filekey import wipe
 from smp_proto.sealed.keys import Identity, PublicIdentity
 from smp_proto.sealed.layout import TRAILER_BYTES, Trailer
 from smpctl.files import HEAD_BYTES, LocalFile
-from smpctl.landing import Landing, disk_error, rename_new
+from smpctl.landing import Landing, disk_error
 
 _READ_BYTES = 1 << 20
 Progress = Callable[[int, int], None]
@@ -86,33 +87,21 @@ def _named(path: str, error: IntegrityError) -> SmpError:
 def _new_file(path: str, *, overwrite: bool, mode: int = 0o666) -> Iterator[int]:
     """A descriptor of a file that gets its name when the block ends without an error."""
     folder_path, name = os.path.split(path)
-    folder, part = -1, f".smp-{secrets.token_hex(8)}.part"
+    folder = -1
     try:
         folder = os.open(folder_path or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         if overwrite:
             _check_replaceable(path, name, folder)
         elif _is_there(name, folder):
             raise FileExistsError(17, "file exists")
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open(part, flags, mode, dir_fd=folder)
-        try:
+        with durable.new_file(folder, name, mode, replace=overwrite) as fd:
             yield fd
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        if overwrite:
-            os.replace(part, name, src_dir_fd=folder, dst_dir_fd=folder)
-        else:
-            rename_new(part, name, folder)
-        os.fsync(folder)
     except FileExistsError:
         raise StateError("exists", f"{path} exists", hint="choose another name, or add --force") from None
     except OSError as error:
         raise disk_error(path, error) from None
     finally:
         if folder >= 0:
-            with suppress(OSError):
-                os.unlink(part, dir_fd=folder)
             os.close(folder)
 
 
@@ -288,13 +277,6 @@ def _copy(source: int, target: int, length: int) -> None:
             raise IntegrityError("truncated", "the file became shorter while it was copied")
         done += count
     os.lseek(target, length, os.SEEK_SET)
-
-
-def write_all(fd: int, data: memoryview) -> None:
-    """Write all of it."""
-    done = 0
-    while done < len(data):
-        done += os.write(fd, data[done:])
 
 
 def _is_there(name: str, folder: int) -> bool:

@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from smp_proto.audit.record import AuditRecord
 from smp_proto.errors import AuditError
+from smpd.host import sqlite
 
 DETAILS_NAME = "details.sqlite"
 KEY_BYTES = 32
@@ -34,22 +35,24 @@ class DetailKeys:
         key: 32 bytes that seal the data keys; stays the caller's.
 
     Raises:
+        OSError: the file cannot be made.
         sqlite3.Error: here and from each method, when the file cannot be read or written.
         cryptography.exceptions.InvalidTag: from seal and unseal, when the file or a blob was altered, or
             ``key`` is not the one it was written with.
     """
 
     def __init__(self, path: str, key: bytearray) -> None:
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, mode=0o600))
         self._seal_key = key
         self._lock = threading.Lock()
-        self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        self._db.execute("PRAGMA journal_mode=WAL")
-        self._db.execute("PRAGMA synchronous=FULL")
-        self._db.execute("PRAGMA secure_delete=ON")
-        self._db.execute(
-            "CREATE TABLE IF NOT EXISTS keys (subject TEXT PRIMARY KEY, id BLOB, sealed BLOB) WITHOUT ROWID"
-        )
+        self._db = sqlite.connect(path)
+        try:
+            sqlite.configure(self._db)
+            self._db.execute(
+                "CREATE TABLE IF NOT EXISTS keys (subject TEXT PRIMARY KEY, id BLOB, sealed BLOB) WITHOUT ROWID"
+            )
+        except sqlite3.Error:
+            self._db.close()
+            raise
 
     def seal(self, subject: str, detail: dict[str, Any]) -> bytes:
         """Encrypt ``detail`` under the subject's key; the key is on the disk when this returns."""

@@ -4,6 +4,7 @@ import fcntl
 import os
 from collections.abc import Iterator
 
+from smp_proto import durable
 from smp_proto.audit.record import MAX_LINE_BYTES
 
 
@@ -25,25 +26,20 @@ class AppendFile:
             except BlockingIOError as exc:
                 raise BlockingIOError(exc.errno, "another process writes it", path) from exc
             os.fchmod(self._fd, 0o600)
-            os.fsync(self._fd)
-            os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            durable.reread(self._fd)
         except OSError:
             os.close(self._fd)
             raise
 
     def append(self, data: bytes) -> None:
         """Write and sync; on return ``data`` is on the disk."""
-        view = memoryview(data)
-        while view:
-            view = view[os.write(self._fd, view) :]
-        os.fsync(self._fd)
+        durable.append(self._fd, data)
 
     def cut(self, size: int) -> int:
         """Keep the first ``size`` bytes; return how many were dropped."""
         dropped = os.fstat(self._fd).st_size - size
         if dropped:
-            os.ftruncate(self._fd, size)
-            os.fsync(self._fd)
+            durable.cut(self._fd, size)
         return dropped
 
     def close(self) -> None:

@@ -20,12 +20,12 @@ from typing import Any
 
 from cryptography.exceptions import InvalidTag
 
+from smp_proto import durable
 from smp_proto.audit.merkle import leaf_hash
 from smp_proto.audit.note import Checkpoint, VerifierKey, iter_notes, sign_note
 from smp_proto.audit.record import AuditRecord, FieldValue, encode_line, format_time
 from smp_proto.audit.verify import LogVerifier, broken
 from smp_proto.errors import AuditError, SmpError, UsageError
-from smpd.host.durable import sync_folder
 
 from .details import DETAILS_NAME, DetailKeys
 from .files import AppendFile, read_lines
@@ -101,9 +101,7 @@ class AuditLog:
         self._queue: list[_Entry] = []
         self._flight: list[_Entry] = []
         try:
-            if not os.path.isdir(self.directory):
-                os.mkdir(self.directory, mode=0o700)
-                sync_folder(os.path.dirname(self.directory))
+            durable.make_folder(self.directory, 0o700)
             os.chmod(self.directory, 0o700)
             dropped = self._load()
             self._details = DetailKeys(self._path(DETAILS_NAME), detail_key)
@@ -356,7 +354,7 @@ class AuditLog:
         with contextlib.ExitStack() as stack:
             log = stack.enter_context(contextlib.closing(AppendFile(self._path(LOG_NAME))))
             notes = stack.enter_context(contextlib.closing(AppendFile(self._path(CHECKPOINTS_NAME))))
-            sync_folder(self.directory)
+            durable.sync_folder(self.directory)
             notes_size, newest = 0, b""
             for note in iter_notes(read_lines(self._path(CHECKPOINTS_NAME), 0, notes_end)):
                 if note.endswith(b"\n") and b"\n\n" in note[:-1]:

@@ -12,6 +12,7 @@ import aiofiles
 import aiofiles.os
 import anyio
 
+from smp_proto import durable
 from smp_proto.control import LocalConfig, ObjectInfo
 from smp_proto.errors import RemoteError, ResourceError, SmpError, UsageError
 from smpd.fetch.pins import stat_pin
@@ -23,7 +24,6 @@ from smpd.fetch.remote import (
     missing_root,
     short_source,
     tail_of,
-    temporary_name,
     unwritable,
     walk_folders,
 )
@@ -153,19 +153,18 @@ class LocalRemote:
     async def write(self, path: str, fd: int, size: int, progress: Progress) -> ObjectInfo:
         """See :class:`smpd.fetch.remote.Remote`."""
         folder, _, name = path.rpartition("/")
-        temporary = temporary_name()
         parent = await self._run(path, lambda root: _make_folders(root, folder))
         try:
-            target = await self._run(path, lambda _: _create(parent, temporary))
+            target, part = await self._run(path, lambda _: durable.create_part(parent, 0o644))
             try:
                 for start in range(0, size, COPY_BYTES):
                     count = min(COPY_BYTES, size - start)
                     await self._run(path, lambda _, s=start, c=count: _copy(fd, target, s, c))  # type: ignore[misc]
                     await progress(start + count)
-                await self._run(path, lambda _: _publish(target, parent, temporary, name))
+                await self._run(path, lambda _: durable.publish(target, part, name, parent))
             except BaseException:
                 with anyio.CancelScope(shield=True):
-                    await self._run(path, lambda _: _unlink(parent, temporary))
+                    await self._run(path, lambda _: durable.remove(part, parent))
                 raise
             finally:
                 os.close(target)
@@ -181,7 +180,7 @@ class LocalRemote:
             with contextlib.suppress(FileNotFoundError):
                 parent = open_beneath(root, folder or ".", os.O_RDONLY | os.O_DIRECTORY)
                 try:
-                    _unlink(parent, name)
+                    durable.remove(name, parent)
                 finally:
                     os.close(parent)
 
@@ -239,17 +238,10 @@ def _make_folders(root: int, folder: str) -> int:
     for depth in range(len(parts)):
         parent = open_beneath(root, "/".join(parts[:depth]) or ".", os.O_RDONLY | os.O_DIRECTORY)
         try:
-            os.mkdir(parts[depth], 0o755, dir_fd=parent)
-            os.fsync(parent)
-        except FileExistsError:
-            pass
+            durable.make_folder(parts[depth], 0o755, parent)
         finally:
             os.close(parent)
     return open_beneath(root, "/".join(parts) or ".", os.O_RDONLY | os.O_DIRECTORY)
-
-
-def _create(parent: int, name: str) -> int:
-    return os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=parent)
 
 
 def _copy(source: int, target: int, start: int, count: int) -> None:
@@ -259,15 +251,3 @@ def _copy(source: int, target: int, start: int, count: int) -> None:
         if sent == 0:
             raise short_source()
         start, count = start + sent, count - sent
-
-
-def _unlink(parent: int, name: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(name, dir_fd=parent)
-        os.fsync(parent)
-
-
-def _publish(target: int, parent: int, temporary: str, name: str) -> None:
-    os.fsync(target)
-    os.rename(temporary, name, src_dir_fd=parent, dst_dir_fd=parent)
-    os.fsync(parent)

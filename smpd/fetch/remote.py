@@ -3,13 +3,13 @@
 import contextlib
 import errno
 import os
-import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from typing import NamedTuple, Protocol
 
 import anyio
 
 from smp_proto.control import ObjectInfo
+from smp_proto.durable import is_part
 from smp_proto.errors import IntegrityError, NotFoundError, RemoteError, ResourceError, SmpError, UsageError
 
 PATH_MAX_BYTES = 1024
@@ -114,11 +114,6 @@ async def walk_folders(
             yield info
 
 
-def temporary_name() -> str:
-    """What a file is called until it is whole."""
-    return f".smp-{secrets.token_hex(8)}.part"
-
-
 def is_listed(name: str, folder: str) -> bool:
     """Whether a name in a folder belongs into a listing.
 
@@ -129,7 +124,7 @@ def is_listed(name: str, folder: str) -> bool:
         name.encode()
     except UnicodeEncodeError:
         raise UsageError("bad_name", f"a name in the folder {folder!r} is not UTF-8", hint="rename it") from None
-    return not (name in (".", "..") or (name.startswith(".smp-") and name.endswith(".part")))
+    return not (name in (".", "..") or is_part(name))
 
 
 def changed(path: str) -> IntegrityError:

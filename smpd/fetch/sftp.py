@@ -10,6 +10,7 @@ import asyncssh
 from asyncssh import constants as protocol
 
 from smp_proto.control import ObjectInfo, SftpConfig, SftpSecret
+from smp_proto.durable import part_name
 from smp_proto.errors import RemoteError, SmpError
 from smpd.fetch.pins import stat_pin
 from smpd.fetch.remote import (
@@ -21,7 +22,6 @@ from smpd.fetch.remote import (
     missing,
     missing_root,
     read_source,
-    temporary_name,
     unreachable,
     walk_folders,
 )
@@ -158,7 +158,7 @@ class SftpRemote:
         """See :class:`smpd.fetch.remote.Remote`."""
         target = self._full(path)
         folder = posixpath.dirname(target)
-        temporary = posixpath.join(folder, temporary_name())
+        temporary = posixpath.join(folder, part_name())
         async with self._client(path) as sftp:
             if folder:
                 await self._within(sftp.makedirs(folder, exist_ok=True))

@@ -1,10 +1,10 @@
 """Folders that are ours alone, and the lock that keeps a second daemon off the same state."""
 
-import contextlib
 import fcntl
 import os
 import stat
 
+from smp_proto import durable
 from smp_proto.errors import ResourceError, StateError
 
 
@@ -15,10 +15,7 @@ def ensure_dir(path: str, mode: int = 0o700) -> None:
         ResourceError: ``disk_failed`` when it is a symbolic link, belongs to someone else, or is open to others.
     """
     try:
-        os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(path, mode)
-            os.chmod(path, mode)  # whatever the umask made of it
+        _make(path, mode)
         found = os.lstat(path)
     except OSError as error:
         raise _unfit(path, f"cannot be made: {error.strerror}") from error
@@ -28,6 +25,14 @@ def ensure_dir(path: str, mode: int = 0o700) -> None:
         raise _unfit(path, f"belongs to user {found.st_uid}")
     if excess := stat.S_IMODE(found.st_mode) & 0o777 & ~mode:
         raise _unfit(path, f"gives others rights ({excess:04o} too many)")
+
+
+def _make(path: str, mode: int) -> None:
+    if os.path.lexists(path):
+        return
+    _make(os.path.dirname(path), 0o755)
+    durable.make_folder(path, mode)
+    os.chmod(path, mode)  # whatever the umask made of it
 
 
 def lock_state(path: str) -> int:

@@ -1,6 +1,6 @@
-"""The daemon's one SQLite file: its settings, its schema, and its errors by name.
+"""The daemon's one SQLite file: its schema, its transactions, and its errors by name.
 
-What a commit acknowledged is on the disk (WAL with synchronous=FULL). Transactions of several threads that arrive
+What a commit acknowledged is on the disk. Transactions of several threads that arrive
 together share one commit, and so one fsync. Reads go over a connection of their own: they see what is committed, and
 wait for no commit. All calls block and are safe from any thread; asynchronous code goes through ``anyio.to_thread``. A
 deleted row is overwritten (secure_delete).
@@ -8,7 +8,6 @@ deleted row is overwritten (secure_delete).
 
 import contextlib
 import errno
-import os
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,19 +15,8 @@ from contextlib import closing, contextmanager
 from typing import Any
 
 from smp_proto.errors import IntegrityError, ResourceError, SmpError
+from smpd.host import sqlite
 
-BUSY_TIMEOUT_S = 5.0
-
-SETTINGS = (
-    "journal_mode=WAL",
-    "synchronous=FULL",  # NORMAL loses the last commits in a power cut
-    "foreign_keys=ON",
-    "secure_delete=ON",
-    "cell_size_check=ON",
-    "trusted_schema=OFF",
-    "journal_size_limit=16777216",  # bytes of WAL kept after a checkpoint
-)
-READER_SETTINGS = ("query_only=ON", "cell_size_check=ON", "trusted_schema=OFF", "cache_size=-512")
 GROUP_MAX = 64  # transactions in one commit: the first of them waits for the last
 
 # Index i brings a file from user_version i to i + 1. Entries are never edited once released.
@@ -145,23 +133,18 @@ class Database:
         self._arriving = threading.Lock()
         self._waiting = 0  # threads that are about to take the lock
         self._reading = threading.Lock()
-        try:
-            _create(path)
-        except OSError as error:
-            raise disk_error(error, f"the database {path}") from error
         with contextlib.ExitStack() as undo, self._named_errors():
             self._connection = undo.enter_context(closing(self._connect()))
             self._open(migrations)
             self._reader = undo.enter_context(closing(self._connect()))
-            for setting in READER_SETTINGS:
-                self._reader.execute(f"PRAGMA {setting}")
+            sqlite.configure(self._reader, reader=True)
             undo.pop_all()
 
     def _connect(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self._path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
-        # A flipped bit may leave no UTF-8; the reader of the row shall find out, not the cursor of all rows.
-        connection.text_factory = lambda text: text.decode(errors="replace")
-        return connection
+        try:
+            return sqlite.connect(self._path)
+        except OSError as error:
+            raise disk_error(error, f"the database {self._path}") from error
 
     def _open(self, migrations: Sequence[str]) -> None:
         execute = self._connection.execute
@@ -172,13 +155,12 @@ class Database:
                 f"the database {self._path} has version {version}, this smpd knows up to {len(migrations)}",
                 hint="start the newer smpd that wrote it, or restore the backup made before it; nothing was changed",
             )
-        for setting in SETTINGS:
-            execute(f"PRAGMA {setting}")
+        sqlite.configure(self._connection)
         if self._found_wrong():
             execute("REINDEX")  # an index says nothing that its table does not; rows are proved by their seals
             if wrong := self._found_wrong():
                 raise self._damaged(wrong)
-        with closing(sqlite3.connect(":memory:", isolation_level=None)) as model:
+        with closing(sqlite.connect_memory()) as model:
             _migrate(model, migrations[:version])
             if _schema(model) != _schema(self._connection):
                 raise self._damaged(f"its schema is not that of version {version}")
@@ -316,13 +298,3 @@ def _migrate(connection: sqlite3.Connection, migrations: Sequence[str], version:
 
 def _schema(connection: sqlite3.Connection) -> list[tuple[Any, ...]]:
     return connection.execute("SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY name").fetchall()
-
-
-def _create(path: str) -> None:
-    """Create the file with mode 0600 and make its name durable, or check that it is a plain file."""
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
-    directory = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

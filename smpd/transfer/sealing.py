@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
 import anyio
 
+from smp_proto import durable
 from smp_proto.errors import ResourceError, UsageError
 from smp_proto.sealed.bundle import BundleReader, BundleWriter
 from smp_proto.sealed.entries import Entry, guess_media_type
@@ -29,8 +30,7 @@ async def sealed_file(path: str, sender: Identity, recipients: Sequence[PublicId
 
     def write(data: memoryview) -> None:
         with disk_errors("the spool"):
-            while data:
-                data = data[os.write(fd, data) :]
+            durable.write_all(fd, data)
 
     try:
         writer = BundleWriter(write, sender=sender, recipients=recipients)
@@ -60,12 +60,8 @@ def _discard(fd: int, path: str) -> None:
 def _sync(fd: int, path: str) -> None:
     """Sync a file and the folder that names it: a job may count on it from now on."""
     with disk_errors("the spool"):
-        os.fsync(fd)
-        folder = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        durable.sync(fd)
+        durable.sync_folder(os.path.dirname(path))
 
 
 def check_regular(fd: int, access: int, name: str) -> int:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import anyio
 
+from smp_proto import durable
 from smp_proto.errors import ResourceError
 from smpd.transfer.grouping import GroupCommit
 from smpd.transfer.opening import write_exact
@@ -75,7 +76,7 @@ class Spool:
         def write() -> None:
             with disk_errors("the spool"):
                 write_exact(self.fd, memoryview(tail), offset)
-                os.fsync(self.fd)
+                durable.sync(self.fd)
 
         await anyio.to_thread.run_sync(write)
 
@@ -85,7 +86,7 @@ class Spool:
 
     def _commit(self, batch: Sequence[tuple[int, bytes]]) -> None:
         with disk_errors("the spool"):
-            os.fdatasync(self.fd)
+            durable.sync_data(self.fd)
         assert self._mark is not None
         self._mark(dict(batch))
 

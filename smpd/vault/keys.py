@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
+from smp_proto.durable import write_file
 from smp_proto.errors import KeyFileError
 from smp_proto.sealed.filekey import random_secret, wipe
 from smp_proto.sealed.keys import Identity
 from smpd.config import Keys
 from smpd.host.credentials import read_secret
-from smpd.host.durable import write_file
 
 IDENTITY = "identity.key"
 STATE_KEY = "state.key"

@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from smp_proto import durable
 from smp_proto.control import Result, VaultItem
 from smp_proto.errors import IntegrityError, NotFoundError, ResourceError, UsageError
-from smpd.host.durable import adopt_files, sync_folder
 from smpd.jobs.database import Database, disk_error
 
 SUFFIX = ".smp"
@@ -75,9 +75,8 @@ class Vault:
         self._wall = wall
         self._path = os.path.join(directory, "objects")
         try:
-            os.makedirs(directory, mode=0o700, exist_ok=True)
-            os.makedirs(self._path, mode=0o700, exist_ok=True)
-            sync_folder(directory)
+            durable.make_folder(directory, 0o700)
+            durable.make_folder(self._path, 0o700)
             self._folder = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
             raise disk_error(error, f"the vault {self._path}") from error
@@ -93,7 +92,7 @@ class Vault:
         known = self.adopted(job)
         new = [item for item in items if item.id not in known]
         try:
-            adopt_files([(self._part(job, item), _file_name(item.id)) for item in new], self._folder)
+            durable.adopt_files([(self._part(job, item), _file_name(item.id)) for item in new], self._folder)
         except FileNotFoundError as error:
             hint = "resume the job: it fetches the object again"
             raise NotFoundError("no_such_file", f"a spooled object of job {job} is gone", hint=hint) from error
@@ -183,9 +182,7 @@ class Vault:
         """
         item = self.get(item_id)
         try:
-            if os.path.lexists(os.path.join(self._path, _file_name(item_id))):
-                os.unlink(_file_name(item_id), dir_fd=self._folder)
-            os.fsync(self._folder)
+            durable.remove(_file_name(item_id), self._folder)
         except OSError as error:
             raise disk_error(error, f"vault object {item_id}") from error
         with self._db.transaction() as connection:

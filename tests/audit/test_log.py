@@ -206,7 +206,7 @@ def test_concurrent_appends_share_syncs_and_keep_order(
         true_fsync(fd)
 
     with open_log() as log:
-        monkeypatch.setattr("smpd.audit.files.os.fsync", slow_fsync)
+        monkeypatch.setattr("smp_proto.durable.os.fsync", slow_fsync)
         got: list[tuple[int, int]] = []
         threads = [
             threading.Thread(target=lambda n=n: got.append((log.append("a.b", actor="a", n=n), n))) for n in range(20)

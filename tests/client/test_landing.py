@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from smp_proto import control as c
+from smp_proto import durable
 from smp_proto.errors import IntegrityError, ResourceError, SmpError, StateError, UsageError
 from smpctl import Client
-from smpctl import landing as landing_module
 from smpctl.landing import Landing
 
 HOSTILE = [
@@ -162,7 +162,7 @@ def test_without_a_commit_nothing_stays(tmp_path: Path) -> None:
 
 
 def test_files_are_private_and_synced_before_they_have_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files are 0600 and folders 0700; each file is synced before its link, folders after."""
+    """Files are 0600 and folders 0700; each file is synced before its link, folders after, also the one above."""
     order: list[str] = []
     for call in ("fsync", "link"):
         real = getattr(os, call)
@@ -173,7 +173,7 @@ def test_files_are_private_and_synced_before_they_have_names(tmp_path: Path, mon
 
         monkeypatch.setattr(os, call, noted)
     land(tmp_path / "dest", {"d/a": b"1", "b": b"2"})
-    assert order == ["fsync", "fsync", "link", "link", "fsync", "fsync"]
+    assert order == ["fsync", "fsync", "link", "link", "fsync", "fsync", "fsync"]
     assert (tmp_path / "dest/d").stat().st_mode & 0o777 == 0o700
     assert (tmp_path / "dest/d/a").stat().st_mode & 0o777 == 0o600
 
@@ -189,7 +189,7 @@ def test_a_file_system_without_hard_links(tmp_path: Path, monkeypatch: pytest.Mo
     assert (tmp_path / "dest/a").read_bytes() == b"1"
     fd = os.open(tmp_path / "dest", os.O_RDONLY)
     with pytest.raises(FileExistsError):
-        landing_module.rename_new("a", "a", fd)
+        durable.give_name("a", "a", fd, replace=False)
     os.close(fd)
 
 

@@ -7,10 +7,10 @@ import sys
 
 import pytest
 
+from smp_proto import durable
+from smp_proto.durable import write_file
 from smp_proto.errors import ResourceError, StateError, UsageError
-from smpd.host import durable
 from smpd.host.credentials import check_secret, read_secret
-from smpd.host.durable import write_file
 from smpd.host.folders import ensure_dir, lock_state
 
 

@@ -122,7 +122,7 @@ def test_full_disk_is_named_and_passes(tmp_path: Path) -> None:
 
 def test_locked_and_internal_errors_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another writer gives disk_failed; a wrong statement is internal; both leave the connection usable."""
-    monkeypatch.setattr("smpd.jobs.database.BUSY_TIMEOUT_S", 0.01)
+    monkeypatch.setattr("smpd.host.sqlite.BUSY_TIMEOUT_S", 0.01)
     db, other = (Database(str(tmp_path / "smp.db")) for _ in range(2))
     with other.transaction(), pytest.raises(ResourceError, match="locked"), db.transaction():
         pass
