@@ -1,15 +1,32 @@
-"""A kept-alive connection on the event loop. TLS, where there is any, is the loop's own."""
+"""A kept-alive connection on the event loop. TLS, where there is any, is the loop's own.
+
+Without TLS the kernel moves the body of a request from its file to the socket by itself (sendfile(2)), in a thread,
+since the file may lie on a slow disk.
+"""
 
 import asyncio
+import os
+import select
+import threading
 import time
-from collections.abc import AsyncGenerator
-from typing import cast
+from typing import NamedTuple, cast
+
+import anyio
 
 from smpd.fetch.exchange import Answer, Exchange
+from smpd.fetch.remote import first_error, read_source, short_source, unwritable
 
 _SCRATCH_BYTES = 16 << 10  # small, because what comes of a body along with its head is copied
+_PIECE_BYTES = 512 << 10  # of a body that goes through TLS
+_LOOK_MS = 50  # how often a thread whose socket takes nothing looks whether it is still wanted
 
-Body = AsyncGenerator[bytes, None]
+
+class Body(NamedTuple):
+    """What follows the head of a request: a part of a file, whose descriptor stays the caller's."""
+
+    fd: int
+    start: int
+    length: int
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -22,6 +39,7 @@ class Connection(asyncio.BufferedProtocol):
         self._waiter: asyncio.Future[None] | None = None
         self._transport: asyncio.Transport | None = None
         self._full = False
+        self._secure = False
         self._progress = 0.0
         self._patience_s = 0.0
         self._watch: asyncio.TimerHandle | None = None
@@ -32,6 +50,9 @@ class Connection(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """It is connected, and TLS has verified the server."""
         self._transport = cast("asyncio.Transport", transport)
+        self._secure = transport.get_extra_info("sslcontext") is not None
+        if not self._secure:
+            self._transport.set_write_buffer_limits(0)  # so that we know when a head is gone, and its body may follow
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Where to receive into."""
@@ -101,8 +122,13 @@ class Connection(asyncio.BufferedProtocol):
                 self.abort()
 
     async def _send(self, exchange: Exchange, body: Body) -> bool:
+        """Send a body; whether all of it is gone."""
         assert self._transport is not None
-        async for piece in body:
+        if not self._secure:
+            return await self._send_by_kernel(exchange, body)
+        end = body.start + body.length
+        for start in range(body.start, end, _PIECE_BYTES):
+            piece = await read_source(body.fd, min(_PIECE_BYTES, end - start), start)
             if exchange.done:
                 return False
             self._transport.write(piece)
@@ -110,6 +136,51 @@ class Connection(asyncio.BufferedProtocol):
             while self._full and not exchange.done:
                 await self._woken()
         return not self._full
+
+    async def _send_by_kernel(self, exchange: Exchange, body: Body) -> bool:
+        assert self._transport is not None
+        while self._full and not exchange.done:
+            await self._woken()
+        unwanted = threading.Event()
+
+        async def watch() -> None:
+            try:
+                await anyio.sleep_forever()
+            finally:
+                unwanted.set()
+
+        # Of our own, since the loop closes the connection's when the server does, and its number may then be reused.
+        out = os.dup(self._transport.get_extra_info("socket").fileno())
+        try:
+            with first_error():
+                async with anyio.create_task_group() as group:
+                    group.start_soon(watch)  # the thread is waited for, also when this is cancelled
+                    sent = await anyio.to_thread.run_sync(self._pour, exchange, body, out, unwanted)
+                    group.cancel_scope.cancel()
+        finally:
+            os.close(out)
+        return sent
+
+    def _pour(self, exchange: Exchange, body: Body, out: int, unwanted: threading.Event) -> bool:
+        """In a thread: send the body until it is gone, or the server has answered or is gone."""
+        writable = select.poll()
+        writable.register(out, select.POLLOUT)
+        at, end = body.start, body.start + body.length
+        while at < end and not exchange.done and not unwanted.is_set():
+            try:
+                count = os.sendfile(out, body.fd, at, end - at)
+            except BlockingIOError:
+                writable.poll(_LOOK_MS)
+                continue
+            except ConnectionError:
+                return False  # the loop notices, too, and says what it means
+            except OSError as error:
+                raise unwritable(error, "the data to upload") from error
+            if not count:
+                raise short_source()
+            at += count
+            self._progress = time.monotonic()
+        return at == end
 
     async def _woken(self) -> None:
         self._waiter = self._loop.create_future()

@@ -55,14 +55,16 @@ class Pool:
         """
         return await self._ask(head, lambda: Exchange(wanted, into))
 
-    async def put(self, head: bytes, body: Callable[[], Body], seconds: float) -> Answer:
-        """Send a request with a body, which is made anew for each attempt; return the answer, whatever it is.
+    async def put(self, head: bytes, body: Body, seconds: float) -> Answer:
+        """Send a request with a body; return the answer, whatever it is.
 
         Args:
             seconds: how long all of it may take.
 
         Raises:
             TimeoutError: it took longer.
+            UsageError: ``bad_request``, the file is shorter than that.
+            ResourceError: ``disk_failed``.
             RemoteError: ``remote_unreachable``, ``remote_untrusted``, ``remote_failed``.
         """
         return await self._ask(head, lambda: Exchange(None, _NOTHING), body, seconds)
@@ -71,25 +73,21 @@ class Pool:
         self,
         head: bytes,
         make: Callable[[], Exchange],
-        body: Callable[[], Body] | None = None,
+        body: Body | None = None,
         seconds: float | None = None,
     ) -> Answer:
         async with self._permits:
             while True:
                 connection, reused = await self._take()
                 exchange = make()
-                following = body() if body is not None else None
                 try:
                     with anyio.fail_after(seconds):
-                        answer = await connection.run(exchange, head, self._deadlines.stall_s, following, seconds)
+                        answer = await connection.run(exchange, head, self._deadlines.stall_s, body, seconds)
                 except RemoteError:
                     # A kept-alive connection may have been closed by the server while the request was on its way.
                     if reused and exchange.stale:
                         continue
                     raise
-                finally:
-                    if following is not None:
-                        await following.aclose()
                 self._give(connection)
                 return answer
 

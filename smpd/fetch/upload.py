@@ -16,7 +16,6 @@ from smpd.fetch.signing import UNSIGNED_PAYLOAD
 PART_BYTES = 8 << 20
 PARTS_MAX = 10_000
 OBJECT_MAX_BYTES = 5 << 40
-_PIECE_BYTES = 512 << 10
 _FLOOR_BYTES_S = 64 << 10  # a part that moves slower than this is given up
 _COMPLETE_S = 600.0  # a server may be putting together thousands of parts
 
@@ -117,15 +116,11 @@ class Uploader:
     async def _put_directly(
         self, path: str, key: str, fd: int, start: int, length: int, seconds: float, part: dict[str, str | int]
     ) -> str:
-        async def pieces() -> Body:
-            for at in range(start, start + length, _PIECE_BYTES):
-                yield await read_source(fd, min(_PIECE_BYTES, start + length - at), at)
-
         pool = await self._bucket.pool()
         query = "&".join(f"{name}={quote(str(value), safe='-_.~')}" for name, value in sorted(_query(part)))
         headers = {"content-length": str(length)}
         head = await self._bucket.request("PUT", key, headers, query, UNSIGNED_PAYLOAD)
-        answer = await pool.put(head, pieces, seconds)
+        answer = await pool.put(head, Body(fd, start, length), seconds)
         if answer.status == 200:
             return _etag_of(answer.headers.get("etag", ""))
         if not pool.origin.secure and answer.status in (400, 403, 501):

@@ -1,6 +1,7 @@
 """Bodies that we send: early and wrong answers, servers that stall or want a hash, connections that went stale."""
 
 import hashlib
+import socket
 import ssl
 from collections.abc import Callable
 from pathlib import Path
@@ -188,6 +189,35 @@ async def test_a_cancelled_body_closes_its_connection() -> None:
                     await begun.wait()
                     group.cancel_scope.cancel()
                 await closed.wait()
+
+
+async def test_a_cancelled_body_that_nobody_reads_is_not_sent_on() -> None:
+    """The thread that sends a file ends with its request, although the server takes nothing."""
+    begun, cancelled, closed = anyio.Event(), anyio.Event(), anyio.Event()
+    came: list[int] = []
+
+    async def block(peer: Peer, asked: Asked) -> None:
+        # Together with what the sender's side holds (tcp_wmem) this is less than the body.
+        peer.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 << 10)
+        peer.writer.transport.pause_reading()
+        begun.set()
+        await cancelled.wait()
+        peer.writer.transport.resume_reading()
+        while part := await peer.reader.read(1 << 20):
+            came.append(len(part))
+        closed.set()
+
+    body = BODY * 2
+    async with scripted({"x": block}) as endpoint:
+        async with fetch_in_process(config_of(endpoint), SECRET, connections=1) as link:
+            with anyio.fail_after(20):
+                async with anyio.create_task_group() as group:
+                    group.start_soon(link.write, "x", body)
+                    await begun.wait()
+                    group.cancel_scope.cancel()
+                cancelled.set()
+                await closed.wait()
+    assert sum(came) < len(body)
 
 
 async def test_independent_servers_take_bodies_without_a_hash(
