@@ -9,6 +9,7 @@ import anyio
 from smp_proto import __version__
 from smp_proto.errors import SmpError, one_error
 from smpd.config import Config, check_config, load_config
+from smpd.control.actor import unknown_accounts
 from smpd.host.process import harden
 
 
@@ -26,6 +27,8 @@ def main() -> None:
         config = load_config(arguments.config)
         if arguments.command == "check-config":
             print(check_config(config))  # noqa: T201 - its output
+            for unknown in unknown_accounts(config):
+                print(f"# {unknown}")  # noqa: T201
         else:
             _run(config)
     except SmpError as error:

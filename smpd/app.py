@@ -16,12 +16,14 @@ from anyio.abc import TaskGroup
 
 from smp_proto import __version__
 from smp_proto.audit.note import VerifierKey
-from smp_proto.control import JobState, JobView
+from smp_proto.control import JobState, JobView, Result
 from smp_proto.errors import SmpError
 from smp_proto.sealed.keys import PublicIdentity
 from smpd.audit.log import AuditLog
 from smpd.config import Config
-from smpd.control.actor import RoleGroups
+from smpd.control.actor import Actor, RoleGroups, owner_of, unknown_accounts
+from smpd.control.permissions import Permissions
+from smpd.control.roles import require_owner
 from smpd.control.server import ControlServer
 from smpd.control.watch import Events
 from smpd.host.folders import ensure_dir, lock_state
@@ -29,7 +31,7 @@ from smpd.host.notify import Notifier
 from smpd.host.process import trim_memory
 from smpd.host.sockets import bind_socket, inherited_sockets
 from smpd.jobs.database import Database
-from smpd.jobs.job import Job
+from smpd.jobs.job import Job, Progress
 from smpd.jobs.journal import Journal
 from smpd.jobs.scheduler import Scheduler
 from smpd.jobs.seal import StateSeal
@@ -44,6 +46,7 @@ from smpd.vault.remotes import RemoteStore
 from smpd.vault.trust import TrustStore
 from smpd.verbs import handlers
 from smpd.verbs.daemon import Daemon
+from smpd.verbs.seen import JobsSeen
 
 _log = structlog.get_logger("smpd")
 _SNAPSHOT_JOBS = 1000
@@ -106,6 +109,7 @@ async def _serve_until_told(config: Config, daemon: Daemon, notifier: Notifier, 
             config.control,
             version=__version__,
             boot_id=daemon.boot_id,
+            permissions=daemon.permissions,
         )
         group.start_soon(server.serve)
         group.start_soon(daemon.scheduler.run)
@@ -113,6 +117,8 @@ async def _serve_until_told(config: Config, daemon: Daemon, notifier: Notifier, 
         group.start_soon(_trim_when_idle, daemon)
         group.start_soon(notifier.feed_watchdog)
         notifier.ready(f"{daemon.public.fingerprint()}, listening")
+        for unknown in unknown_accounts(config):
+            _log.warning("configuration", text=unknown)
         _log.info("started", version=__version__, boot_id=daemon.boot_id, fingerprint=daemon.public.fingerprint())
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async for number in signals:
@@ -168,9 +174,12 @@ def _compose(
     )
     runner = Runner(box)
 
-    async def snapshot(ids: list[str]) -> list[JobView]:
+    permissions = Permissions(config.permissions)
+
+    async def snapshot(actor: Actor, ids: list[str]) -> list[JobView]:
         def views() -> list[JobView]:
-            found = [journal.get(each) for each in ids] if ids else journal.list(limit=_SNAPSHOT_JOBS)
+            seen = JobsSeen(journal, actor)
+            found = [seen.get(each) for each in ids] if ids else seen.list(limit=_SNAPSHOT_JOBS)
             return [journal.view(job) for job in found]
 
         return await anyio.to_thread.run_sync(views)
@@ -188,9 +197,18 @@ def _compose(
         outcome = job.error.code if job.error else "ok"
         await box.audit(f"job.{job.state}", actor=job.owner, job=job.id, outcome=outcome, act=tidy)
 
+    groups = RoleGroups.lookup(config.control)
+
+    async def run_as_owner(job: Job, progress: Progress) -> Result:
+        """Every attempt has the rights that its owner has now."""
+        if permissions.configured:
+            owner = await anyio.to_thread.run_sync(owner_of, job.owner, groups, permissions)
+            require_owner(owner, job.spec, config.control)
+        return await runner(job, progress)
+
     scheduler = Scheduler(
         journal,
-        runner,
+        run_as_owner,
         running_max=config.jobs.running_max,
         attempts=config.jobs.attempts,
         backoff_base_s=config.jobs.backoff_base_s,
@@ -214,7 +232,8 @@ def _compose(
         audit=audit,
         audit_key=verifier,
         keys_note=keys.protection,
-        notes=_notes(keys, vault, journal),
+        permissions=permissions,
+        notes=[*_notes(keys, vault, journal), *unknown_accounts(config)],
     )
 
 

@@ -27,6 +27,11 @@ Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 Few = Annotated[int, Meta(ge=1, le=64)]
 Count = Annotated[int, Meta(ge=1, le=4096)]
 Group = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{0,32}$")]
+# Of a group or a user of a directory service, which may hold a domain and spaces.
+Account = Annotated[str, Meta(pattern=r"^[^\x00-\x1f:/]{1,128}$")]
+Table = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+RemoteNames = tuple[Annotated[str, Meta(pattern=r"^([a-z0-9][a-z0-9._-]{0,63})?\*?$", min_length=1)], ...]
+ProcessorNames = tuple[Annotated[str, Meta(pattern=r"^[^*]{0,128}\*?$", min_length=1)], ...]
 
 
 class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -51,6 +56,8 @@ class Control(Section, frozen=True):
     connections_max: Count = 64
     connections_user_max: Count = 16
     requests_max: Annotated[int, Meta(ge=1, le=256)] = 64
+    requests_per_s: Annotated[float, Meta(gt=0, le=1e6)] = 200.0
+    requests_burst: Annotated[int, Meta(ge=1, le=1_000_000)] = 1000
     stall_s: Seconds = 10.0
 
 
@@ -81,6 +88,7 @@ class Jobs(Section, frozen=True):
     """How many jobs run at once, and how failed ones are tried again."""
 
     running_max: Few = 8
+    unfinished_user_max: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
     attempts: Annotated[int, Meta(ge=1, le=100)] = 4
     backoff_base_s: Seconds = 2.0
     backoff_max_s: Seconds = 60.0
@@ -107,6 +115,18 @@ class Log(Section, frozen=True):
     format: Literal["auto", "json", "console"] = "auto"
 
 
+class Permission(Section, frozen=True):
+    """A table ``[permissions.NAME]``: what its groups and users may use. What is left out is not permitted."""
+
+    groups: tuple[Account, ...] = ()
+    users: tuple[Account, ...] = ()
+    read: RemoteNames = ()
+    list: RemoteNames = ()
+    write: RemoteNames = ()
+    run: ProcessorNames = ()
+    jobs: Literal["own", "all"] = "own"
+
+
 class Config(msgspec.Struct, frozen=True):
     """The effective configuration. ``origins`` says of each ``section.key`` where its value came from."""
 
@@ -119,8 +139,10 @@ class Config(msgspec.Struct, frozen=True):
     audit: Audit
     log: Log
     origins: dict[str, str]
+    permissions: dict[str, Permission] = {}
 
 
+PERMISSIONS = "permissions"
 SECTIONS: dict[str, type[Section]] = {
     "paths": Paths,
     "control": Control,
@@ -173,7 +195,11 @@ def load_config(path: str | None = None, environ: Mapping[str, str] = os.environ
     keys = known_keys()
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
+    permissions: dict[str, Permission] = {}
     for key, value, origin in (*_from_file(path, environ), *_from_environ(environ)):
+        if key.startswith(f"{PERMISSIONS}."):
+            permissions[key.partition(".")[2]] = _permission(key, value, origin)
+            continue
         if key not in keys:
             raise _bad(f"{origin} sets {key}, which is not known", _nearest(key, keys))
         values[key] = _typed(key, value, keys[key], origin)
@@ -185,7 +211,7 @@ def load_config(path: str | None = None, environ: Mapping[str, str] = os.environ
     for name, kind in SECTIONS.items():
         given = {f.name: values.get(f"{name}.{f.name}", msgspec.UNSET) for f in msgspec.structs.fields(kind)}
         sections[name] = kind(**{key: value for key, value in given.items() if value is not msgspec.UNSET})
-    config = Config(**sections, origins={key: origins.get(key, "default") for key in keys})
+    config = Config(**sections, origins={key: origins.get(key, "default") for key in keys}, permissions=permissions)
     _check(config, environ)
     return config
 
@@ -199,6 +225,11 @@ def check_config(config: Config) -> str:
         for field in msgspec.structs.fields(kind):
             value = msgspec.json.encode(getattr(section, field.name)).decode()
             lines.append(f"{field.name} = {value}  # {config.origins[f'{name}.{field.name}']}")
+        lines.append("")
+    for name, table in config.permissions.items():
+        lines.append(f"[{PERMISSIONS}.{name}]")
+        fields = msgspec.structs.asdict(table).items()
+        lines += [f"{key} = {msgspec.json.encode(value).decode()}" for key, value in fields]
         lines.append("")
     return "\n".join(lines)
 
@@ -217,8 +248,9 @@ def _from_file(path: str | None, environ: Mapping[str, str]) -> Iterator[tuple[s
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _bad(f"the configuration {source} is no TOML: {error}", "mend the line named") from None
     for name, section in table.items():
-        if name not in SECTIONS:
-            raise _bad(f"{source} has a section [{name}], which is not known", _nearest(name, SECTIONS))
+        if name not in SECTIONS and name != PERMISSIONS:
+            known = {**SECTIONS, PERMISSIONS: Permission}
+            raise _bad(f"{source} has a section [{name}], which is not known", _nearest(name, known))
         if not isinstance(section, dict):
             raise _bad(f"{source} sets {name} to a value; it is a section", f"write [{name}] and its keys below it")
         yield from ((f"{name}.{key}", value, source) for key, value in section.items())
@@ -234,6 +266,22 @@ def _from_environ(environ: Mapping[str, str]) -> Iterator[tuple[str, Any, str]]:
         key = names[variable]
         value = [part.strip() for part in text.split(",") if part.strip()] if key == "compute.processors" else text
         yield key, value, variable
+
+
+def _permission(key: str, value: Any, origin: str) -> Permission:
+    if not isinstance(value, dict):
+        raise _bad(
+            f"{origin} sets {key} to a value; it is a table", f"write [{PERMISSIONS}.NAME] and its keys below it"
+        )
+    _typed(key, key.partition(".")[2], Table, origin)
+    fields = {field.name: field for field in msgspec.structs.fields(Permission)}
+    for field in value:
+        if field not in fields:
+            raise _bad(f"{origin} sets {key}.{field}, which is not known", _nearest(field, fields))
+    table: Permission = _typed(key, value, Permission, origin)
+    if not table.groups and not table.users:
+        raise _bad(f"{key} in {origin} names nobody", "write groups = [...] or users = [...]")
+    return table
 
 
 def _typed(key: str, value: Any, kind: Any, origin: str) -> Any:

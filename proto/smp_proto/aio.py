@@ -56,7 +56,7 @@ class Exchange:
         self._inbox.append((frame, fds))
         self._arrived.set()
         if frame.type is FrameType.DATA:
-            self.channel.count_unread(1, frame, fds)
+            self.channel.count_unread(1, frame)
 
     async def send(self, body: Any, fds: Sequence[int] = ()) -> None:
         """Send one DATA message."""
@@ -78,7 +78,7 @@ class Exchange:
             await self._arrived.wait()
         frame, fds = self._inbox.popleft()
         if frame.type is FrameType.DATA:
-            self.channel.count_unread(-1, frame, fds)
+            self.channel.count_unread(-1, frame)
             try:
                 return decode(frame.body, kind), fds
             except DaemonError:
@@ -133,7 +133,7 @@ class Exchange:
             frame, fds = self._inbox.popleft()
             close_all(fds)
             if frame.type is FrameType.DATA:
-                self.channel.count_unread(-1, frame, fds)
+                self.channel.count_unread(-1, frame)
 
 
 class Caller:
@@ -315,6 +315,7 @@ async def serve(
                 end = _CANCELLED
         finally:
             exchange.close()
+            channel.count_unread(-1, frame)
             with anyio.CancelScope(shield=True), contextlib.suppress(anyio.BrokenResourceError):
                 await channel.send(FrameType.END, frame.stream, end)
             # Only now may the number be used again, and only now is this request no longer counted as open:
@@ -328,6 +329,11 @@ async def serve(
                     frame, fds = await channel.receive()
                     known = scopes.get(frame.stream)
                     if frame.type is FrameType.REQUEST and known is None and len(scopes) < streams_max:
+                        try:
+                            channel.count_unread(1, frame)  # its body is held for as long as it is answered
+                        except DaemonError:
+                            close_all(fds)
+                            raise
                         scope, exchange = anyio.CancelScope(), Exchange(channel, frame.stream)
                         scopes[frame.stream] = scope, exchange
                         group.start_soon(answer, frame, fds, scope, exchange)

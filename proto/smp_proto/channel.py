@@ -20,6 +20,7 @@ from smp_proto.wire import FDS_MAX, Frame, FrameDecoder, FrameType, encode_frame
 
 STALL_S = 30.0
 UNREAD_BYTES_MAX = 32 << 20
+CLIENT_UNREAD_BYTES_MAX = 4 << 20  # of what a client sends: requests and names of files, no content
 UNREAD_FDS_MAX = 256
 UNREAD_MESSAGES_MAX = 4096
 _RECEIVE_BYTES = 1 << 16
@@ -52,9 +53,12 @@ class Channel:
     Args:
         sock: the connected socket.
         stall_s: seconds after which a peer that reads nothing is given up and the connection shut down.
+        unread_bytes_max: what a peer can make us hold of what it sent.
     """
 
-    def __init__(self, sock: socket.socket, *, stall_s: float = STALL_S) -> None:
+    def __init__(
+        self, sock: socket.socket, *, stall_s: float = STALL_S, unread_bytes_max: int = UNREAD_BYTES_MAX
+    ) -> None:
         sock.setblocking(False)
         self.socket = sock
         self._stall_s = stall_s
@@ -63,6 +67,7 @@ class Channel:
         self._fds: deque[int] = deque()
         self._send_lock = anyio.Lock()
         self._unread = [0, 0, 0]
+        self._unread_max = (UNREAD_MESSAGES_MAX, unread_bytes_max, UNREAD_FDS_MAX)
 
     async def send(self, frame_type: FrameType, stream: int, body: bytes = b"", fds: Sequence[int] = ()) -> None:
         """Send one frame; the descriptors stay open here.
@@ -147,16 +152,15 @@ class Channel:
             self._ready.clear()
             raise DaemonError("protocol", "a frame brought more or fewer descriptors than it announced")
 
-    def count_unread(self, sign: int, frame: Frame, fds: Sequence[int]) -> None:
-        """Keep the account of what was received and not read, which bounds what a peer can make us hold.
+    def count_unread(self, sign: int, frame: Frame) -> None:
+        """Keep the account of what was received and is still held, which bounds what a peer can make us hold.
 
         Raises:
             DaemonError: ``protocol`` when the peer sends faster than is read, which no SMP peer does.
         """
-        for index, amount in enumerate((1, len(frame.body), len(fds))):
+        for index, amount in enumerate((1, len(frame.body), frame.fds)):
             self._unread[index] += sign * amount
-        messages, size, descriptors = self._unread
-        if sign > 0 and (messages > UNREAD_MESSAGES_MAX or size > UNREAD_BYTES_MAX or descriptors > UNREAD_FDS_MAX):
+        if sign > 0 and any(held > most for held, most in zip(self._unread, self._unread_max, strict=True)):
             raise DaemonError("protocol", "too many unread messages, bytes or descriptors on one connection")
 
     def shutdown(self) -> None:

@@ -74,7 +74,7 @@ class DaemonError(SmpError):
 
 
 class DeniedError(SmpError):
-    """The caller's role does not allow this."""
+    """The caller's role or permissions do not allow this."""
 
     exit_code = 4
 
@@ -144,8 +144,10 @@ CODES: dict[str, ErrorCode] = {
     "protocol": ErrorCode(DaemonError, False, "the peer sent what the protocol does not allow"),
     "protocol_version": ErrorCode(DaemonError, False, "the two sides share no protocol version"),
     "busy": ErrorCode(DaemonError, True, "too many connections or requests are open"),
+    "rate_limited": ErrorCode(DaemonError, True, "one user asks more often than the daemon allows"),
+    "too_many_jobs": ErrorCode(DaemonError, True, "one user has as many unfinished jobs as the daemon allows"),
     "lagged": ErrorCode(DaemonError, True, "a watch fell behind; resume from the sequence in details"),
-    "forbidden": ErrorCode(DeniedError, False, "the caller's role does not allow this"),
+    "forbidden": ErrorCode(DeniedError, False, "the caller's role or permissions do not allow this"),
     "no_such_job": ErrorCode(NotFoundError, False, "no job has this id"),
     "no_such_remote": ErrorCode(NotFoundError, False, "no remote has this name"),
     "no_such_object": ErrorCode(NotFoundError, False, "the remote has no such object"),

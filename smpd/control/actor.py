@@ -1,4 +1,4 @@
-"""Who is on the other end of a connection, as the kernel attests it, and the role that gives them."""
+"""Who is on the other end of a connection, as the kernel attests it, and the role and the rights that gives them."""
 
 import contextlib
 import grp
@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from smp_proto.control import Role
-from smpd.config import Control
+from smpd.config import Config, Control
+from smpd.control.permissions import NOTHING, Permissions, Rights, owner_uid
 
 _UCRED = struct.Struct("=iII")
 _SO_PEERGROUPS = 59  # include/uapi/asm-generic/socket.h; Python has no name for it
@@ -25,6 +26,11 @@ class Actor(NamedTuple):
     pid: int
     role: Role | None
     label: str
+    rights: Rights = NOTHING
+
+    def sees(self, owner: str, remotes: Iterable[str]) -> bool:
+        """Whether they may see a job of this owner that touches these remotes, and act on it."""
+        return self.rights.see(own=owner_uid(owner) == self.uid, remotes=remotes)
 
 
 class Peer(NamedTuple):
@@ -61,6 +67,16 @@ class RoleGroups(NamedTuple):
         return "viewer" if self.viewer in held else None
 
 
+def unknown_accounts(config: Config) -> list[str]:
+    """Groups and users that somebody wrote into the configuration and that this machine does not know."""
+    found = []
+    for key in ("viewer_group", "operator_group", "admin_group"):
+        name = getattr(config.control, key)
+        if name and _gid(name) is None and config.origins[f"control.{key}"] != "default":
+            found.append(f"control.{key} names the group {name}, which does not exist here")
+    return found + Permissions(config.permissions).unknown
+
+
 def peer_of(sock: socket.socket) -> Peer:
     """Credentials (SO_PEERCRED) and supplementary groups (SO_PEERGROUPS) of a connection, see unix(7).
 
@@ -95,16 +111,33 @@ def is_worker(peer: Peer) -> bool:
     return False
 
 
-def actor_of(peer: Peer, groups: RoleGroups) -> Actor:
-    """Name the peer and give it its role. It may ask a directory service, so call it in a thread."""
+def owner_of(label: str, groups: RoleGroups, permissions: Permissions) -> Actor:
+    """The owner of a job by their label, with the role and the rights that the user database gives them now.
+
+    It may ask a directory service, so call it in a thread. An owner whom this machine does not know has neither.
+    """
+    uid = owner_uid(label)
+    if uid is None:
+        return Actor(-1, -1, 0, None, label)
+    try:
+        gid = pwd.getpwuid(uid).pw_gid
+    except KeyError:
+        gid = -1
+    return actor_of(Peer(uid, gid, 0, None), groups, permissions)
+
+
+def actor_of(peer: Peer, groups: RoleGroups, permissions: Permissions) -> Actor:
+    """Name the peer and give it its role and rights. It may ask a directory service, so call it in a thread."""
     name = ""
     with contextlib.suppress(KeyError):
         name = pwd.getpwuid(peer.uid).pw_name
     held = peer.groups
     if held is None:
         held = frozenset(os.getgrouplist(name, peer.gid)) if name else frozenset()
-    role = groups.role_of(peer.uid, held | {peer.gid})
-    return Actor(peer.uid, peer.gid, peer.pid, role, f"{name or 'uid'}({peer.uid})")
+    held |= {peer.gid}
+    role = groups.role_of(peer.uid, held)
+    rights = permissions.of(peer.uid, held, role)
+    return Actor(peer.uid, peer.gid, peer.pid, role, f"{name or 'uid'}({peer.uid})", rights)
 
 
 def _gid(name: str) -> int | None:

@@ -1,4 +1,4 @@
-"""Which role each request needs, and the one place that refuses."""
+"""Which role each request needs, and the one place that refuses: for want of a role, or of a permission."""
 
 from typing import get_args
 
@@ -6,6 +6,7 @@ from smp_proto import control as c
 from smp_proto.errors import DeniedError
 from smpd.config import Control
 from smpd.control.actor import Actor
+from smpd.control.permissions import NEEDS, check, needs_of_job
 
 RANK: dict[c.Role | None, int] = {None: 0, "viewer": 1, "operator": 2, "admin": 3}
 
@@ -36,16 +37,36 @@ LEAST_ROLE: dict[type[c.Request], c.Role] = {
 REQUESTS: frozenset[type[c.Request]] = frozenset(get_args(c.AnyRequest))
 
 
-def require(actor: Actor, request: type[c.Request], config: Control) -> None:
+def require(actor: Actor, request: c.Request, config: Control) -> None:
     """Let pass, or say what is missing.
+
+    Raises:
+        DeniedError: ``forbidden``, naming the role needed and the group that gives it, or what is not permitted.
+    """
+    kind = type(request)
+    require_role(actor, LEAST_ROLE[kind], str(kind.__struct_config__.tag), config)
+    if kind in NEEDS:
+        check(actor.rights, actor.label, NEEDS[kind](request))
+
+
+def require_owner(owner: Actor, spec: c.AnyJobSpec, config: Control) -> None:
+    """Let a job go on whose owner may still submit it.
+
+    Raises:
+        DeniedError: ``forbidden``, as :func:`require`.
+    """
+    require_role(owner, LEAST_ROLE[c.Submit], "a job", config)
+    check(owner.rights, owner.label, needs_of_job(spec))
+
+
+def require_role(actor: Actor, needed: c.Role, what: str, config: Control) -> None:
+    """Let pass who has at least this role.
 
     Raises:
         DeniedError: ``forbidden``, naming the role needed and the group that gives it.
     """
-    needed = LEAST_ROLE[request]
     if RANK[actor.role] < RANK[needed]:
-        verb = request.__struct_config__.tag
-        raise denied(f"{verb} needs the role {needed}; {actor.label} has {actor.role}", needed, config)
+        raise denied(f"{what} needs the role {needed}; {actor.label} has {actor.role}", needed, config)
 
 
 def denied(message: str, needed: c.Role, config: Control) -> DeniedError:

@@ -8,7 +8,6 @@ go on. A handler whose act must not be left half done shields that part.
 import contextlib
 import functools
 import socket
-from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -18,17 +17,21 @@ import anyio.lowlevel
 import structlog
 
 from smp_proto.aio import Channel, Exchange, close_all, decode, encode, serve
+from smp_proto.channel import CLIENT_UNREAD_BYTES_MAX
 from smp_proto.control import AnyRequest, Hello, Request
 from smp_proto.errors import DaemonError, DeniedError, SmpError
 from smp_proto.wire import PROTOCOL_MAX, PROTOCOL_MIN, FrameType, encode_frame
 from smpd.config import Control
 from smpd.control.actor import Actor, Peer, RoleGroups, actor_of, is_worker, peer_of
+from smpd.control.limits import Limits, Sparing
+from smpd.control.permissions import Permissions
 from smpd.control.roles import REQUESTS, denied, require
 
 Handler = Callable[[Actor, Any, Exchange], Awaitable[Any]]
 _REQUEST = cast("type[Request]", AnyRequest)
 _HELLO_S = 5.0
 _ACCEPT_PAUSE_S = 0.1
+_REFUSED_S_MAX = 1.0
 _log = structlog.get_logger(__name__)
 
 
@@ -42,6 +45,7 @@ class ControlServer:
         version: of smpd, told in HELLO.
         boot_id: of this run of smpd, told in HELLO.
         groups: the numeric groups of the roles; looked up from ``config`` when None.
+        permissions: what callers may use; everything when None.
         hello_s: how long a connection may take to say HELLO.
 
     Raises:
@@ -57,6 +61,7 @@ class ControlServer:
         version: str,
         boot_id: str,
         groups: RoleGroups | None = None,
+        permissions: Permissions | None = None,
         hello_s: float = _HELLO_S,
     ) -> None:
         if missing := REQUESTS - handlers.keys():
@@ -66,13 +71,15 @@ class ControlServer:
         self._config = config
         self._hello = Hello(PROTOCOL_MIN, PROTOCOL_MAX, version, boot_id)
         self._groups = groups or RoleGroups.lookup(config)
+        self._permissions = permissions or Permissions({})
         self._hello_s = hello_s
-        self._open: Counter[int] = Counter()
+        self._limits = Limits(config)
+        self._sparing = Sparing()
 
     @property
     def connections(self) -> int:
         """How many connections are open."""
-        return self._open.total()
+        return self._limits.connections
 
     async def serve(self) -> None:
         """Accept and answer until cancelled."""
@@ -98,24 +105,28 @@ class ControlServer:
                 await anyio.sleep(_ACCEPT_PAUSE_S)
                 continue
             peer = peer_of(sock)
-            if self.connections >= self._config.connections_max or (
-                self._open[peer.uid] >= self._config.connections_user_max
-            ):
-                self._turn_away(sock, peer)
+            try:
+                self._limits.connect(peer.uid)
+            except DaemonError as error:
+                self._turn_away(sock, peer, error)
                 continue
-            self._open[peer.uid] += 1
             group.start_soon(self._connection, sock, peer)
 
-    def _turn_away(self, sock: socket.socket, peer: Peer) -> None:
+    def _turn_away(self, sock: socket.socket, peer: Peer, error: DaemonError) -> None:
         """Say why at once, without waiting for anything this peer may or may not do."""
-        _log.warning("connection refused: too many are open", uid=peer.uid)
-        busy = DaemonError("busy", "too many connections are open", hint="close some clients, or try again later")
+        self._complain("connection refused", peer.uid, code=error.code)
         with sock, contextlib.suppress(OSError):
             sock.setblocking(False)
-            sock.send(encode_frame(FrameType.HELLO, 0, self._greeting(None, busy)))
+            sock.send(encode_frame(FrameType.HELLO, 0, self._greeting(None, error)))
+
+    def _complain(self, event: str, uid: int, **facts: object) -> None:
+        """Log what a caller did wrong, but not as often as they do it."""
+        held = self._sparing.hold(event, uid)
+        if held is not None:
+            _log.warning(event, uid=uid, **facts, **({"held_back": held} if held else {}))
 
     async def _connection(self, sock: socket.socket, peer: Peer) -> None:
-        channel = Channel(sock, stall_s=self._config.stall_s)
+        channel = Channel(sock, stall_s=self._config.stall_s, unread_bytes_max=CLIENT_UNREAD_BYTES_MAX)
         try:
             with anyio.fail_after(self._hello_s):
                 actor = await self._welcome(channel, peer)
@@ -126,13 +137,12 @@ class ControlServer:
                 streams_max=self._config.requests_max,
             )
         except SmpError as error:
-            _log.warning("connection dropped", uid=peer.uid, pid=peer.pid, code=error.code, reason=error.message)
+            self._complain("connection dropped", peer.uid, pid=peer.pid, code=error.code, reason=error.message)
         except (anyio.EndOfStream, anyio.BrokenResourceError, TimeoutError):
             _log.debug("connection ended before HELLO", uid=peer.uid, pid=peer.pid)
         finally:
             channel.close()
-            self._open[peer.uid] -= 1
-            self._open += Counter()  # forgets users at zero
+            self._limits.disconnect(peer.uid)
 
     async def _welcome(self, channel: Channel, peer: Peer) -> Actor:
         """Exchange HELLO.
@@ -146,7 +156,7 @@ class ControlServer:
         if frame.type is not FrameType.HELLO or fds:
             raise DaemonError("protocol", f"the first frame is {frame.type.name} and not HELLO")
         theirs = decode(frame.body, Hello)
-        actor = await anyio.to_thread.run_sync(actor_of, peer, self._groups)
+        actor = await anyio.to_thread.run_sync(actor_of, peer, self._groups, self._permissions)
         error: SmpError | None = None
         if await anyio.to_thread.run_sync(is_worker, peer):
             error = DeniedError("forbidden", "processes that smpd started may not ask it for anything")
@@ -169,8 +179,17 @@ class ControlServer:
         if fds:
             close_all(fds)
             raise DaemonError("protocol", "descriptors came with a request; they travel with DATA")
-        request = decode(body, _REQUEST)
-        require(actor, type(request), self._config)
+        op = ""
+        try:
+            self._limits.request(actor.uid)
+            request = decode(body, _REQUEST)
+            op = str(request.__struct_config__.tag)
+            require(actor, request, self._config)
+        except SmpError as error:
+            self._complain("request refused", actor.uid, code=error.code, op=op)
+            if error.code == "rate_limited":  # its stream stays open for that long, so asking at once does not help
+                await anyio.sleep(min(error.details["retry_after"], _REFUSED_S_MAX))
+            raise
         return await self._handlers[type(request)](actor, request, exchange)
 
 

@@ -18,8 +18,9 @@ from smp_proto.aio import Exchange, encode
 from smp_proto.control import FINAL_STATES, Event, JobView, Watch
 from smp_proto.errors import DaemonError
 from smpd.control.actor import Actor
+from smpd.control.permissions import remotes_of
 
-Snapshot = Callable[[list[str]], Awaitable[Sequence[JobView]]]
+Snapshot = Callable[[Actor, list[str]], Awaitable[Sequence[JobView]]]
 HISTORY = 4096
 PROGRESS_S = 0.1
 _BATCH = 64
@@ -29,13 +30,19 @@ class _Entry(NamedTuple):
     event: Event
     job_id: str
     final: bool
+    owner: str
+    remotes: tuple[str, ...]
+
+    def shown_to(self, actor: Actor) -> bool:
+        return not self.job_id or actor.sees(self.owner, self.remotes)
 
 
 class Events:
     """The hub. All methods belong to the event loop's thread.
 
     Args:
-        snapshot: returns the jobs named, or all of them for an empty list; raises ``no_such_job``.
+        snapshot: returns the jobs named, or all of them for an empty list, that an actor may see; raises
+            ``no_such_job``.
         history: how many state changes are kept.
         progress_s: the least time between two reports of progress to one watcher.
         start: the number before the first. By default the microseconds since the epoch, so that a number from
@@ -69,8 +76,10 @@ class Events:
             progress: that a later one of the same job makes this one moot.
         """
         self._seq += 1
-        final = isinstance(body, JobView) and body.state in FINAL_STATES
-        entry = _Entry(Event(self._seq, kind, msgspec.Raw(encode(body))), job_id, final)
+        event = Event(self._seq, kind, msgspec.Raw(encode(body)))
+        entry = _Entry(event, job_id, final=False, owner="", remotes=())
+        if isinstance(body, JobView):
+            entry = _Entry(event, job_id, body.state in FINAL_STATES, body.owner, remotes_of(body.source, body.target))
         if progress:
             self._progress[job_id] = entry
         else:
@@ -88,10 +97,11 @@ class Events:
         """Wait for the next event."""
         await self._published.wait()
 
-    async def watch(self, _actor: Actor, request: Watch, exchange: Exchange) -> None:
+    async def watch(self, actor: Actor, request: Watch, exchange: Exchange) -> None:
         """Handler of ``watch``: the snapshot, or what came after ``since``, then events as they happen.
 
-        Ends when all jobs named are final. An event may repeat what the snapshot showed.
+        Ends when all jobs named are final. An event may repeat what the snapshot showed. Of jobs that the actor may not
+        see there is nothing.
 
         Raises:
             NotFoundError: ``no_such_job``.
@@ -101,13 +111,13 @@ class Events:
         position = request.since or self._seq
         running: set[str] = set()
         if request.since:
-            position = await self._send_after(position, wanted, running, exchange)
+            position = await self._send_after(position, actor, wanted, running, exchange)
         if wanted or not request.since:
-            views = await self._snapshot(request.jobs)
+            views = await self._snapshot(actor, list(dict.fromkeys(request.jobs)))
             await _send_snapshot(views, position, exchange)
             running = {view.id for view in views if view.state not in FINAL_STATES}
         while True:
-            position = await self._send_after(position, wanted, running, exchange)
+            position = await self._send_after(position, actor, wanted, running, exchange)
             if wanted and not running:
                 return
             published, changed = self._published, self._changed
@@ -115,10 +125,12 @@ class Events:
             with anyio.move_on_after(self._progress_s):  # progress waits a little for more; a change does not
                 await changed.wait()
 
-    async def _send_after(self, position: int, wanted: frozenset[str], running: set[str], exchange: Exchange) -> int:
+    async def _send_after(
+        self, position: int, actor: Actor, wanted: frozenset[str], running: set[str], exchange: Exchange
+    ) -> int:
         """Send what came after ``position`` until there is no more; return the new position."""
         while position < self._seq:
-            batch, position = self._after(position, wanted)
+            batch, position = self._after(position, actor, wanted)
             for entry in batch:
                 await exchange.send(entry.event)
                 if entry.final:
@@ -127,12 +139,12 @@ class Events:
             raise _lagged(position)
         return position
 
-    def _after(self, position: int, wanted: frozenset[str]) -> tuple[list[_Entry], int]:
+    def _after(self, position: int, actor: Actor, wanted: frozenset[str]) -> tuple[list[_Entry], int]:
         if position < self._forgotten:
             raise _lagged(position)
         newer = [*takewhile(lambda entry: entry.event.seq > position, reversed(self._changes))]
         newer += (entry for entry in self._progress.values() if entry.event.seq > position)
-        found = [entry for entry in newer if not wanted or entry.job_id in wanted]
+        found = [entry for entry in newer if (not wanted or entry.job_id in wanted) and entry.shown_to(actor)]
         found.sort(key=lambda entry: entry.event.seq)
         return found[:_BATCH], found[_BATCH - 1].event.seq if len(found) > _BATCH else self._seq
 

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from smp_proto.control import AnyJobSpec, JobState, JobView, Priority, Result
-from smp_proto.errors import ErrorBody, IntegrityError, NotFoundError, StateError
+from smp_proto.errors import DaemonError, ErrorBody, IntegrityError, NotFoundError, StateError
 from smpd.jobs.database import Database
 from smpd.jobs.job import Job, Progress, Source, new_job_id, view
 from smpd.jobs.seal import StateSeal
@@ -26,6 +26,9 @@ _CHANGING = ("state", "attempt", "delay", "due", "updated", "total_bytes", "done
 _PLAIN = (*_FIXED, *_CHANGING)
 _SELECT = f"SELECT {', '.join(_PLAIN)}, number, token, spec, ending FROM jobs"  # noqa: S608 - the names above
 _INSERT = f"INSERT INTO jobs ({', '.join(_PLAIN)}, ending, token, spec) VALUES ({'?, ' * len(_PLAIN)}?, ?, ?)"  # noqa: S608
+# ``owner`` is compared row by row: a user's unfinished jobs are bounded by the limit that this is for.
+_UNFINISHED = "SELECT count(*) FROM jobs WHERE owner=? AND state IN ('queued', 'waiting', 'running', 'paused')"
+_PAGE = 500
 _UPDATE = f"UPDATE jobs SET {'=?, '.join(_CHANGING)}=?, ending=? WHERE id=?"  # noqa: S608
 
 # An error's details come from many hands: what msgpack cannot say is named by its type only.
@@ -49,7 +52,14 @@ class Journal:
         self._live: dict[str, Progress] = {}
 
     def add(
-        self, spec: AnyJobSpec, *, owner: str, key: str, priority: Priority = "normal", job_id: str = ""
+        self,
+        spec: AnyJobSpec,
+        *,
+        owner: str,
+        key: str,
+        priority: Priority = "normal",
+        job_id: str = "",
+        unfinished_max: int = 0,
     ) -> tuple[Job, bool]:
         """Keep a new job, queued. The same ``owner`` and ``key`` again return the job that is there.
 
@@ -59,12 +69,14 @@ class Journal:
             key: the caller's idempotency key.
             priority: its place in the queue.
             job_id: from :func:`new_job_id`, where something on disk was named by it before; made here when empty.
+            unfinished_max: how many jobs of this owner may be unfinished, this one included; 0 is no limit.
 
         Returns:
             The job, and whether it was created.
 
         Raises:
             StateError: ``exists``, when the key was used for another spec.
+            DaemonError: ``too_many_jobs``.
         """
         now = self._wall()
         job_id = job_id or new_job_id(now)
@@ -77,6 +89,9 @@ class Journal:
                     hint = "use a new key for a new job"
                     raise StateError("exists", f"this key was used before, for job {job.id}", hint=hint)
                 return job, False
+            if unfinished_max and connection.execute(_UNFINISHED, (owner,)).fetchone()[0] >= unfinished_max:
+                message = f"{owner} has {unfinished_max} unfinished jobs, which is the most allowed"
+                raise DaemonError("too_many_jobs", message, hint="wait until some have ended, or cancel some")
             job = Job(
                 id=job_id,
                 number=0,
@@ -101,15 +116,35 @@ class Journal:
         """
         rows = self._db.rows(f"{_SELECT} WHERE id=?", (job_id,))
         if not rows:
-            raise _unknown(job_id)
+            raise unknown_job(job_id)
         return self._job(rows[0])
 
-    def list(self, states: Iterable[JobState] = (), limit: int = -1) -> Sequence[Job]:
-        """Return jobs in these states (none given: in any), newest first. Damaged records are left out."""
-        wanted = tuple(states) or STATES
-        marks = ",".join("?" * len(wanted))
-        sql = f"{_SELECT} WHERE state IN ({marks}) ORDER BY number DESC LIMIT ?"
-        return self._read(self._db.rows(sql, (*wanted, limit)))[0]
+    def list(
+        self, states: Iterable[JobState] = (), limit: int = -1, wanted: Callable[[Job], bool] | None = None
+    ) -> Sequence[Job]:
+        """Return jobs in these states (none given: in any), newest first. Damaged records are left out.
+
+        Args:
+            states: which.
+            limit: how many at most; -1 is all.
+            wanted: whether one is to be among them.
+        """
+        if wanted is None:
+            return self._read(self._rows(states, limit))[0]
+        found: list[Job] = []
+        before = 0
+        while rows := self._rows(states, _PAGE, before):
+            found += filter(wanted, self._read(rows)[0])
+            before = rows[-1][len(_PLAIN)]
+            if 0 <= limit <= len(found):
+                break
+        return found[:limit] if limit >= 0 else found
+
+    def _rows(self, states: Iterable[JobState], limit: int, before: int = 0) -> Sequence[tuple[Any, ...]]:
+        chosen = tuple(states) or STATES
+        marks = ",".join("?" * len(chosen))
+        sql = f"{_SELECT} WHERE state IN ({marks}) AND (?=0 OR number<?) ORDER BY number DESC LIMIT ?"
+        return self._db.rows(sql, (*chosen, before, before, limit))
 
     def damaged(self) -> tuple[str, ...]:
         """Return the ids of jobs whose record does not open."""
@@ -264,7 +299,7 @@ class Journal:
     def _find(self, connection: sqlite3.Connection, job_id: str) -> Job:
         row = connection.execute(f"{_SELECT} WHERE id=?", (job_id,)).fetchone()
         if row is None:
-            raise _unknown(job_id)
+            raise unknown_job(job_id)
         return self._job(row)
 
     def _job(self, values: tuple[Any, ...]) -> Job:
@@ -301,5 +336,6 @@ def _context(kind: str, values: Sequence[object]) -> str:
     return f"job {kind} {[value + 0.0 if isinstance(value, int | float) else value for value in values]}"
 
 
-def _unknown(job_id: str) -> NotFoundError:
+def unknown_job(job_id: str) -> NotFoundError:
+    """The error for an id that no job has, or none that the asker may see."""
     return NotFoundError("no_such_job", f"there is no job {job_id}", hint="smpctl jobs lists them")

@@ -141,9 +141,7 @@ class Vault:
         """
         rows = self._db.rows(f"{_SELECT} WHERE id=?", (item_id,))
         if not rows:
-            raise NotFoundError(
-                "no_such_object", f"the vault holds no object {item_id!r}", hint="smpctl vault ls shows what it holds"
-            )
+            raise unknown_item(item_id)
         return _item(rows[0])
 
     def open_fd(self, item_id: str) -> int:
@@ -209,6 +207,12 @@ class Vault:
     def close(self) -> None:
         """Close the folder's descriptor."""
         os.close(self._folder)
+
+
+def unknown_item(item_id: str) -> NotFoundError:
+    """The error for an id that no item has, or none that the asker may see."""
+    message = f"the vault holds no object {item_id[:80]!r}"
+    return NotFoundError("no_such_object", message, hint="smpctl vault ls shows what it holds")
 
 
 def _check_size(found: int, size: int, what: str) -> None:

@@ -13,6 +13,7 @@ from smp_proto.sealed.keys import PublicIdentity
 from smpd.audit.log import AuditLog
 from smpd.config import Config
 from smpd.control.actor import Actor
+from smpd.control.permissions import Permissions
 from smpd.control.watch import Events
 from smpd.jobs.scheduler import Scheduler
 from smpd.transfer.box import Box
@@ -43,6 +44,7 @@ class Daemon:
     audit: AuditLog
     audit_key: VerifierKey
     keys_note: str
+    permissions: Permissions
     notes: list[str] = field(default_factory=list)
 
     @property

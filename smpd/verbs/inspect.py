@@ -24,6 +24,7 @@ from smp_proto.control import (
 )
 from smp_proto.errors import SmpError
 from smpd.control.actor import Actor
+from smpd.control.permissions import Need
 from smpd.host.memory import Rss, rss
 from smpd.transfer.device import Compute
 from smpd.transfer.pool import RemotePool
@@ -38,8 +39,8 @@ _FREE_LOW_BYTES = 1 << 30
 async def status(daemon: Daemon, actor: Actor, request: StatusRequest, exchange: Exchange) -> Status:
     """What the daemon is doing."""
     box, log = daemon.box, daemon.audit
-    workers = [_worker(host) for host in _hosts(daemon) if host.worker or host.peak_rss]
-    pools = daemon.pools.open.values()
+    pools = _pools(daemon, actor)
+    workers = [_worker(host) for host in _hosts(daemon, pools) if host.worker or host.peak_rss]
 
     def look() -> tuple[dict[str, int], list[str], int, int, Rss]:
         free = daemon.free_bytes()
@@ -55,7 +56,7 @@ async def status(daemon: Daemon, actor: Actor, request: StatusRequest, exchange:
         key_id=daemon.public.key_id.hex(),
         fingerprint=daemon.public.fingerprint(),
         jobs=counts,
-        remotes=remotes,
+        remotes=[name for name in remotes if actor.rights.allow(Need("any", name))],
         workers=workers,
         peak_rss_bytes=memory.peak,
         audit_size=log.size,
@@ -64,7 +65,8 @@ async def status(daemon: Daemon, actor: Actor, request: StatusRequest, exchange:
         free_bytes=free,
         state_dir=daemon.state_dir,
         rss_bytes=memory.now,
-        ring_bytes=sum(pool.ring_bytes for pool in pools) + sum(each.ring_bytes for each in box.compute.all),
+        ring_bytes=sum(pool.ring_bytes for pool in daemon.pools.open.values())
+        + sum(each.ring_bytes for each in box.compute.all),
         loads=[_load(pool) for pool in pools],
         audit_unsigned=log.unsigned,
         journal_waiting=box.journal.waiting,
@@ -76,8 +78,13 @@ def _load(pool: RemotePool) -> RemoteLoad:
     return RemoteLoad(pool.name, pool.lanes, pacing.window, pool.lanes_in_use, pacing.ranges, pacing.bytes)
 
 
-def _hosts(daemon: Daemon) -> Iterator[WorkerHost]:
-    for pool in daemon.pools.open.values():
+def _pools(daemon: Daemon, actor: Actor) -> list[RemotePool]:
+    """The remotes in use that the caller may use, too."""
+    return [pool for name, pool in daemon.pools.open.items() if actor.rights.allow(Need("any", name))]
+
+
+def _hosts(daemon: Daemon, pools: list[RemotePool]) -> Iterator[WorkerHost]:
+    for pool in pools:
         yield from pool.hosts
     for compute in daemon.box.compute.all:
         yield compute.host
@@ -124,8 +131,8 @@ async def doctor(daemon: Daemon, actor: Actor, request: DoctorRequest, exchange:
         checks.append(Check("processor", "warn", f"{name} is listed but not installed", "install it, or unlist it"))
     for compute in daemon.box.compute.all:
         checks += await _compute_checks(compute)
-    for name, pool in daemon.pools.open.items():
-        checks += _wall_checks(f"fetch {name}", pool.walls)
+    for pool in _pools(daemon, actor):
+        checks += _wall_checks(f"fetch {pool.name}", pool.walls)
     return Doctor(checks)
 
 

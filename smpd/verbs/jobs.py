@@ -3,11 +3,12 @@
 import os
 import time
 from functools import partial
+from itertools import accumulate
 
 import anyio
 import msgspec
 
-from smp_proto.aio import Exchange, close_all
+from smp_proto.aio import Exchange, close_all, encode
 from smp_proto.control import (
     GetSpec,
     JobControl,
@@ -24,15 +25,21 @@ from smp_proto.control import (
 )
 from smp_proto.errors import DaemonError, UsageError
 from smp_proto.sealed.keys import PublicIdentity
+from smp_proto.wire import BODY_MAX_BYTES
 from smpd.control.actor import Actor
+from smpd.control.limits import is_master
+from smpd.control.permissions import check, needs_of_job
 from smpd.jobs.job import Job, new_job_id
 from smpd.transfer.runner import result_of
 from smpd.transfer.sealing import check_regular, seal_descriptor, sealed_file
 from smpd.vault.remotes import parse_location
 from smpd.verbs.daemon import Daemon, next_file
+from smpd.verbs.seen import JobsSeen
 
 _PROGRESS_BYTES = 32 << 20
 _FILES_MAX = 100_000
+_JOBS_MAX = 10_000
+_JOBS_BYTES = BODY_MAX_BYTES - 1024
 
 
 async def submit(daemon: Daemon, actor: Actor, request: Submit, exchange: Exchange) -> JobView:
@@ -50,7 +57,7 @@ async def submit(daemon: Daemon, actor: Actor, request: Submit, exchange: Exchan
     # From here on a client that goes away must not leave a job that is kept and not run, or files of none.
     with anyio.CancelScope(shield=True):
         try:
-            accept = partial(_accept, daemon, actor.label, request, job_id, sealed)
+            accept = partial(_accept, daemon, actor, request, job_id, sealed)
             fields = {"job": job_id, "kind": kind, "priority": request.priority}
             found = await daemon.record(actor, "job.submit", subject, act=accept, **fields)
             accepted = found.id
@@ -62,9 +69,16 @@ async def submit(daemon: Daemon, actor: Actor, request: Submit, exchange: Exchan
     return journal.view(found)
 
 
-def _accept(daemon: Daemon, owner: str, request: Submit, job_id: str, sealed: Result | None) -> Job:
+def _accept(daemon: Daemon, actor: Actor, request: Submit, job_id: str, sealed: Result | None) -> Job:
     journal = daemon.box.journal
-    found, created = journal.add(request.job, owner=owner, key=request.key, priority=request.priority, job_id=job_id)
+    found, created = journal.add(
+        request.job,
+        owner=actor.label,
+        key=request.key,
+        priority=request.priority,
+        job_id=job_id,
+        unfinished_max=0 if is_master(actor.uid) else daemon.config.jobs.unfinished_user_max,
+    )
     if created and sealed is not None:
         journal.set_source(job_id, "", 0, msgspec.msgpack.encode(sealed))
     return found
@@ -120,21 +134,26 @@ async def _seal_files(daemon: Daemon, job_id: str, spec: PutSpec, exchange: Exch
 
 
 async def jobs(daemon: Daemon, actor: Actor, request: JobsRequest, exchange: Exchange) -> Jobs:
-    """List jobs, newest first."""
+    """List jobs, newest first, as many as fit one frame."""
     journal = daemon.box.journal
-    found = await anyio.to_thread.run_sync(journal.list, request.states, request.limit)
-    return Jobs([journal.view(job) for job in found])
+    seen = JobsSeen(journal, actor)
+    limit = min(max(request.limit, 0), _JOBS_MAX)
+    views = [journal.view(job) for job in await anyio.to_thread.run_sync(seen.list, request.states, limit)]
+    room = accumulate(len(encode(view)) for view in views)
+    return Jobs([view for view, filled in zip(views, room, strict=True) if filled <= _JOBS_BYTES])
 
 
 async def job(daemon: Daemon, actor: Actor, request: JobRequest, exchange: Exchange) -> JobView:
     """Show one job."""
     journal = daemon.box.journal
-    return journal.view(await anyio.to_thread.run_sync(journal.get, request.id))
+    return journal.view(await anyio.to_thread.run_sync(JobsSeen(journal, actor).get, request.id))
 
 
 async def control(daemon: Daemon, actor: Actor, request: JobControl, exchange: Exchange) -> JobView:
-    """Pause, resume or cancel."""
-    found = await anyio.to_thread.run_sync(daemon.box.journal.get, request.id)
+    """Pause, resume or cancel. To resume takes what submitting would; the job runs with its owner's rights."""
+    found = await anyio.to_thread.run_sync(JobsSeen(daemon.box.journal, actor).get, request.id)
+    if request.action == "resume":
+        check(actor.rights, actor.label, needs_of_job(found.spec))
     await daemon.record(actor, f"job.{request.action}", job_id=found.id)
     act = getattr(daemon.scheduler, request.action)
     return daemon.box.journal.view(await act(found.id))

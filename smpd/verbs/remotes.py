@@ -4,6 +4,7 @@ import contextlib
 from functools import partial
 
 import anyio
+import msgspec
 
 from smp_proto.aio import Exchange
 from smp_proto.control import (
@@ -28,6 +29,7 @@ from smp_proto.control import (
 from smp_proto.errors import StateError
 from smp_proto.sealed.keys import PublicIdentity
 from smpd.control.actor import Actor
+from smpd.control.permissions import Need
 from smpd.vault.remotes import parse_location
 from smpd.verbs.daemon import Daemon
 
@@ -42,8 +44,9 @@ async def remote_add(daemon: Daemon, actor: Actor, request: RemoteAdd, exchange:
 
 
 async def remote_list(daemon: Daemon, actor: Actor, request: RemoteList, exchange: Exchange) -> Remotes:
-    """List remotes."""
-    return Remotes(await anyio.to_thread.run_sync(daemon.remotes.list))
+    """List the remotes that the caller may use."""
+    found = await anyio.to_thread.run_sync(daemon.remotes.list)
+    return Remotes([remote for remote in found if actor.rights.allow(Need("any", remote.name))])
 
 
 async def remote_test(daemon: Daemon, actor: Actor, request: RemoteTest, exchange: Exchange) -> RemoteTested:
@@ -107,7 +110,17 @@ async def trust_add(daemon: Daemon, actor: Actor, request: TrustAdd, exchange: E
 
 async def trust_list(daemon: Daemon, actor: Actor, request: TrustList, exchange: Exchange) -> Trusted:
     """List senders, tombstones included."""
-    return Trusted(await anyio.to_thread.run_sync(daemon.trust.list))
+    found = await anyio.to_thread.run_sync(daemon.trust.list)
+    return Trusted([shown for sender in found if (shown := _shown(actor, sender))])
+
+
+def _shown(actor: Actor, sender: TrustView) -> TrustView | None:
+    """A sender without the prefixes in remotes that the actor may not use; None where nothing is left of them.
+
+    A sender without prefixes is believed anywhere, so one must never be shown so because its prefixes are hidden.
+    """
+    prefixes = [each for each in sender.prefixes if actor.rights.allow(Need("any", each.partition(":")[0]))]
+    return msgspec.structs.replace(sender, prefixes=prefixes) if prefixes or not sender.prefixes else None
 
 
 async def trust_remove(daemon: Daemon, actor: Actor, request: TrustRemove, exchange: Exchange) -> TrustView:

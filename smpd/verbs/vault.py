@@ -6,7 +6,6 @@ import anyio
 
 from smp_proto.aio import Exchange, close_all
 from smp_proto.control import (
-    VAULT_PAGE,
     Entries,
     EntryView,
     OpenInto,
@@ -24,16 +23,19 @@ from smp_proto.sealed.keys import PublicIdentity
 from smpd.control.actor import Actor
 from smpd.transfer.sealing import check_regular, open_into, read_bundle
 from smpd.verbs.daemon import Daemon, next_file
+from smpd.verbs.seen import JobsSeen, item_seen, items_seen
 
 
 async def vault_list(daemon: Daemon, actor: Actor, request: VaultList, exchange: Exchange) -> Vault:
     """List what is kept, a page of it."""
-    return Vault(await anyio.to_thread.run_sync(daemon.box.vault.list, request.job, request.before, VAULT_PAGE))
+    seen = JobsSeen(daemon.box.journal, actor)
+    page = await anyio.to_thread.run_sync(items_seen, daemon.box.vault, seen.brought, request.job, request.before)
+    return Vault(list(page))
 
 
 async def vault_entries(daemon: Daemon, actor: Actor, request: VaultEntries, exchange: Exchange) -> Entries:
     """Show the names inside an item."""
-    item = await _item(daemon, request.id)
+    item = await _item(daemon, actor, request.id)
     await daemon.record(actor, "vault.index", item.object_id)
 
     def read() -> tuple[Entry, ...]:
@@ -49,7 +51,7 @@ async def vault_entries(daemon: Daemon, actor: Actor, request: VaultEntries, exc
 
 async def vault_open(daemon: Daemon, actor: Actor, request: VaultOpen, exchange: Exchange) -> Entries:
     """Open an item in the clear into the files a person hands over."""
-    item = await _item(daemon, request.id)
+    item = await _item(daemon, actor, request.id)
     targets: dict[str, int] = {}
     try:
         await _take_targets(exchange, targets)
@@ -70,7 +72,7 @@ async def vault_open(daemon: Daemon, actor: Actor, request: VaultOpen, exchange:
 
 async def vault_remove(daemon: Daemon, actor: Actor, request: VaultRemove, exchange: Exchange) -> None:
     """Delete an item."""
-    item = await _item(daemon, request.id)
+    item = await _item(daemon, actor, request.id)
     await daemon.record(actor, "vault.remove", item.object_id)
     await anyio.to_thread.run_sync(daemon.box.vault.remove, item.id)
 
@@ -87,8 +89,8 @@ async def _take_targets(exchange: Exchange, targets: dict[str, int]) -> None:
             return
 
 
-async def _item(daemon: Daemon, item_id: str) -> VaultItem:
-    return await anyio.to_thread.run_sync(daemon.box.vault.get, item_id)
+async def _item(daemon: Daemon, actor: Actor, item_id: str) -> VaultItem:
+    return await anyio.to_thread.run_sync(item_seen, daemon.box.vault, JobsSeen(daemon.box.journal, actor), item_id)
 
 
 def _reader(daemon: Daemon, fd: int) -> BundleReader:

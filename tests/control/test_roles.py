@@ -2,9 +2,11 @@
 
 import grp
 import os
+import runpy
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import anyio
 import msgspec
@@ -14,8 +16,10 @@ from smp_proto import control as c
 from smp_proto.errors import DeniedError
 from smpd.config import Control
 from smpd.control.actor import Actor, Peer, RoleGroups, actor_of, is_worker, peer_of
+from smpd.control.permissions import EVERYTHING, Permissions
 from smpd.control.roles import LEAST_ROLE, RANK, REQUESTS, require
 
+ROOT = Path(__file__).parents[2]
 VIEWER = {
     "status",
     "jobs",
@@ -43,17 +47,24 @@ def test_table_is_complete():
     assert {tag(kind) for kind in REQUESTS} == VIEWER | OPERATOR | ADMIN
 
 
+def test_the_page_is_what_the_code_says():
+    """docs/roles.md holds the tables of the code; else run: python docs/render_roles.py."""
+    render = runpy.run_path(str(ROOT / "docs" / "render_roles.py"))["render"]
+    page = (ROOT / "docs" / "roles.md").read_text()
+    assert render(page) == page
+
+
 @pytest.mark.parametrize("role", [None, "viewer", "operator", "admin"])
-def test_matrix(role):
+def test_matrix(samples, role):
     """Every role by every verb, exactly; the refusal names role and group."""
     config = Control(operator_group="ops", admin_group="")
-    actor = Actor(1, 1, 1, role, "alice(1)")
-    for kind in REQUESTS:
+    actor = Actor(1, 1, 1, role, "alice(1)", EVERYTHING)
+    for kind, request in samples.items():
         if tag(kind) in ALLOWED.get(role, ()):
-            require(actor, kind, config)
+            require(actor, request, config)
             continue
         with pytest.raises(DeniedError) as caught:
-            require(actor, kind, config)
+            require(actor, request, config)
         error = caught.value
         assert error.code == "forbidden"
         assert tag(kind) in error.message
@@ -103,10 +114,10 @@ def test_groups_are_looked_up_by_name():
 
 def test_actor_without_kernel_groups_or_name(monkeypatch):
     """Where the kernel does not tell groups the user database does; an unknown uid has no groups and a plain label."""
-    actor = actor_of(Peer(os.geteuid(), os.getegid(), 7, None), RoleGroups(None, None, None))
+    actor = actor_of(Peer(os.geteuid(), os.getegid(), 7, None), RoleGroups(None, None, None), Permissions({}))
     assert actor.role == "admin"
-    stranger = actor_of(Peer(4_000_000_001, 5, 7, None), RoleGroups(None, None, 5))
-    assert stranger == Actor(4_000_000_001, 5, 7, "viewer", "uid(4000000001)")
+    stranger = actor_of(Peer(4_000_000_001, 5, 7, None), RoleGroups(None, None, 5), Permissions({}))
+    assert stranger == Actor(4_000_000_001, 5, 7, "viewer", "uid(4000000001)", EVERYTHING)
 
 
 CHILD = """
@@ -132,7 +143,7 @@ def test_peer_of_another_user(tmp_path):
         with sock:
             peer = peer_of(sock)
         assert Peer(4711, 4712, child.pid, frozenset({30, 31})) == peer
-        assert actor_of(peer, RoleGroups(None, 31, 30)).role == "operator"
+        assert actor_of(peer, RoleGroups(None, 31, 30), Permissions({})).role == "operator"
         child.communicate()
         assert child.returncode == 0
 

@@ -10,9 +10,10 @@ from smp_proto import control as c
 from smp_proto.aio import decode
 from smp_proto.errors import DaemonError, NotFoundError
 from smpd.control.actor import Actor
+from smpd.control.permissions import EVERYTHING
 from smpd.control.watch import Events
 
-ACTOR = Actor(0, 0, 0, "viewer", "test")
+ACTOR = Actor(0, 0, 0, "viewer", "test", EVERYTHING)
 SECONDS = 10
 
 
@@ -52,7 +53,7 @@ class Jobs:
     def __init__(self, *views: c.JobView) -> None:
         self.views = {view.id: view for view in views}
 
-    async def __call__(self, ids: list[str]) -> list[c.JobView]:
+    async def __call__(self, _actor: Actor, ids: list[str]) -> list[c.JobView]:
         for name in ids:
             if name not in self.views:
                 raise NotFoundError("no_such_job", f"no job {name}")
@@ -207,7 +208,7 @@ async def test_any_history_any_position(published, behind, history):
     changes = [100 + i for i, (_, progress) in enumerate(published, 1) if not progress]
     sink = Sink()
     try:
-        end = await events._send_after(position, frozenset(), set(), sink)
+        end = await events._send_after(position, ACTOR, frozenset(), set(), sink)
     except DaemonError:
         assert position < changes[-history - 1]
         return

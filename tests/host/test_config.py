@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smp_proto.errors import UsageError
-from smpd.config import MIB, SECTIONS, check_config, default_file, default_paths, known_keys, load_config
+from smpd.__main__ import main
+from smpd.config import MIB, SECTIONS, Permission, check_config, default_file, default_paths, known_keys, load_config
 
 ROOT = Path(__file__).parents[2]
 PERSON = {"HOME": "/home/ada"}
@@ -206,3 +207,79 @@ def test_the_clients_variable_is_left_alone(tmp_path):
     """SMPD_SOCKET tells smpctl where to look; a person who has it set can still start a daemon."""
     plain = load_config(write(tmp_path, ""), PERSON)
     assert load_config(write(tmp_path, ""), PERSON | {"SMPD_SOCKET": "/elsewhere"}) == plain
+
+
+PERMISSIONS = """
+[permissions.radiology]
+groups = ["radiology"]
+users = ["müller", "DOM\\\\anna b"]
+read = ["pacs", "lake-*"]
+run = ["image.*"]
+[permissions.all]
+groups = ["it"]
+read = ["*"]
+jobs = "all"
+"""
+
+
+def test_permissions_are_read_and_shown(tmp_path):
+    """Tables come as they are written, what is left out is nothing, and what is shown can be loaded."""
+    config = load_config(write(tmp_path, PERMISSIONS), PERSON)
+    table = config.permissions["radiology"]
+    assert (table.users, table.read, table.write, table.jobs) == (
+        ("müller", "DOM\\anna b"),
+        ("pacs", "lake-*"),
+        (),
+        "own",
+    )
+    assert config.permissions["all"].jobs == "all"
+    again = load_config(write(tmp_path, check_config(config)), PERSON)
+    assert again.permissions == config.permissions
+    assert load_config(write(tmp_path, ""), PERSON).permissions == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "hint"),
+    [
+        ("[permissions]\nread = ['a']\n", "sets permissions.read to a value", "[permissions.NAME]"),
+        ("[permissions.x]\nread = ['a']\n", "permissions.x in", "write groups"),
+        ("[permissions.x]\ngroups = ['g']\nraed = ['a']\n", "permissions.x.raed", "did you mean read?"),
+        ("[permissions.x]\ngroups = ['g']\nread = 'a'\n", "permissions.x in", ""),
+        ("[permissions.x]\ngroups = ['g']\nread = ['a:b']\n", "permissions.x in", ""),
+        ("[permissions.x]\ngroups = ['g']\nread = ['']\n", "permissions.x in", ""),
+        ("[permissions.x]\ngroups = ['g']\nread = ['*a']\n", "permissions.x in", ""),
+        ("[permissions.x]\ngroups = ['g']\njobs = 'some'\n", "permissions.x in", ""),
+        ("[permissions.'x y']\ngroups = ['g']\n", "permissions.x y", ""),
+        ("[permission.x]\ngroups = ['g']\n", "section [permission]", "did you mean permissions?"),
+    ],
+)
+def test_wrong_permissions_are_refused(tmp_path, text, message, hint):
+    """A mistake in a table is named, and never read as leave to do something."""
+    error = refusal(tmp_path, text)
+    assert message in error.message
+    assert hint in error.hint
+
+
+def test_each_permission_is_documented():
+    """docs/configuration.md names every key of a table."""
+    text = (ROOT / "docs" / "configuration.md").read_text()
+    part = text[text.index("## `[permissions.NAME]`") : text.index("## `[fetch]`")]
+    for field in msgspec.structs.fields(Permission):
+        assert re.search(rf"^\|.*`{field.name}`.*\|$", part, re.MULTILINE), field.name
+        assert re.search(rf"^{field.name} = ", part, re.MULTILINE), field.name
+    example = tomllib.loads(part.split("```toml\n")[1].split("```")[0])
+    assert msgspec.convert(example["permissions"]["radiology"], Permission).read == ("pacs",)
+
+
+def test_accounts_that_do_not_exist_are_named(tmp_path, capsys, monkeypatch):
+    """By check-config: of tables, and of roles where somebody wrote the group."""
+    text = PERMISSIONS + '[control]\nadmin_group = "no-such-admins"\n'
+    monkeypatch.setattr("sys.argv", ["smpd", "--config", write(tmp_path, text), "check-config"])
+    for name in [name for name in os.environ if name.startswith("SMPD_")]:
+        monkeypatch.delenv(name)
+    main()
+    shown = capsys.readouterr().out
+    assert "# control.admin_group names the group no-such-admins, which does not exist here" in shown
+    assert "# permissions.radiology names the user müller, which does not exist here" in shown
+    assert "operator_group names" not in shown
+    assert tomllib.loads(shown)["permissions"]["radiology"]["run"] == ["image.*"]

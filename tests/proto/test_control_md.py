@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from smp_proto import wire
-from smp_proto.channel import UNREAD_BYTES_MAX, UNREAD_FDS_MAX, UNREAD_MESSAGES_MAX
+from smp_proto.channel import CLIENT_UNREAD_BYTES_MAX, UNREAD_BYTES_MAX, UNREAD_FDS_MAX, UNREAD_MESSAGES_MAX
 from smpd.config import Control
 from smpd.control.roles import LEAST_ROLE
 
@@ -38,7 +38,8 @@ def test_frame_types_and_limits():
     assert f"at most {wire.BODY_MAX_BYTES} |" in TEXT
     assert f"at most {wire.FDS_MAX} |" in TEXT
     assert f"1 to {wire.STREAM_MAX}" in TEXT
-    unread = f"{UNREAD_MESSAGES_MAX} DATA messages, {UNREAD_BYTES_MAX >> 20} MiB and {UNREAD_FDS_MAX} descriptors"
+    unread = f"{UNREAD_MESSAGES_MAX} messages, {UNREAD_BYTES_MAX >> 20} MiB and {UNREAD_FDS_MAX} descriptors"
+    assert f"({CLIENT_UNREAD_BYTES_MAX >> 20} MiB of what a client sends)" in TEXT
     assert unread in TEXT
     assert f"(`control.requests_max`, {Control().requests_max})" in TEXT
     assert f"`control.stall_s` ({Control().stall_s:g} s)" in TEXT

@@ -131,7 +131,7 @@ class Sealing(msgspec.Struct):
 
 
 class JobsRequest(Request, tag="jobs"):
-    """Reply: Jobs, newest first."""
+    """Reply: Jobs, newest first, at most ``limit`` and as many as fit one frame."""
 
     states: list[JobState] = msgspec.field(default_factory=list)
     limit: int = 100

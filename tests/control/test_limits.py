@@ -1,0 +1,176 @@
+"""Limits by user: connections, requests a second, lines in the log, and what one connection can make the daemon hold."""
+
+import contextlib
+import os
+from collections import Counter
+
+import anyio
+import anyio.lowlevel
+import pytest
+from whole import OPERATORS, VIEWERS, whole
+
+from smp_proto import control as c
+from smp_proto.aio import decode, encode
+from smp_proto.channel import CLIENT_UNREAD_BYTES_MAX
+from smp_proto.errors import DaemonError
+from smp_proto.wire import FrameType
+from smpd.config import Control
+from smpd.control.limits import _BUCKETS_KEPT, _TOPICS_KEPT, Limits, Sparing, is_master
+
+STRANGER = 70_001
+
+
+class Clock:
+    """Seconds, moved by hand."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_bucket_empties_and_fills():
+    """A burst at once, then the rate; another user's bucket is another; root and our own user have none."""
+    clock = Clock()
+    limits = Limits(Control(requests_per_s=10.0, requests_burst=3), clock)
+    for _ in range(3):
+        limits.request(5)
+    with pytest.raises(DaemonError) as caught:
+        limits.request(5)
+    assert (caught.value.code, caught.value.retryable) == ("rate_limited", True)
+    assert caught.value.details["retry_after"] == pytest.approx(0.1)
+    limits.request(6)
+    clock.now += 0.1
+    limits.request(5)
+    with pytest.raises(DaemonError):
+        limits.request(5)
+    clock.now += 1000
+    for _ in range(3):
+        limits.request(5)
+    with pytest.raises(DaemonError):
+        limits.request(5)
+    for uid in (0, os.geteuid()):
+        assert is_master(uid)
+        for _ in range(100):
+            limits.request(uid)
+
+
+def test_buckets_are_forgotten():
+    """Users who have not asked for a while take no memory."""
+    clock = Clock()
+    limits = Limits(Control(requests_per_s=10.0, requests_burst=3), clock)
+    for uid in range(1, 5 * _BUCKETS_KEPT):
+        clock.now += 1
+        limits.request(uid)
+    assert len(limits._buckets) <= _BUCKETS_KEPT + 1
+
+
+def test_others_do_not_lock_root_out():
+    """With all connections taken by others root still gets one; its own do not count among those of the others."""
+    limits = Limits(Control(connections_max=4, connections_user_max=2))
+    for uid in (5, 5, 6, 6):
+        limits.connect(uid)
+    for uid in (5, 7):
+        with pytest.raises(DaemonError) as caught:
+            limits.connect(uid)
+        assert caught.value.code == "busy"
+    limits.connect(0)
+    limits.connect(0)
+    with pytest.raises(DaemonError):
+        limits.connect(0)
+    limits.disconnect(6)
+    limits.connect(7)
+    for uid in (0, 0, 5, 5, 6, 7):
+        limits.disconnect(uid)
+    assert limits.connections == 0
+    assert not limits._open
+
+
+def test_a_topic_is_quiet_for_a_while():
+    """One line, then none for so long, then one that says how many there would have been; topics are few."""
+    clock = Clock()
+    sparing = Sparing(10.0, clock)
+    assert [sparing.hold("a", 1) for _ in range(4)] == [0, None, None, None]
+    assert sparing.hold("a", 2) == 0
+    clock.now = 10.0
+    assert sparing.hold("a", 1) == 3
+    for topic in range(3 * _TOPICS_KEPT):
+        sparing.hold(topic)
+        sparing.hold(topic)
+    assert len(sparing._last) + len(sparing._held) <= 2 * _TOPICS_KEPT + 1
+
+
+async def test_who_asks_too_often_is_told_when(tmp_path):
+    """Over the socket: `rate_limited` with `retry_after`, for requests and for connections; others are served."""
+    async with whole(tmp_path, control={"requests_per_s": 0.5, "requests_burst": 4}) as box:
+        async with box.client(STRANGER, (VIEWERS,)) as caller, box.client(STRANGER + 1, (VIEWERS,)) as other:
+            for _ in range(3):  # the connection took one
+                await caller.call(c.BoxKey(), c.PublicKey)
+            with pytest.raises(DaemonError) as caught:
+                await caller.call(c.BoxKey(), c.PublicKey)
+            assert caught.value.code == "rate_limited"
+            assert 0 < caught.value.details["retry_after"] <= 2
+            await other.call(c.BoxKey(), c.PublicKey)
+            async with box.client(0) as root:
+                for _ in range(20):
+                    await root.call(c.BoxKey(), c.PublicKey)
+            with pytest.raises(DaemonError) as caught:
+                for _ in range(3):
+                    async with box.client(STRANGER, (VIEWERS,)):
+                        pass
+            assert caught.value.code == "rate_limited"
+
+
+async def test_bodies_of_open_requests_are_counted(serving):
+    """Requests that are long in answering do not let a client pile up megabytes: it is dropped at the limit."""
+    held: Counter[str] = Counter()
+
+    async def for_ever(_actor, _request, _exchange):
+        held["requests"] += 1
+        await anyio.sleep_forever()
+
+    async with serving({c.JobRequest: for_ever}) as daemon:
+        channel, _ = await daemon.hello()
+        body = encode(c.JobRequest("x" * 1_000_000))
+        with contextlib.suppress(anyio.BrokenResourceError, anyio.EndOfStream):
+            for stream in range(1, 60):
+                await channel.send(FrameType.REQUEST, stream, body)
+            while True:
+                await channel.receive()
+        assert held["requests"] <= CLIENT_UNREAD_BYTES_MAX // 1_000_000
+        channel.close()
+        while daemon.server.connections:
+            await anyio.lowlevel.checkpoint()
+
+
+async def test_answered_requests_are_counted_no_more(serving):
+    """Large requests one after the other are all answered on one connection."""
+    async with serving() as daemon, daemon.client() as client:
+        for _ in range(3 * CLIENT_UNREAD_BYTES_MAX // 1_000_000):
+            assert (await client.call(c.JobRequest("x" * 1_000_000), dict))["op"] == "job"
+
+
+async def test_complaints_are_few(tmp_path, monkeypatch):
+    """A thousand refusals make a few lines in the log."""
+    lines: list[str] = []
+
+    class Log:
+        def warning(self, event, **_facts):
+            lines.append(event)
+
+    monkeypatch.setattr("smpd.control.server._log", Log())
+    async with whole(tmp_path) as box:
+        async with box.client(STRANGER, (VIEWERS, OPERATORS)) as caller:
+            for _ in range(300):
+                with pytest.raises(DaemonError):
+                    await caller.call({"op": "nothing"}, dict)
+    assert lines == ["request refused"]
+
+
+async def test_turned_away_with_the_reason(tmp_path):
+    """HELLO itself carries the error."""
+    async with whole(tmp_path, control={"requests_per_s": 0.01, "requests_burst": 1}) as box:
+        async with box.client(STRANGER, (VIEWERS,)):
+            with box.socket(STRANGER, (VIEWERS,)) as sock:
+                data = await anyio.to_thread.run_sync(sock.recv, 1 << 16)
+    assert decode(data[10:], c.Hello).error.code == "rate_limited"

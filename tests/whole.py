@@ -1,0 +1,136 @@
+"""A whole daemon inside this process: its real verbs behind its real socket, and callers of whom we choose.
+
+The kernel's word on a peer is replaced by a name that the client's socket is bound to, so that one process can be
+everybody. Nothing else is replaced.
+"""
+
+import contextlib
+import itertools
+import os
+import socket
+import tempfile
+from collections.abc import AsyncIterator, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import anyio
+import msgspec
+
+from smp_proto import control as c
+from smp_proto.aio import Caller, Channel, decode, encode
+from smp_proto.errors import DaemonError, SmpError
+from smp_proto.wire import PROTOCOL_MAX, PROTOCOL_MIN, FrameType
+from smpd import app
+from smpd.config import Config, Permission, load_config
+from smpd.control.actor import Peer, RoleGroups
+from smpd.control.permissions import Permissions
+from smpd.control.server import ControlServer
+from smpd.host.folders import ensure_dir
+from smpd.jobs.database import Database
+from smpd.verbs import handlers
+from smpd.verbs.daemon import Daemon
+
+VIEWERS, OPERATORS, ADMINS = 60_001, 60_002, 60_003  # gids that no user here has
+_numbers = itertools.count()
+
+
+class Numbered(Permissions):
+    """Tables that name groups and users by number: what no user database need know."""
+
+    def __init__(self, tables: Mapping[str, Permission]) -> None:
+        super().__init__({})
+        self.configured = bool(tables)
+        self._tables = [(frozenset(map(int, t.groups)), frozenset(map(int, t.users)), t) for t in tables.values()]
+
+
+class Whole:
+    """A running daemon. Its scheduler does not run unless asked: jobs stay as they are submitted."""
+
+    def __init__(self, daemon: Daemon, server: ControlServer, path: str) -> None:
+        self.daemon = daemon
+        self.server = server
+        self.path = path
+
+    def socket(self, uid: int, groups: Iterable[int] = ()) -> socket.socket:
+        """A connection of this user, on which nothing was said yet."""
+        sock = socket.socket(socket.AF_UNIX)
+        sock.bind(f"\0peer/{os.getpid()}/{next(_numbers)}/{uid}/{','.join(map(str, groups))}")
+        sock.connect(self.path)
+        return sock
+
+    @contextlib.asynccontextmanager
+    async def client(self, uid: int, groups: Iterable[int] = ()) -> AsyncIterator[Caller]:
+        """A client of this user, who is in these groups, ready to ask."""
+        channel = Channel(self.socket(uid, groups))
+        await channel.send(FrameType.HELLO, 0, encode(c.Hello(PROTOCOL_MIN, PROTOCOL_MAX, "test")))
+        greeting = decode((await channel.receive())[0].body, c.Hello)
+        if greeting.error:
+            channel.close()
+            raise SmpError.from_body(greeting.error)
+        async with Caller(channel, lost=lambda: DaemonError("daemon_down", "the daemon is gone")) as caller:
+            yield caller
+
+
+def _peer_of(sock: socket.socket) -> Peer:
+    _, pid, _, uid, groups = bytes(sock.getpeername()).decode().split("/")
+    return Peer(int(uid), 0 if uid == "0" else 65_000, int(pid), frozenset(map(int, filter(None, groups.split(",")))))
+
+
+def configured(folder: Path, **sections: Mapping[str, Any]) -> Config:
+    """The configuration of a box in a folder."""
+    config = load_config(None, {"HOME": str(folder), "CONFIGURATION_DIRECTORY": str(folder)})
+    sections = {"paths": {"state": str(folder / "state")}, **sections}
+    changed = {
+        name: msgspec.structs.replace(getattr(config, name), **values)
+        for name, values in sections.items()
+        if name != "permissions"
+    }
+    return msgspec.structs.replace(config, permissions=sections.get("permissions", {}), **changed)
+
+
+@contextlib.asynccontextmanager
+async def whole(folder: Path, *, scheduler: bool = False, **sections: Any) -> AsyncIterator[Whole]:
+    """A daemon for the length of a block; ``permissions`` name groups and users by number."""
+    config = configured(folder, **sections)
+    for path in (folder, config.paths.state):
+        ensure_dir(str(path))
+    keys = await anyio.to_thread.run_sync(app._load_keys, config)
+    audit, verifier = await anyio.to_thread.run_sync(app._open_audit, config, keys)
+    database = await anyio.to_thread.run_sync(Database, os.path.join(config.paths.state, "smpd.db"))
+    groups = RoleGroups(ADMINS, OPERATORS, VIEWERS)
+    with (
+        tempfile.TemporaryDirectory(prefix="smpd-") as runtime,
+        patch("smpd.control.server.peer_of", _peer_of),
+        patch("smpd.app.Permissions", Numbered),
+        patch("smpd.app.unknown_accounts", lambda _: []),
+        patch("smpd.app.RoleGroups.lookup", lambda _: groups),
+    ):
+        path = os.path.join(runtime, "s")
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(path)
+        listener.listen(64)
+        try:
+            async with anyio.create_task_group() as group:
+                daemon = app._compose(config, keys, audit, verifier, database, group)
+                server = ControlServer(
+                    [listener],
+                    handlers(daemon),
+                    config.control,
+                    version="0",
+                    boot_id="b",
+                    groups=groups,
+                    permissions=daemon.permissions,
+                )
+                group.start_soon(server.serve)
+                if scheduler:
+                    group.start_soon(daemon.scheduler.run)
+                try:
+                    yield Whole(daemon, server, path)
+                finally:
+                    with anyio.CancelScope(shield=True):
+                        await daemon.pools.aclose()
+                    group.cancel_scope.cancel()
+        finally:
+            daemon.box.vault.close()
+            app._close(audit, database, keys)
