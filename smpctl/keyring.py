@@ -169,6 +169,7 @@ class Keyring:
         ending = ".key" if private else ".pub"
         try:
             os.fchmod(folder, 0o700)
+            durable.sweep(folder)
             durable.write_file(folder, name + ending, data, replace=False)
         except OSError as error:
             raise ResourceError("disk_failed", f"the key {name} cannot be kept: {error.strerror}") from None

@@ -1,7 +1,8 @@
 """Where opened entries land: files that appear below one folder whole and verified, or not at all.
 
 The names come from others. Each is checked, and each component is opened from the one above it without following
-a link, so that nothing is written outside the folder, whatever is planted in it.
+a link, so that nothing is written outside the folder, whatever is planted in it. Until then they are in a folder of
+their own beside where they go, which the next landing there removes if a crash left it.
 """
 
 import os
@@ -14,6 +15,7 @@ from smp_proto.errors import IntegrityError, ResourceError, SmpError, StateError
 from smp_proto.sealed.entries import NameSet
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Landing:
@@ -32,6 +34,8 @@ class Landing:
         self._root = -1
         self._made_dest = False
         self._folders: list[str] = []
+        self._stage = -1
+        self._stage_name = ""
         self._parts: dict[str, str] = {}
 
     def __enter__(self) -> Self:
@@ -44,7 +48,10 @@ class Landing:
             raise disk_error(self._dest, error) from None
         try:
             self._root = os.open(self._dest, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            durable.sweep(self._root)
+            self._stage, self._stage_name = durable.create_stage(self._root)
         except OSError as error:
+            self.__exit__()
             raise disk_error(self._dest, error) from None
         return self
 
@@ -70,13 +77,12 @@ class Landing:
     def create(self, name: str) -> int:
         """A descriptor for a new, empty file that will be ``name``; the caller closes it."""
         *folders, _last = name.split("/")
-        parent = self._descend(folders, make=True)
+        os.close(self._descend(folders, make=True))
+        part = str(len(self._parts))
         try:
-            fd, part = durable.create_part(parent)
+            fd = os.open(part, _NEW_FILE, 0o600, dir_fd=self._stage)
         except OSError as error:
             raise disk_error(f"{self._dest}/{name}", error) from None
-        finally:
-            os.close(parent)
         self._parts[name] = part
         return fd
 
@@ -100,15 +106,9 @@ class Landing:
         for name, part in self._parts.items():
             folders = name.split("/")[:-1]
             touched.update(tuple(folders[:depth]) for depth in range(1, len(folders) + 1))
-            parent = self._descend(folders, make=False)
-            try:
-                _settle(parent, part, name, sizes[name])
-            finally:
-                os.close(parent)
-        while self._parts:
-            name, part = next(iter(self._parts.items()))
+            _settle(self._stage, part, name, sizes[name])
+        for name, part in self._parts.items():
             self._name(name, part)
-            del self._parts[name]
         for folders_touched in touched:
             fd = self._descend(folders_touched, make=False)
             try:
@@ -121,19 +121,14 @@ class Landing:
         self._made_dest = False
 
     def __exit__(self, *_: object) -> None:
-        if self._root < 0:
-            return
-        for name, part in self._parts.items():
-            with suppress(OSError, SmpError):
-                parent = self._descend(name.split("/")[:-1], make=False)
-                try:
-                    os.unlink(part, dir_fd=parent)
-                finally:
-                    os.close(parent)
-        for folder in reversed(self._folders):
+        if self._stage >= 0:
             with suppress(OSError):
-                os.rmdir(folder, dir_fd=self._root)
-        os.close(self._root)
+                durable.remove_stage(self._stage, self._stage_name, self._root)
+        if self._root >= 0:
+            for folder in reversed(self._folders):
+                with suppress(OSError):
+                    os.rmdir(folder, dir_fd=self._root)
+            os.close(self._root)
         if self._made_dest:
             with suppress(OSError):
                 os.rmdir(self._dest)
@@ -176,15 +171,15 @@ class Landing:
         *folders, last = name.split("/")
         parent = self._descend(folders, make=False)
         try:
-            durable.give_name(part, last, parent, replace=self._overwrite)
+            durable.give_name(part, last, parent, stage=self._stage, replace=self._overwrite)
         except OSError as error:
             raise disk_error(f"{self._dest}/{name}", error) from None
         finally:
             os.close(parent)
 
 
-def _settle(parent: int, part: str, name: str, size: int) -> None:
-    fd = os.open(part, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+def _settle(stage: int, part: str, name: str, size: int) -> None:
+    fd = os.open(part, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=stage)
     try:
         found = os.fstat(fd).st_size
         if found != size:

@@ -94,6 +94,7 @@ def _new_file(path: str, *, overwrite: bool, mode: int = 0o666) -> Iterator[int]
             _check_replaceable(path, name, folder)
         elif _is_there(name, folder):
             raise FileExistsError(17, "file exists")
+        durable.sweep(folder)
         with durable.new_file(folder, name, mode, replace=overwrite) as fd:
             yield fd
     except FileExistsError:

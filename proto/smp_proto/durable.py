@@ -7,16 +7,22 @@ A sync that failed is never tried again as if nothing were lost. Linux gives up 
 once; the next sync of the same file succeeds and means nothing. So whoever gets an OSError from here makes the
 file anew, or reads back what the disk does hold (:func:`reread`) and checks it before it believes any of it.
 
+What is not whole yet is called a *part*: a file, or a folder of files. Its maker holds a lock on it (flock(2)), which a
+crash takes away, so :func:`sweep` can tell one that is left behind from one that is being written.
+
 All calls block, and raise OSError as it came.
 """
 
 import contextlib
 import ctypes
+import fcntl
 import os
+import re
 import secrets
+import stat
 from collections.abc import Iterator, Sequence
 
-_PREFIX, _SUFFIX = ".smp-", ".part"
+_PART = re.compile(r"\.smp-[0-9a-f]{16}\.part")
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -29,18 +35,80 @@ _TOGETHER = 4 if tuple(int(part) for part in os.uname().release.split(".")[:2]) 
 
 def part_name() -> str:
     """What a file is called until it is whole."""
-    return f"{_PREFIX}{secrets.token_hex(8)}{_SUFFIX}"
+    return f".smp-{secrets.token_hex(8)}.part"
 
 
 def is_part(name: str) -> bool:
     """Whether a file of this name is not whole."""
-    return name.startswith(_PREFIX) and name.endswith(_SUFFIX)
+    return _PART.fullmatch(name) is not None
 
 
 def create_part(folder: int, mode: int = 0o600) -> tuple[int, str]:
     """Make an empty file that is to get its name by :func:`publish`; returns its descriptor, and what it is called."""
-    part = part_name()
-    return os.open(part, _NEW, mode, dir_fd=folder), part
+    while True:
+        part = part_name()
+        fd = os.open(part, _NEW, mode, dir_fd=folder)
+        if _hold(fd):
+            return fd, part
+
+
+def create_stage(folder: int) -> tuple[int, str]:
+    """Make a folder for many parts, as :func:`create_part` one; :func:`remove_stage` takes it away again."""
+    while True:
+        part = part_name()
+        os.mkdir(part, 0o700, dir_fd=folder)
+        fd = os.open(part, _FOLDER | os.O_NOFOLLOW, dir_fd=folder)
+        if _hold(fd):
+            return fd, part
+
+
+def remove_stage(fd: int, part: str, folder: int) -> None:
+    """Remove a folder of parts with what is still in it, and close its descriptor."""
+    try:
+        for name in os.listdir(fd):
+            os.unlink(name, dir_fd=fd)
+        os.rmdir(part, dir_fd=folder)
+    finally:
+        os.close(fd)
+
+
+def sweep(folder: int) -> None:
+    """Remove the parts that a crash left in a folder: those of this user that nobody holds.
+
+    What cannot be removed stays, and nobody is told: it is in nobody's way.
+    """
+    names: list[str] = []
+    with contextlib.suppress(OSError):
+        names = os.listdir(folder)
+    for name in filter(is_part, names):
+        with contextlib.suppress(OSError):
+            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+            found = os.fstat(fd)
+            try:
+                if found.st_uid != os.geteuid():
+                    continue
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if stat.S_ISDIR(found.st_mode):
+                    remove_stage(os.dup(fd), name, folder)
+                else:
+                    os.unlink(name, dir_fd=folder)
+            finally:
+                os.close(fd)
+
+
+def _hold(fd: int) -> bool:
+    """Lock a new part; False, and it is closed, when it was swept before that."""
+    free = True
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        free = False
+    except OSError:  # a file system without locks; then nothing is swept there either
+        pass
+    if free and os.fstat(fd).st_nlink:
+        return True
+    os.close(fd)
+    return False
 
 
 def publish(fd: int, part: str, name: str, folder: int, *, replace: bool = True) -> None:
@@ -61,26 +129,27 @@ def publish(fd: int, part: str, name: str, folder: int, *, replace: bool = True)
     os.fsync(folder)
 
 
-def give_name(part: str, name: str, folder: int, *, replace: bool = True) -> None:
-    """Rename a file whose content is synced. It is durable once its folder is synced.
+def give_name(part: str, name: str, folder: int, *, stage: int | None = None, replace: bool = True) -> None:
+    """Rename a file whose content is synced, from a stage where one is given. It is durable once its folder is synced.
 
     Raises:
         FileExistsError: there is one of that name, and it is not to be replaced.
     """
+    source = folder if stage is None else stage
     if replace:
-        os.rename(part, name, src_dir_fd=folder, dst_dir_fd=folder)
+        os.rename(part, name, src_dir_fd=source, dst_dir_fd=folder)
         return
     try:  # a hard link is the only way that checks and acts at once
-        os.link(part, name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
+        os.link(part, name, src_dir_fd=source, dst_dir_fd=folder, follow_symlinks=False)
     except FileExistsError:
         raise
     except OSError:  # a file system without hard links
         with contextlib.suppress(FileNotFoundError):
             os.lstat(name, dir_fd=folder)
             raise FileExistsError(17, "file exists", name) from None
-        os.rename(part, name, src_dir_fd=folder, dst_dir_fd=folder)
+        os.rename(part, name, src_dir_fd=source, dst_dir_fd=folder)
         return
-    os.unlink(part, dir_fd=folder)
+    os.unlink(part, dir_fd=source)
 
 
 @contextlib.contextmanager

@@ -63,6 +63,7 @@ class LocalRemote:
 
     def __init__(self, config: LocalConfig) -> None:
         self._root = config.root
+        self._swept: set[tuple[int, int]] = set()
 
     @contextlib.contextmanager
     def _folder(self) -> Iterator[int]:
@@ -155,6 +156,7 @@ class LocalRemote:
         folder, _, name = path.rpartition("/")
         parent = await self._run(path, lambda root: _make_folders(root, folder))
         try:
+            await self._run(path, lambda _: self._sweep(parent))
             target, part = await self._run(path, lambda _: durable.create_part(parent, 0o644))
             try:
                 for start in range(0, size, COPY_BYTES):
@@ -171,6 +173,13 @@ class LocalRemote:
         finally:
             os.close(parent)
         return await self.stat(path)
+
+    def _sweep(self, parent: int) -> None:
+        """Once for each folder: what is left there was left by a process that is gone."""
+        found = os.fstat(parent)
+        if (found.st_dev, found.st_ino) not in self._swept:
+            self._swept.add((found.st_dev, found.st_ino))
+            durable.sweep(parent)
 
     async def delete(self, path: str) -> None:
         """See :class:`smpd.fetch.remote.Remote`."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
+from smp_proto import durable
 from smp_proto.durable import write_file
 from smp_proto.errors import KeyFileError
 from smp_proto.sealed.filekey import random_secret, wipe
@@ -46,6 +47,7 @@ def load_keys(folder: str, config: Keys) -> BoxKeys:
         KeyFileError: ``key_locked`` for a wrong credential or passphrase, ``key_invalid`` for a damaged file.
         UsageError: ``bad_config`` for a secret file that others can read.
     """
+    _sweep(folder)
     secret, kind, protection = _secret(folder, config)
     path = os.path.join(folder, IDENTITY)
     created = not os.path.exists(path)
@@ -73,6 +75,15 @@ def load_keys(folder: str, config: Keys) -> BoxKeys:
         )
     finally:
         wipe(root)
+
+
+def _sweep(folder: str) -> None:
+    """Remove what a first start that was cut off left."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        durable.sweep(fd)
+    finally:
+        os.close(fd)
 
 
 def _secret(folder: str, config: Keys) -> tuple[bytearray, str, str]:

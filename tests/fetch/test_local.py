@@ -30,7 +30,7 @@ async def test_what_is_written_is_read(tmp_path: Path) -> None:
         assert DATA[-500:] + DATA[:500] == await link.read("a/b/c.bin", info.pin, len(DATA) - 500, 1000, 3, 17)
         assert info == await link.stat("a/b/c.bin")
         (tmp_path / "a-b").write_bytes(b"1")
-        (tmp_path / "a" / ".smp-0000.part").write_bytes(b"unfinished")
+        (tmp_path / "a" / ".smp-0123456789abcdef.part").write_bytes(b"unfinished")
         assert [found.path for found in await link.list()] == ["a-b", "a/b/c.bin"]
         assert [found.path for found in await link.list(recursive=False)] == ["a-b", "a/"]
         assert [found.path for found in await link.list("a/", recursive=False)] == ["a/b/"]
