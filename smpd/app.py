@@ -27,6 +27,7 @@ from smpd.control.roles import require_owner
 from smpd.control.server import ControlServer
 from smpd.control.watch import Events
 from smpd.host.folders import ensure_dir, lock_state
+from smpd.host.memory import machine_bytes
 from smpd.host.notify import Notifier
 from smpd.host.process import trim_memory
 from smpd.host.sockets import bind_socket, inherited_sockets
@@ -263,7 +264,7 @@ def _compute(config: Config) -> ComputeSettings:
         result_slot_bytes=slot_bytes,
         device=compute.device,
         sandbox=compute.sandbox,
-        memory_bytes=compute.memory_bytes,
+        memory_bytes=machine_bytes() // 2 if compute.memory_bytes == "auto" else compute.memory_bytes,
         timeout_s=compute.timeout_s,
         idle_s=compute.idle_s,
     )

@@ -72,13 +72,13 @@ class Fetch(Section, frozen=True):
 
 
 class Compute(Section, frozen=True):
-    """The processes that hold the device. ``memory_bytes`` 0 means no limit."""
+    """The processes that hold the device. ``memory_bytes`` 0 means no limit, ``auto`` a share of the machine's."""
 
     device: Annotated[str, Meta(pattern=r"^(auto|cpu|mps|(cuda|rocm|xpu)(:\d{1,2})?)$")] = "auto"
     sandbox: Literal["auto", "required", "off"] = "auto"
     processors: tuple[Annotated[str, Meta(min_length=1, max_length=128)], ...] = BUILT_IN_PROCESSORS
     timeout_s: Seconds = 600.0
-    memory_bytes: Annotated[int, Meta(ge=0, le=1 << 46)] = 0
+    memory_bytes: Annotated[int, Meta(ge=0, le=1 << 46)] | Literal["auto"] = "auto"
     slots: Annotated[int, Meta(ge=2, le=1024)] = 16
     result_slots: Annotated[int, Meta(ge=2, le=1024)] = 4
     idle_s: Seconds = 900.0

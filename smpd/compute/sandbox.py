@@ -2,13 +2,19 @@
 
 Its walls go up in two steps. :meth:`Sandbox.before_imports`, while there is one thread: no new privileges, no
 capabilities, limits, Landlock (which binds only threads started later). :meth:`Sandbox.before_plugins`, once the
-device is open and before the first line of a plugin runs: seccomp on all threads, and the memory limit.
+device is open and before the first line of a plugin runs: seccomp on all threads, and the limits of memory.
+
+Memory is limited by RLIMIT_DATA, since address space (RLIMIT_AS) is reserved by torch and by drivers far beyond what
+is used. It counts private memory only, so the kinds that it does not count are closed: files in memory grow by no byte
+(RLIMIT_FSIZE), no shared memory without a file can be mapped, nor any that grows down. With a GPU, whose driver may
+need these, none of this holds; there smpd's own watch on the process is all there is, and a unit's MemoryMax.
 
 Not tried on a GPU. By what their authors document, NVIDIA's driver from 570 on reads ``/proc/driver/nvidia*``
 and writes ``/proc/self/task/*/comm``. The setuid
 ``nvidia-modprobe`` cannot run from here, so the device nodes must exist.
 """
 
+import contextlib
 import glob
 import resource
 import signal
@@ -18,7 +24,22 @@ from smpd.compute.usage import status_bytes
 from smpd.walls import sandbox
 from smpd.walls.landlock import DEVICE, Rule
 
-_KERNEL = ("/proc/self", "/proc/cpuinfo", "/proc/meminfo", "/proc/stat", "/proc/devices", "/sys/devices/system")
+_KERNEL = ("/proc/cpuinfo", "/proc/meminfo", "/proc/stat", "/proc/devices", "/sys/devices/system")
+# Not all of /proc/self, where net/ has every socket of the machine, and mountinfo every mount.
+_SELF = (
+    "status",
+    "stat",
+    "statm",
+    "maps",
+    "smaps",
+    "smaps_rollup",
+    "limits",
+    "cmdline",
+    "comm",
+    "auxv",
+    "fd",
+    "cgroup",
+)
 _GPU = (
     "/proc/driver/nvidia*",
     "/sys/bus/pci",
@@ -34,6 +55,8 @@ _GPU = (
     "/etc/OpenCL",
 )
 _DEVICES = ("/dev/nvidia*", "/dev/kfd", "/dev/dri")
+_FILES = 1024  # descriptors; what drivers of eight devices open, and little enough kernel memory behind them
+_OOM_SCORE = 500  # of 1000: when the machine is out of memory, this process goes and not smpd
 
 
 class Sandbox(sandbox.Sandbox):
@@ -42,22 +65,28 @@ class Sandbox(sandbox.Sandbox):
     def before_imports(self, readable: Iterable[str]) -> None:
         """Close what needs no device and no torch; ``readable`` are the folders of code."""
         self.forgo_privileges(signal.SIGKILL)
+        if self.on:
+            with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as score:
+                score.write(str(_OOM_SCORE))
         rules = [Rule(path) for path in (*_KERNEL, *readable)]
         rules += [Rule(path) for pattern in _GPU for path in glob.glob(pattern)]
         devices = [path for pattern in _DEVICES for path in glob.glob(pattern)]
         rules += [Rule(path, DEVICE) for path in devices]
-        if devices:
-            rules.append(Rule("/proc/self", DEVICE))
+        rules += [Rule("/proc/self", DEVICE)] if devices else [Rule(f"/proc/self/{name}") for name in _SELF]
         self.enter_landlock(rules)
 
-    def before_plugins(self, memory_bytes: int) -> None:
-        """Refuse system calls on all threads.
+    def before_plugins(self, memory_bytes: int, *, gpu: bool) -> None:
+        """Refuse system calls on all threads, and limit what can be taken.
 
         Args:
             memory_bytes: what this process may allocate from here on, beside what it has; 0 for no limit. Not for a
-                process with a GPU, whose driver reserves far more address space than it uses.
+                process with a GPU, whose driver reserves far more than it uses.
+            gpu: its driver is at work here.
         """
-        if self.on and memory_bytes > 0:
-            limit = status_bytes("VmData") + memory_bytes
-            self._raise_wall("limits", lambda: resource.setrlimit(resource.RLIMIT_DATA, (limit, limit)))
-        self.enter_seccomp()
+        limits = {resource.RLIMIT_NOFILE: _FILES}
+        if not gpu:
+            limits[resource.RLIMIT_FSIZE] = 0
+            if memory_bytes > 0:
+                limits[resource.RLIMIT_DATA] = status_bytes("VmData") + memory_bytes
+        self.limit(limits)
+        self.enter_seccomp(shared_memory=gpu)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 import anyio
 
 from smp_proto.aio import End, Exchange, close_all, decode, encode
-from smp_proto.errors import DaemonError, SmpError
+from smp_proto.errors import DaemonError, SmpError, one_error
 from smp_proto.wire import FrameType
 from smpd.compute import loading
 from smpd.compute.sandbox import Sandbox
@@ -37,7 +37,7 @@ class Server:
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
         self._memory = PeakMemory()
-        self._log_fd = 2
+        self._silent = False
         self._rings: list[Ring] = []
         self._worker: Worker | None = None
         self._busy = False
@@ -57,14 +57,23 @@ class Server:
             raise DaemonError("protocol", "a run came before the set-up, or while another is under way")
         self._busy = True
         try:
-            return await self._run(self._worker, request, exchange)
+            with one_error():
+                return await self._run(self._worker, request, exchange)
+        except (SmpError, anyio.BrokenResourceError, anyio.EndOfStream):
+            raise
+        except Exception as error:
+            raise _fault(error) from error
         finally:
             self._busy = False
 
     def log(self, error: Exception) -> None:
-        """Write an unexpected exception to the log: where, and its type, not its text, which may hold data."""
-        frames = "".join(traceback.format_tb(error.__traceback__))
-        os.write(self._log_fd, f"compute: {type(error).__name__}\n{frames}".encode())
+        """Write an unexpected exception to the log: where, and its type, not its text, which may hold data.
+
+        Nothing once there are plugins: a descriptor that leads to the log would be theirs, too.
+        """
+        if not self._silent:
+            frames = "".join(traceback.format_tb(error.__traceback__))
+            os.write(2, f"compute: {type(error).__name__}\n{frames}".encode())
 
     def _set_up(self, request: Setup, fds: list[int]) -> Ready:
         # It blocks the loop on purpose: capabilities and Landlock bind this thread and those it starts, so
@@ -89,9 +98,7 @@ class Server:
             self._silence()
         else:
             worker.notes.append("the sandbox is off by configuration: processors can do what this user can")
-        if worker.has_gpu and request.memory_bytes > 0:
-            worker.notes.append("memory_bytes has no effect: on a GPU there is no limit of the process's memory")
-        sandbox.before_plugins(0 if worker.has_gpu else request.memory_bytes)
+        sandbox.before_plugins(request.memory_bytes, gpu=worker.has_gpu)
         worker.processors = {point.name: loading.load(point) for point in points}
         worker.start()
         self._worker = worker
@@ -106,8 +113,8 @@ class Server:
         )
 
     def _silence(self) -> None:
-        """Let nothing a plugin prints reach the journal on disk; our own log keeps the old standard error."""
-        self._log_fd = os.dup(2)
+        """Let nothing that a plugin prints reach the journal on disk, and no terminal be within its reach."""
+        self._silent = True
         with open(os.devnull, "r+b") as null:
             for fd in (0, 1, 2):
                 os.dup2(null.fileno(), fd)
@@ -140,3 +147,12 @@ class Server:
         with anyio.move_on_after(LAST_WORD_S, shield=True), contextlib.suppress(anyio.BrokenResourceError):
             await exchange.channel.send(FrameType.END, exchange.stream, encode(End(error=error.body())))
         os._exit(EXIT_LOST)
+
+
+def _fault(error: Exception) -> SmpError:
+    """An exception of this room's own code, by its type and its place."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{os.path.basename(frame.filename)}:{frame.lineno}"
+    return SmpError(
+        "internal", f"a fault in the compute process: {type(error).__name__} at {where}", hint="please report it"
+    )

@@ -1,6 +1,9 @@
-"""How much memory a process uses, and how much it has used at most."""
+"""How much memory a process uses, and has used at most; how much the machine has."""
 
+import os
 from typing import NamedTuple
+
+_FIELDS = frozenset((b"VmRSS", b"VmHWM", b"RssAnon", b"RssShmem", b"VmSwap", b"Threads"))
 
 
 class Rss(NamedTuple):
@@ -10,15 +13,62 @@ class Rss(NamedTuple):
     peak: int
 
 
+class Usage(NamedTuple):
+    """What a process takes from others: private and shared memory, swapped out or not; zero when it is gone."""
+
+    memory_bytes: int
+    threads: int
+
+
 def rss(pid: int) -> Rss:
     """VmRSS and VmHWM of proc_pid_status(5)."""
-    found = {b"VmRSS:": 0, b"VmHWM:": 0}
+    found = _status(pid)
+    return Rss(found.get(b"VmRSS", 0), found.get(b"VmHWM", 0))
+
+
+def usage(pid: int) -> Usage:
+    """RssAnon, RssShmem, VmSwap and Threads of proc_pid_status(5). Not mapped files, which can be dropped."""
+    found = _status(pid)
+    sizes = (found.get(name, 0) for name in (b"RssAnon", b"RssShmem", b"VmSwap"))
+    return Usage(sum(sizes), found.get(b"Threads", 0))
+
+
+def machine_bytes(root: str = "/") -> int:
+    """The memory of this machine, or of the control groups that this process is in where they have less (cgroups(7)).
+
+    Args:
+        root: where ``proc`` and ``sys`` are.
+    """
+    limits = []
+    with open(os.path.join(root, "proc/meminfo"), encoding="ascii") as meminfo:
+        limits += [int(line.split()[1]) * 1024 for line in meminfo if line.startswith("MemTotal:")]
+    groups = os.path.join(root, "sys/fs/cgroup")
+    with open(os.path.join(root, "proc/self/cgroup"), encoding="utf-8") as file:
+        paths = [line.rstrip("\n").split("::", 1)[1] for line in file if line.startswith("0::")]
+    for path in paths:
+        parts = path.strip("/").split("/")
+        for depth in range(len(parts) + 1):
+            limits += _limit(os.path.join(groups, *parts[:depth], "memory.max"))
+    return min(limits)
+
+
+def _limit(path: str) -> list[int]:
+    try:
+        with open(path, encoding="ascii") as file:
+            return [int(file.read())]
+    except (OSError, ValueError):  # not there, or "max"
+        return []
+
+
+def _status(pid: int) -> dict[bytes, int]:
+    """The numbers of /proc/PID/status; sizes in bytes. Empty when it is gone."""
+    found = {}
     try:
         with open(f"/proc/{pid}/status", "rb") as status:
             for line in status:
-                if line.startswith((b"VmRSS:", b"VmHWM:")):
-                    name, count = line.split()[:2]
-                    found[name] = int(count) * 1024
+                name, _, value = line.partition(b":")
+                if name in _FIELDS:
+                    found[name] = int(value.split()[0]) * (1 if name == b"Threads" else 1024)
     except (FileNotFoundError, ProcessLookupError):
         pass
-    return Rss(found[b"VmRSS:"], found[b"VmHWM:"])
+    return found

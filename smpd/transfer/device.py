@@ -1,7 +1,7 @@
 """The compute processes: one for each plugin distribution, with rings of its own, running one job at a time."""
 
 import importlib.metadata
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from difflib import get_close_matches
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -13,9 +13,10 @@ from smp_proto.errors import NotFoundError, ProcessorError, SmpError, UsageError
 from smp_proto.sealed.bundle import BundleInfo, BundleWriter
 from smpd.links import computing
 from smpd.links.ring import Ring, Slots
+from smpd.transfer.bounds import LOOK_IDLE_S, LOOK_S, Bounds, believed
 from smpd.transfer.opening import private_copies
 from smpd.transfer.source import naming
-from smpd.transfer.workers import Worker, WorkerHost
+from smpd.transfer.workers import Worker, WorkerHost, kill
 
 ENTRY_POINTS = "smpd.processors"
 # The process ends its own overruns; this is for one that no longer answers.
@@ -26,7 +27,7 @@ _FROM_COMPUTE = cast("type[computing.FromCompute]", computing.AnyFromCompute)
 
 
 class ComputeSettings(NamedTuple):
-    """What every compute process is started with."""
+    """What every compute process is started with; ``memory_bytes`` is for each."""
 
     slots: int
     slot_bytes: int
@@ -124,7 +125,10 @@ class Compute:
         self._rings: tuple[Ring, Ring] | None = None
         self._results_filled: dict[int, int] = {}
         self.ready: computing.Ready | None = None
-        self.host = WorkerHost(group, "compute", distribution, self._set_up, settings.idle_s, self._let_go)
+        self._bounds: Bounds | None = None
+        self._overrun: SmpError | None = None  # what the process was ended for
+        self._begun = anyio.Event()
+        self.host = WorkerHost(group, "compute", distribution, self._set_up, settings.idle_s, self._let_go, self._watch)
 
     async def describe(self) -> computing.Ready:
         """What the process is and can do; starts it if need be."""
@@ -144,6 +148,8 @@ class Compute:
         """
         async with self._busy, self.host.use() as worker:
             assert self._rings is not None
+            assert self._bounds is not None
+            self._begun.set()
             clean = False
             plain: PlainRing | None = None
             try:
@@ -156,10 +162,11 @@ class Compute:
                         # Its own answer; one that was refused here is still at work.
                         clean = exchange.ended and error.code != "processor_timeout"
                         raise
+                clean = not self._bounds.grown(worker.pid)
                 return done
             except SmpError as error:
                 if error.code == "worker_died" and not worker.caller.alive:
-                    raise naming(error, f"processor {request.processor}") from error
+                    raise naming(self._overrun or error, f"processor {request.processor}") from error
                 raise
             finally:
                 self.host.sample()
@@ -190,7 +197,7 @@ class Compute:
         return await exchange.result(computing.Done)
 
     async def _receive(self, exchange: Exchange, plain: PlainRing, writer: BundleWriter, done: anyio.Event) -> None:
-        async for message in exchange.messages(_FROM_COMPUTE):
+        async for message in _messages(exchange):
             match message:
                 case computing.Freed(slot):
                     plain.freed(slot)
@@ -230,7 +237,25 @@ class Compute:
             settings.sandbox,
             settings.memory_bytes,
         )
-        self.ready = await worker.caller.call(request, computing.Ready, fds=[plain.fd, results.fd])
+        try:
+            self.ready = await worker.caller.call(request, computing.Ready, fds=[plain.fd, results.fd])
+        except SmpError as error:
+            raise believed(error, set_up=True) from error
+        self._bounds = Bounds.of(worker.pid, self.ring_bytes, settings.memory_bytes)
+
+    async def _watch(self, worker: Worker) -> None:
+        """End the process when it takes too much: often while it runs something, sometimes when it should not."""
+        self._overrun = None
+        while True:
+            assert self._bounds is not None
+            if (overrun := self._bounds.exceeded(worker.pid)) is not None:
+                self._overrun = overrun
+                kill(worker.process)
+                return
+            self._begun = anyio.Event() if not self._busy.locked() else self._begun
+            with anyio.move_on_after(LOOK_IDLE_S):
+                await self._begun.wait()
+            await anyio.sleep(LOOK_S)
 
     async def _let_go(self) -> None:
         """The process is gone and no run is under way: the rings go, too, and the next start makes others."""
@@ -310,6 +335,15 @@ def finish_results(writer: BundleWriter) -> BundleInfo:
         ProcessorError: ``processor_output``; there is no result in it, or one without an end.
     """
     return _output(writer.finish)
+
+
+async def _messages(exchange: Exchange) -> AsyncIterator[computing.FromCompute]:
+    """What the process sends until it ends the exchange, and its error as far as that is believed."""
+    try:
+        async for message in exchange.messages(_FROM_COMPUTE):
+            yield message
+    except SmpError as error:
+        raise believed(error) from error
 
 
 def _output(act: Callable[..., T], *arguments: Any) -> T:

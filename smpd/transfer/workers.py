@@ -10,8 +10,9 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import anyio
 from anyio.abc import Process, TaskGroup, TaskStatus
@@ -136,6 +137,7 @@ class WorkerHost:
         set_up: sends the first request; what it raises is what :meth:`use` raises.
         idle_s: let it go after this long without a use.
         let_go: called when the worker is gone and before another can start; gives back what only it needed.
+        watch: runs beside a worker that is ready, for as long as it is there.
     """
 
     def __init__(
@@ -146,6 +148,7 @@ class WorkerHost:
         set_up: Callable[[Worker], Awaitable[None]],
         idle_s: float,
         let_go: Callable[[], Awaitable[None]] | None = None,
+        watch: Callable[[Worker], Coroutine[Any, Any, None]] | None = None,
     ) -> None:
         self._group = group
         self.role = role
@@ -153,6 +156,7 @@ class WorkerHost:
         self._set_up = set_up
         self._idle_s = idle_s
         self._let_go = let_go
+        self._watch = watch
         self._lock = anyio.Lock()
         self._scope: anyio.CancelScope | None = None
         self._gone = anyio.Event()
@@ -244,6 +248,8 @@ class WorkerHost:
     async def _until_idle_or_closed(self, worker: Worker) -> None:
         async with anyio.create_task_group() as group:
             group.start_soon(self._watch_idle)
+            if self._watch is not None:
+                group.start_soon(self._watch, worker)
             await worker.caller.wait_closed()
             group.cancel_scope.cancel()
 

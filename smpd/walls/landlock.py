@@ -63,7 +63,11 @@ def restrict(libc: ctypes.CDLL, version: int, rules: list[Rule], *, tcp: bool = 
     try:
         for rule in rules:
             with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
-                pins.append(_allow(libc, ruleset, handled, rule))
+                fd = _allow(libc, ruleset, handled, rule)
+                if rule.path.startswith(("/proc/", "/sys/")):
+                    pins.append(fd)
+                else:
+                    os.close(fd)
         _checked(libc.syscall(_RESTRICT_SELF, ruleset, 0))
     finally:
         os.close(ruleset)

@@ -6,7 +6,8 @@ import importlib.util
 import os
 import resource
 import sys
-from collections.abc import Callable, Iterable
+import sysconfig
+from collections.abc import Callable, Iterable, Mapping
 
 from smp_proto.errors import ResourceError, UsageError
 from smpd.walls import landlock, seccomp
@@ -94,10 +95,15 @@ class Sandbox:
         if self.on:
             self._raise_wall("landlock", lambda: self._enter_landlock(rules, tcp))
 
-    def enter_seccomp(self, sockets: seccomp.Sockets | None = None) -> None:
-        """Refuse system calls on all threads; ``sockets`` as for :func:`smpd.walls.seccomp.program`."""
+    def enter_seccomp(self, sockets: seccomp.Sockets | None = None, *, shared_memory: bool = True) -> None:
+        """Refuse system calls on all threads; the arguments are those of :func:`smpd.walls.seccomp.program`."""
         if self.on:
-            self._raise_wall("seccomp", lambda: self._enter_seccomp(sockets))
+            self._raise_wall("seccomp", lambda: self._enter_seccomp(sockets, shared_memory))
+
+    def limit(self, limits: Mapping[int, int]) -> None:
+        """Lower limits of this process (getrlimit(2)), hard and soft, for ever; none is raised."""
+        if self.on:
+            self._raise_wall("limits", lambda: _lower(limits))
 
     def _raise_wall(self, name: str, build: Callable[[], None]) -> None:
         try:
@@ -135,16 +141,23 @@ class Sandbox:
         program = [Rule(path) for path in _PROGRAM] + [Rule("/dev/null", DEVICE), Rule("/dev/urandom")]
         self._pins = landlock.restrict(self._libc, self._kernel.landlock_abi, [*program, *rules], tcp=tcp)
 
-    def _enter_seccomp(self, sockets: seccomp.Sockets | None) -> None:
+    def _enter_seccomp(self, sockets: seccomp.Sockets | None, shared_memory: bool) -> None:
         if not self._kernel.seccomp:
             raise OSError(0, f"this kernel has no seccomp filters, or {self._kernel.machine} is not known here")
-        code = seccomp.program(self._kernel.machine, os.getpid(), sockets)
+        code = seccomp.program(self._kernel.machine, os.getpid(), sockets, shared_memory=shared_memory)
         seccomp.install(self._libc, self._kernel.machine, code)
 
 
 def code_folders(modules: Iterable[str]) -> list[str]:
-    """Where Python's own code, the installed packages and these top-level modules are; never the root folder."""
-    found = {sys.prefix, sys.base_prefix, sys.exec_prefix, *sys.path}
+    """Where Python's own code, the installed packages and these top-level modules are; never the root folder.
+
+    A virtual environment is there for its programs, so all of it; of the prefix of a system's Python, which may be
+    ``/usr``, only the libraries.
+    """
+    found = {*sys.path, *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))}
+    if sys.prefix != sys.base_prefix:
+        found.add(sys.prefix)
+    found.update(os.path.join(sys.base_prefix, name) for name in ("lib", "lib64"))
     found.update(os.environ.get("LD_LIBRARY_PATH", "").split(":"))
     for module in modules:
         # An editable install may be found by a hook instead of through sys.path.
@@ -152,6 +165,13 @@ def code_folders(modules: Iterable[str]) -> list[str]:
         if spec is not None:
             found.update(spec.submodule_search_locations or ([spec.origin] if spec.origin else []))
     return sorted(path for path in found if os.path.isabs(path) and os.path.realpath(path) != "/")
+
+
+def _lower(limits: Mapping[int, int]) -> None:
+    for which, wanted in limits.items():
+        hard = resource.getrlimit(which)[1]
+        lowered = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(which, (lowered, lowered))
 
 
 def _libc() -> ctypes.CDLL:

@@ -16,7 +16,7 @@ LAST_KNOWN = 462  # mseal; the numbers from 424 on are the same on both architec
 
 _LOAD, _JEQ, _JGT, _JSET, _AND, _RETURN = 0x20, 0x15, 0x25, 0x45, 0x54, 0x06
 _ALLOW, _KILL, _ERRNO = 0x7FFF_0000, 0x8000_0000, 0x0005_0000
-_NUMBER, _ARCH, _ARG0, _ARG1 = 0, 4, 16, 24
+_NUMBER, _ARCH, _ARG0, _ARG1, _ARG3 = 0, 4, 16, 24, 40
 _CLONE_THREAD = 0x10000
 _SET_MODE_FILTER, _GET_ACTION_AVAIL, _TSYNC = 1, 2, 1
 
@@ -62,6 +62,16 @@ REFUSED: dict[str, tuple[int, int | None]] = {
     "keyctl": (250, 219),
     "add_key": (248, 217),
     "request_key": (249, 218),
+    # What others do with their files, which Landlock does not hide: names, and when they are used.
+    "inotify_init": (253, None),
+    "inotify_init1": (294, 26),
+    "inotify_add_watch": (254, 27),
+    "lookup_dcookie": (212, 18),
+    # Every file system of the machine at once.
+    "sync": (162, 81),
+    "syncfs": (306, 267),
+    # Memory that nobody else can look into.
+    "memfd_secret": (447, 447),
     # Large, seldom needed parts of the kernel.
     "bpf": (321, 280),
     "perf_event_open": (298, 241),
@@ -131,9 +141,29 @@ REFUSED: dict[str, tuple[int, int | None]] = {
     "iopl": (172, None),
     "ioperm": (173, None),
     "personality": (135, 92),
+    "modify_ldt": (154, None),
+    "uselib": (134, None),
+    "vhangup": (153, 58),
 }
 _SOCKET, _SOCKETPAIR, _CLONE, _CLONE3, _PRLIMIT64 = (41, 198), (53, 199), (56, 220), (435, 435), (302, 261)
 _IO_URING = (425, 426, 427)  # setup, enter, register, on both
+# By their first argument, of this process only: sched_setparam, sched_setscheduler, sched_setaffinity, sched_setattr.
+# The kernel lets them change any process of the same user, so smpd could be starved.
+_OF_OWN = ((142, 118), (144, 119), (203, 122), (314, 274))
+# By their second, and with this first argument: setpriority (PRIO_PROCESS), ioprio_set (IOPRIO_WHO_PROCESS).
+_OF_OWN_KIND = (((141, 140), 0), ((251, 30), 1))
+# What these may not be told, by the number of the argument that says it.
+_PRCTL, _FCNTL, _IOCTL, _MMAP = (157, 167), (72, 25), (16, 29), (9, 222)
+# To outlive smpd (PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER), to leave a core or be traced (PR_SET_DUMPABLE,
+# PR_SET_PTRACER), to look like another program (PR_SET_MM).
+_PRCTL_REFUSED = (1, 36, 4, 0x5961_6D61, 35)
+# Another process as the owner of a descriptor is sent any signal, SIGKILL too: F_SETOWN, F_SETOWN_EX, F_SETSIG.
+# F_SETLEASE and F_NOTIFY tell of, and hold up, others' use of files.
+_FCNTL_REFUSED = (8, 15, 10, 1024, 1026)
+# FIOSETOWN and SIOCSPGRP do as F_SETOWN; TIOCSTI and TIOCLINUX type into a terminal, TIOCSETD, TIOCSPGRP and TIOCSCTTY
+# take it over.
+_IOCTL_REFUSED = (0x8901, 0x8902, 0x5412, 0x541C, 0x5423, 0x5410, 0x540E)
+_MAP_SHARED, _MAP_ANONYMOUS, _MAP_GROWSDOWN = 0x01, 0x20, 0x100
 # What a network needs of REFUSED, once the families are limited.
 _CLIENT = ("socket", "connect")
 _SIGNALS = ((62, 129), (234, 131), (129, 138), (297, 240))  # kill, tgkill, rt_sigqueueinfo, rt_tgsigqueueinfo
@@ -142,13 +172,14 @@ _SIGNALS = ((62, 129), (234, 131), (129, 138), (297, 240))  # kill, tgkill, rt_s
 Sockets = Mapping[int, Sequence[int]]
 
 
-def program(machine: str, pid: int, sockets: Sockets | None = None) -> bytes:
+def program(machine: str, pid: int, sockets: Sockets | None = None, *, shared_memory: bool = True) -> bytes:
     """Return the filter, an array of ``struct sock_filter``.
 
     Args:
         machine: ``x86_64`` or ``aarch64``, as ``os.uname().machine`` has it.
         pid: this process, the only one that may be signalled.
         sockets: address families of the sockets that may be made and connected, and the types of each.
+        shared_memory: let memory be mapped that no limit counts (MAP_SHARED with MAP_ANONYMOUS).
     """
     column = list(AUDIT_ARCH).index(machine)
     refuse = _op(_RETURN, _ERRNO | errno.EPERM)
@@ -171,8 +202,21 @@ def program(machine: str, pid: int, sockets: Sockets | None = None) -> bytes:
         code += _case(_SOCKET[column], _of_family(sockets, refuse, allow))
     for numbers in _SIGNALS:
         code += _case(numbers[column], [_op(_LOAD, _ARG0), _op(_JEQ, pid, 1, 0), refuse, allow])
-    limits = [_op(_LOAD, _ARG0), _op(_JEQ, 0, 2, 0), _op(_JEQ, pid, 1, 0), refuse, allow]
-    code += _case(_PRLIMIT64[column], limits)
+    for numbers in (_PRLIMIT64, *_OF_OWN):
+        code += _case(numbers[column], _own(_ARG0, pid, refuse, allow))
+    for numbers, kind in _OF_OWN_KIND:
+        code += _case(
+            numbers[column], [_op(_LOAD, _ARG0), _op(_JEQ, kind, 1, 0), refuse, *_own(_ARG1, pid, refuse, allow)]
+        )
+    code += _case(_PRCTL[column], _none_of(_ARG0, _PRCTL_REFUSED, refuse, allow))
+    code += _case(_FCNTL[column], _none_of(_ARG1, _FCNTL_REFUSED, refuse, allow))
+    code += _case(_IOCTL[column], _none_of(_ARG1, _IOCTL_REFUSED, refuse, allow))
+    # A mapping that grows down is counted as a stack, which no limit of its first size holds.
+    mapping = [_op(_LOAD, _ARG3), _op(_JSET, _MAP_GROWSDOWN, 0, 1), refuse]
+    if not shared_memory:
+        both = _MAP_SHARED | _MAP_ANONYMOUS
+        mapping += [_op(_AND, both), _op(_JEQ, both, 0, 1), refuse]
+    code += _case(_MMAP[column], [*mapping, allow])
     return b"".join([*code, allow])
 
 
@@ -190,6 +234,17 @@ def _op(code: int, k: int, jump_true: int = 0, jump_false: int = 0) -> bytes:
 
 def _case(value: int, body: list[bytes]) -> list[bytes]:
     return [_op(_JEQ, value, 0, len(body)), *body]
+
+
+def _own(argument: int, pid: int, refuse: bytes, allow: bytes) -> list[bytes]:
+    """Decide by an argument that is 0 or this process."""
+    return [_op(_LOAD, argument), _op(_JEQ, 0, 2, 0), _op(_JEQ, pid, 1, 0), refuse, allow]
+
+
+def _none_of(argument: int, values: Sequence[int], refuse: bytes, allow: bytes) -> list[bytes]:
+    """Decide by an argument that must be none of these."""
+    checks = [_op(_JEQ, value, len(values) - at, 0) for at, value in enumerate(values)]
+    return [_op(_LOAD, argument), *checks, allow, refuse]
 
 
 def _of_family(sockets: Sockets, refuse: bytes, allow: bytes) -> list[bytes]:

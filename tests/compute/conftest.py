@@ -1,5 +1,7 @@
 """Plugins for the tests: a distribution on a path of its own, as an installer would leave it."""
 
+import shutil
+
 import pytest
 from compute.harness import HOSTILE, HOSTILE_MODULE, close_shared
 
@@ -10,6 +12,7 @@ def plugins(tmp_path_factory):
     folder = tmp_path_factory.mktemp("plugins")
     source = HOSTILE_MODULE.read_text(encoding="utf-8")
     (folder / "hostile.py").write_text(source, encoding="utf-8")
+    shutil.copy(HOSTILE_MODULE.with_name("hostile_escapes.py"), folder)
     info = folder / "smp_hostile-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: smp-hostile\nVersion: 1.0\n")

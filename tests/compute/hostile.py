@@ -1,5 +1,6 @@
 """Processors that do what a processor must not, and a few that do what one may. Copied to a folder of its own."""
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -9,6 +10,7 @@ import sys
 import threading
 import time
 
+import hostile_escapes
 import msgspec
 import torch
 
@@ -127,10 +129,22 @@ def _pair():
     return one.send(b"x") and other.recv(1)
 
 
+class Which(msgspec.Struct):
+    which: str
+
+
+@processor("hostile.escape", params=Which)
+def escape(item, ctx):
+    return Output("ended", _tried(hostile_escapes.ACTS[ctx.params.which]).encode())
+
+
 @processor("hostile.descriptors")
 def descriptors(item, ctx):
-    folder = "/proc/self/fd/"
-    return Output("fds", "\n".join(os.readlink(folder + name) for name in os.listdir(folder)[:-1]).encode())
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # the listing's own
+            found.append(os.readlink(f"/proc/self/fd/{name}"))
+    return Output("fds", "\n".join(found).encode())
 
 
 def _start_thread():
@@ -253,10 +267,6 @@ def empties(item, ctx):
 @processor("hostile.nothing")
 def nothing(item, ctx):
     return None
-
-
-class Which(msgspec.Struct):
-    which: str
 
 
 @processor("hostile.nonsense", params=Which)

@@ -177,10 +177,13 @@ def test_the_filter_decides_as_its_table_says(machine):
     refused = {numbers[column] for numbers in seccomp.REFUSED.values()}
     clone, pair, limits = (56, 53, 302) if column == 0 else (220, 199, 261)
     signals = {62, 234, 129, 297} if column == 0 else {129, 131, 138, 240}
+    own = (142, 144, 203, 314) if column == 0 else (118, 119, 122, 274)
+    kinds = {141: 0, 251: 1} if column == 0 else {140: 0, 30: 1}
+    told = (157, 72, 16, 9) if column == 0 else (167, 25, 29, 222)
     for number in range(seccomp.LAST_KNOWN + 1):
         if number == 435:
             assert decide(number) == enosys
-        elif number not in {clone, pair, limits} | signals:
+        elif number not in {clone, pair, limits, *own, *kinds, *told} | signals:
             assert decide(number) == (eperm if number in refused else allow), number
     assert decide(clone, 0x3D0F00) == allow  # what pthread_create passes
     assert decide(clone, 17) == decide(clone, 0x4111) == eperm
@@ -190,5 +193,23 @@ def test_the_filter_decides_as_its_table_says(machine):
     assert {decide(number, pid) for number in signals for pid in (0, 1, 2**32 - 1)} == {eperm}
     assert decide(limits, 0) == decide(limits, 1234) == allow
     assert decide(limits, 1) == eperm
+    for number in own:
+        assert decide(number, 0) == decide(number, 1234) == allow
+        assert decide(number, 1) == decide(number, 2**32 - 1) == eperm
+    for number, kind in kinds.items():
+        assert decide(number, kind, 0) == decide(number, kind, 1234) == allow
+        assert decide(number, kind, 1) == decide(number, kind + 1, 0) == eperm
+    prctl, fcntl, ioctl, mmap = told
+    assert {n for n in range(70) if decide(prctl, n) == eperm} == {1, 4, 35, 36}
+    assert decide(prctl, 0x59616D61) == eperm
+    assert {n for n in range(2000) if decide(fcntl, 3, n) == eperm} == {8, 10, 15, 1024, 1026}
+    assert {n for n in range(0x5400, 0x8980) if decide(ioctl, 0, n) == eperm} == {
+        *(0x540E, 0x5410, 0x5412, 0x541C, 0x5423, 0x8901, 0x8902)
+    }
+    assert decide(mmap, 0, 9, 3, 0x22) == decide(mmap, 0, 9, 3, 0x21) == decide(mmap, 0, 9, 3, 0x1) == allow
+    assert decide(mmap, 0, 9, 3, 0x122) == eperm
+    closed = seccomp.program(machine, 1234, shared_memory=False)
+    arguments = [(0, 9, 3, flags, 0, 0) for flags in (0x22, 0x1, 0x3, 0x20022, 0x21, 0x23, 0x8021, 0x122)]
+    assert [_interpret(closed, mmap, arch, each) for each in arguments] == [allow] * 4 + [eperm] * 4
     assert decide(463) == decide(0x40000000) == decide(2**32 - 1) == enosys
     assert _interpret(code, 0, 0x40000003, [0] * 6) == 0x80000000

@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import mmap
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smpd.host.logs import FORBIDDEN, REMOVED, configure_logs, remove_forbidden
-from smpd.host.memory import rss
+from smpd.host.memory import machine_bytes, rss, usage
 from smpd.host.process import lock_memory
 
 HARDEN = """
@@ -44,6 +45,33 @@ def test_peak_rss():
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
     assert rss(child.pid) == (0, 0)
+
+
+def test_usage_counts_what_is_hidden():
+    """Memory without a name counts, private or shared; a process that is gone has none."""
+    before = usage(os.getpid())
+    with mmap.mmap(-1, 8 << 20) as shared:
+        shared[:] = b"x" * len(shared)
+        private = bytearray(b"x") * (8 << 20)
+        now = usage(os.getpid())
+        assert (
+            now.memory_bytes - before.memory_bytes > (len(shared) + len(private)) * 3 // 4
+        )  # the kernel counts in batches
+    assert before.threads >= 1
+    assert usage(0) == (0, 0)
+
+
+@pytest.mark.parametrize(("limits", "expected"), [({}, 8 << 30), ({"a": "max", "": "3072"}, 3072), ({"a/b": "7"}, 7)])
+def test_the_machine_is_no_larger_than_its_control_group(tmp_path, limits, expected):
+    """The least of the machine's memory and of what the groups above this process allow."""
+    for name, text in {"proc/meminfo": "MemTotal: 8388608 kB\n", "proc/self/cgroup": "1:x:/y\n0::/a/b\n"}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    for group, text in limits.items():
+        folder = tmp_path / "sys/fs/cgroup" / group
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "memory.max").write_text(text + "\n")
+    assert machine_bytes(str(tmp_path)) == expected
 
 
 @pytest.fixture

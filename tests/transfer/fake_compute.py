@@ -1,15 +1,17 @@
 """A compute process that keeps to the protocol or breaks it, as the processor's name says: ``fake_compute.py FD``."""
 
+import mmap
 import os
 import signal
 import socket
 import sys
+import threading
 from typing import cast
 
 import anyio
 
 from smp_proto.aio import Channel, Exchange, close_all, decode, serve
-from smp_proto.errors import ProcessorError
+from smp_proto.errors import IntegrityError, ProcessorError
 from smpd.links.computing import (
     AnyRequest,
     AnyToCompute,
@@ -32,6 +34,7 @@ from smpd.links.ring import Ring
 
 FLOOD = 20_000
 rings: list[Ring] = []
+kept: list[bytearray] = []
 
 
 async def handle(body: bytes, fds: list[int], exchange: Exchange) -> object:
@@ -60,6 +63,8 @@ async def run(request: Run, exchange: Exchange) -> Done:
         await exchange.send(Freed(message.slot))
     if act == "nothing":
         return done
+    if act == "keeps":
+        kept.append(bytearray(b"x") * (160 << 20))
     await exchange.send(OutputBegin("result.bin", "application/octet-stream"))
     if act == "begin twice":
         await exchange.send(OutputBegin("other.bin", "application/octet-stream"))
@@ -91,6 +96,25 @@ async def misbehave(act: str, exchange: Exchange, chunk: Chunk) -> bool:
             os.kill(os.getpid(), signal.SIGSTOP)
         case "fails":
             raise ProcessorError("processor_failed", "line 7")
+        case "accuses":
+            raise IntegrityError("corrupt", "the sender has forged it")
+        case "shouts":
+            raise ProcessorError("processor_failed", "\x1b]0;mine\x07" + "a" * 100_000, details={"k": "v" * 100_000})
+        case "hoards":
+            held = []
+            while len(held) < 100:
+                held.append(bytearray(b"x") * (32 << 20))
+                await anyio.sleep(0.02)
+        case "hides":
+            held = []
+            while len(held) < 100:
+                held.append(mmap.mmap(-1, 32 << 20))
+                held[-1][:] = b"x" * (32 << 20)
+                await anyio.sleep(0.02)
+        case "multiplies":
+            for _ in range(4000):
+                threading.Thread(target=threading.Event().wait, daemon=True).start()
+            await anyio.sleep_forever()
         case "floods":
             for _ in range(FLOOD):
                 await exchange.send(OutputBegin("x", "y"))

@@ -18,6 +18,8 @@ from smpd.transfer.device import Compute, ComputeSettings, PlainRing, finish_res
 KIB = 1 << 10
 SLOT = 64 * KIB
 CHUNKS = 9
+MEMORY = 256 << 20
+TAKING = ("hoards", "hides", "multiplies", "keeps")
 ME = Identity.generate("box")
 OBJECT = InputObject("", [InputEntry("scan.bin", 0, CHUNKS * SLOT, "application/octet-stream")])
 
@@ -30,7 +32,7 @@ def computing(fake_program, monkeypatch):
 
     @contextlib.asynccontextmanager
     async def compute() -> AsyncIterator[Compute]:
-        settings = ComputeSettings(3, SLOT, 2, SLOT, "cpu", "off", 0, 0.2, 60.0)
+        settings = ComputeSettings(3, SLOT, 2, SLOT, "cpu", "off", MEMORY, 0.2, 60.0)
         async with anyio.create_task_group() as group:
             found = Compute("fake", ["echo"], settings, group)
             try:
@@ -60,7 +62,7 @@ async def run(compute: Compute, act: str, feeding=feed) -> tuple[Done, bytes]:
     written = bytearray()
     writer = BundleWriter(written.extend, sender=ME, recipients=[ME.public])
     try:
-        request = Run("job", act, {}, 0.2)
+        request = Run("job", act, {}, 20 if act in TAKING else 0.2)
         done = await compute.run(request, writer, feeding)
         finish_results(writer)
         return done, bytes(written)
@@ -92,6 +94,10 @@ async def test_a_process_that_keeps_to_the_protocol_is_kept(computing):
         ("fails", "processor_failed", "line 7"),
         ("nonsense", "protocol", "does not fit the protocol"),
         ("floods", None, ""),
+        ("accuses", "processor_output", "an error that is not its to give (corrupt)"),
+        ("hoards", "device_memory", "processor hoards: it took "),
+        ("hides", "device_memory", "processor hides: it took "),
+        ("multiplies", "processor_failed", "threads of at most"),
     ],
 )
 async def test_what_goes_wrong_ends_the_job_and_no_more(computing, act, code, message):
@@ -105,7 +111,26 @@ async def test_what_goes_wrong_ends_the_job_and_no_more(computing, act, code, me
             assert message in caught.value.message
         done, _ = await run(compute, "echo")
         assert done.outputs == 1
-        assert compute.host.restarts == (0 if act in ("fails", "early") else 1)
+        assert compute.host.restarts == (0 if act in ("fails", "early", "accuses") else 1)
+
+
+async def test_what_it_says_is_cut_to_size(computing):
+    """An error's text is short and holds nothing that a terminal would obey; details are dropped."""
+    async with computing() as compute:
+        with pytest.raises(ProcessorError) as caught:
+            await run(compute, "shouts")
+        assert caught.value.message.startswith("?]0;mine?aaa")
+        assert (len(caught.value.message), caught.value.details) == (1000, {})
+
+
+async def test_one_that_keeps_much_is_replaced(computing):
+    """A process that holds more than half of its room after a run does not do the next."""
+    async with computing() as compute:
+        await run(compute, "keeps")
+        assert compute.host.worker is None
+        await run(compute, "echo")
+        await run(compute, "echo")
+        assert compute.host.restarts == 1
 
 
 @pytest.mark.parametrize("act", ["unended", "nothing"])
