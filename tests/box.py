@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 START_TIMEOUT_S = 60.0
+LAUNCH = ["-m", "smpd"]  # how the daemon is started; torture.planted has it start with faults
 
 
 class Box:
@@ -58,9 +59,12 @@ class Box:
             ready.bind(address)
             ready.settimeout(START_TIMEOUT_S)
             environment = {key: value for key, value in self.env.items() if key != "SMPD_SOCKET"}
+            if LAUNCH[1] != "smpd":
+                places = [str(Path(__file__).parent), environment.get("PYTHONPATH", "")]
+                environment["PYTHONPATH"] = os.pathsep.join(filter(None, places))
             with self.log.open("ab") as log:
                 self.process = subprocess.Popen(
-                    [sys.executable, "-m", "smpd", "--config", str(self.config)],
+                    [sys.executable, *LAUNCH, "--config", str(self.config)],
                     env={**environment, "NOTIFY_SOCKET": address},
                     stdin=subprocess.DEVNULL,
                     stdout=log,
