@@ -281,6 +281,29 @@ class AsyncClient:
         """Delete an item."""
         await self._call(c.VaultRemove(id), type(None))
 
+    # ── quarantine ──
+
+    async def quarantine(self, job: str = "") -> list[c.QuarantineItem]:
+        """What was refused, newest first; by one job where it is named."""
+        found: list[c.QuarantineItem] = []
+        while True:
+            page = (await self._call(c.QuarantineList(job, found[-1].id if found else ""), c.Quarantine)).items
+            found += page
+            if len(page) < c.QUARANTINE_PAGE:
+                return found
+
+    async def quarantine_show(self, id: str) -> c.QuarantineItem:  # noqa: A002
+        """One item."""
+        return await self._call(c.QuarantineShow(id), c.QuarantineItem)
+
+    async def quarantine_retry(self, id: str, *, accept_older: bool = False) -> c.JobView:  # noqa: A002
+        """Resume the job that refused an item; see :meth:`smpctl.Client.quarantine_retry`."""
+        return await self._call(c.QuarantineRetry(id, accept_older), c.JobView)
+
+    async def quarantine_remove(self, id: str) -> c.JobView:  # noqa: A002
+        """Delete an item, and return its job, which is cancelled with its last item."""
+        return await self._call(c.QuarantineRemove(id), c.JobView)
+
     # ── trust and audit ──
 
     async def trust_add(self, name: str, key: str, *, prefixes: Iterable[str] = (), until: float = 0.0) -> c.TrustView:

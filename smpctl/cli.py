@@ -28,6 +28,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "job": ("jobs:job", "One job: show, wait, pause, resume, cancel."),
     "events": ("jobs:events", "Print events as they happen."),
     "vault": ("vault:vault", "What is kept on the box, sealed."),
+    "quarantine": ("quarantine:quarantine", "What was refused, and why."),
     "audit": ("audit:audit", "Read and verify the audit log."),
     "completion": ("completion:completion", "Complete verbs and options in a shell."),
 }

@@ -53,7 +53,11 @@ class Session:
         if found:
             hint = "type more of it: " + ", ".join(found[:5])
             raise UsageError("bad_request", f"{len(found)} {what}s begin with {prefix}", hint=hint)
-        code, verb = ("no_such_job", "jobs") if what == "job" else ("no_such_object", "vault ls")
+        code, verb = {
+            "job": ("no_such_job", "jobs"),
+            "vault item": ("no_such_object", "vault ls"),
+            "quarantine item": ("no_such_object", "quarantine ls"),
+        }[what]
         raise NotFoundError(code, f"no {what} begins with {prefix!r}", hint=f"list them with: smpctl {verb}")
 
     def job_id(self, prefix: str) -> str:
@@ -63,6 +67,10 @@ class Session:
     def vault_id(self, prefix: str) -> str:
         """A vault item's id from its beginning."""
         return self.resolve(prefix, [item.id for item in self.client.vault()], "vault item")
+
+    def quarantine_id(self, prefix: str) -> str:
+        """The id of an item of the quarantine from its beginning."""
+        return self.resolve(prefix, [item.id for item in self.client.quarantine()], "quarantine item")
 
 
 class Verb(click.Command):

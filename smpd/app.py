@@ -16,13 +16,13 @@ from anyio.abc import TaskGroup
 
 from smp_proto import __version__
 from smp_proto.audit.note import VerifierKey
-from smp_proto.control import JobState, JobView, Result
-from smp_proto.errors import SmpError
+from smp_proto.control import JobState, JobView, QuarantineChange, Result
+from smp_proto.errors import ErrorBody, IntegrityError, SmpError
 from smp_proto.sealed.keys import PublicIdentity
 from smpd.audit.log import AuditLog
 from smpd.config import Config
 from smpd.control.actor import Actor, RoleGroups, owner_of, unknown_accounts
-from smpd.control.permissions import Permissions
+from smpd.control.permissions import Permissions, remotes_of
 from smpd.control.roles import require_owner
 from smpd.control.server import ControlServer
 from smpd.control.watch import Events
@@ -40,11 +40,14 @@ from smpd.jobs.states import ENDED
 from smpd.transfer.box import Box, Senders
 from smpd.transfer.device import ComputePools, ComputeSettings
 from smpd.transfer.pool import FetchSettings, Pools
+from smpd.transfer.refusing import Refusals
 from smpd.transfer.runner import Runner
 from smpd.vault.keys import BoxKeys, load_keys
 from smpd.vault.objects import Vault
+from smpd.vault.quarantine import Quarantine
 from smpd.vault.remotes import RemoteStore
 from smpd.vault.trust import TrustStore
+from smpd.vault.versions import Versions
 from smpd.verbs import handlers
 from smpd.verbs.daemon import Daemon
 from smpd.verbs.seen import JobsSeen
@@ -104,6 +107,7 @@ async def _serve_until_told(config: Config, daemon: Daemon, notifier: Notifier, 
     async with anyio.create_task_group() as group:
         await _record_start(daemon, created=created)
         await _clean_spool(daemon)
+        await _complete_quarantine(daemon)
         server = ControlServer(
             sockets or [await anyio.to_thread.run_sync(_bind, config)],
             handlers(daemon),
@@ -163,19 +167,6 @@ def _compose(
     journal, vault = Journal(database, seal), Vault(os.path.join(state, "vault"), database)
     remotes, trust = RemoteStore(database, seal), TrustStore(database, seal)
     pools = Pools(remotes.get, _fetch(config), group)
-    box = Box(
-        identities=[keys.identity],
-        senders=partial(_senders, keys.identity.public, trust),
-        journal=journal,
-        vault=vault,
-        audit=_recorder(audit),
-        remote=pools.get,
-        compute=ComputePools(config.compute.processors, _compute(config), group),
-        spool_dir=spool,
-    )
-    runner = Runner(box)
-
-    permissions = Permissions(config.permissions)
 
     async def snapshot(actor: Actor, ids: list[str]) -> list[JobView]:
         def views() -> list[JobView]:
@@ -186,6 +177,26 @@ def _compose(
         return await anyio.to_thread.run_sync(views)
 
     events = Events(snapshot)
+
+    def publish(change: QuarantineChange, job: Job) -> None:
+        view = journal.view(job)
+        remotes = remotes_of(view.source, view.target)
+        events.publish("quarantine", change, job_id=job.id, owner=job.owner, remotes=remotes)
+
+    box = Box(
+        identities=[keys.identity],
+        senders=partial(_senders, keys.identity.public, trust),
+        journal=journal,
+        vault=vault,
+        quarantine=Quarantine(database, seal, config.quarantine.max_bytes),
+        versions=Versions(database, seal, config.quarantine.remembered),
+        audit=_recorder(audit),
+        publish=publish,
+        remote=pools.get,
+        compute=ComputePools(config.compute.processors, _compute(config), group),
+        spool_dir=spool,
+    )
+    runner = Runner(box)
 
     def changed(job: Job, progress: bool) -> None:
         events.publish("job", journal.view(job), job_id=job.id, progress=progress)
@@ -198,6 +209,7 @@ def _compose(
         outcome = job.error.code if job.error else "ok"
         await box.audit(f"job.{job.state}", actor=job.owner, job=job.id, outcome=outcome, act=tidy)
 
+    permissions = Permissions(config.permissions)
     groups = RoleGroups.lookup(config.control)
 
     async def run_as_owner(job: Job, progress: Progress) -> Result:
@@ -341,6 +353,18 @@ async def _clean_spool(daemon: Daemon) -> None:
 
     for job_id in await anyio.to_thread.run_sync(stale):
         await daemon.runner.clean(job_id)
+
+
+async def _complete_quarantine(daemon: Daemon) -> None:
+    """Give each quarantined job an item that says why; an older smpd made none."""
+
+    def bare() -> list[Job]:
+        found = daemon.box.journal.list(("quarantined",))
+        return [job for job in found if not daemon.box.quarantine.count(job.id)]
+
+    for job in await anyio.to_thread.run_sync(bare):
+        body = job.error or ErrorBody("corrupt", f"job {job.id} was quarantined; nobody knows why any more")
+        await Refusals(daemon.box, job).complete(IntegrityError(body.code, body.message, hint=body.hint))
 
 
 _KEEPING: tuple[JobState, ...] = ("queued", "waiting", "running", "paused", "failed", "quarantined")

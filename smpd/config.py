@@ -94,6 +94,13 @@ class Jobs(Section, frozen=True):
     backoff_max_s: Seconds = 60.0
 
 
+class Quarantine(Section, frozen=True):
+    """What is kept of refused objects, and of how many locations it is remembered what was accepted there."""
+
+    max_bytes: Annotated[int, Meta(ge=0, le=1 << 46)] = 10 * 1024 * MIB
+    remembered: Annotated[int, Meta(ge=1000, le=100_000_000)] = 1_000_000
+
+
 class Keys(Section, frozen=True):
     """What unlocks the identity: files, never the secret itself."""
 
@@ -135,6 +142,7 @@ class Config(msgspec.Struct, frozen=True):
     fetch: Fetch
     compute: Compute
     jobs: Jobs
+    quarantine: Quarantine
     keys: Keys
     audit: Audit
     log: Log
@@ -149,6 +157,7 @@ SECTIONS: dict[str, type[Section]] = {
     "fetch": Fetch,
     "compute": Compute,
     "jobs": Jobs,
+    "quarantine": Quarantine,
     "keys": Keys,
     "audit": Audit,
     "log": Log,

@@ -12,6 +12,10 @@ from smpctl.following import Interrupted, closing, exit_code, follow, interrupte
 from smpctl.progress import bar
 from smpctl.session import Session, location, verb
 
+_accept_older = click.option(
+    "--accept-older", is_flag=True, help="Also an object older than what was accepted at its place before."
+)
+
 
 def _job_options(function: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
@@ -27,6 +31,7 @@ def _job_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.argument("source", metavar="REMOTE:PATH")
 @click.option("--export", metavar="DIR", help="Then open it in the clear into files below DIR.")
 @click.option("--force", is_flag=True, help="Let --export replace files.")
+@_accept_older
 @_job_options
 def get(
     session: Session,
@@ -34,6 +39,7 @@ def get(
     *,
     export: str | None,
     force: bool,
+    accept_older: bool,
     detach: bool,
     priority: Priority,
     key: str | None,
@@ -44,7 +50,7 @@ def get(
     whole folder as one object.
     """
     _check_export(export, detach)
-    job = session.client.submit(GetSpec(location(source)), key=key, priority=priority)
+    job = session.client.submit(GetSpec(location(source), accept_older), key=key, priority=priority)
     return _finish(session, job, detach, export, force)
 
 
@@ -56,6 +62,7 @@ def get(
 @click.option("--export", metavar="DIR", help="Open the results in the clear into files below DIR.")
 @click.option("--force", is_flag=True, help="Let --export replace files.")
 @click.option("--for", "keys", multiple=True, metavar="KEY", help="Who can open the results; else sender and box.")
+@_accept_older
 @_job_options
 def run(
     session: Session,
@@ -67,6 +74,7 @@ def run(
     export: str | None,
     force: bool,
     keys: tuple[str, ...],
+    accept_older: bool,
     detach: bool,
     priority: Priority,
     key: str | None,
@@ -79,7 +87,12 @@ def run(
     if export and target:
         raise UsageError("bad_request", "--to and --export say two things", hint="use one of them")
     spec = RunSpec(
-        location(source), processor, parameters(params), location(target) if target else "", _recipients(session, keys)
+        location(source),
+        processor,
+        parameters(params),
+        location(target) if target else "",
+        _recipients(session, keys),
+        accept_older,
     )
     return _finish(session, session.client.submit(spec, key=key, priority=priority), detach, export, force)
 

@@ -135,6 +135,10 @@ SHOWN: dict[type[c.Request], str] = {
     c.VaultEntries: "what came of a job that one may see",
     c.VaultOpen: "what came of a job that one may see",
     c.VaultRemove: "what came of a job that one may see",
+    c.QuarantineList: "what jobs refused that one may see",
+    c.QuarantineShow: "what a job refused that one may see",
+    c.QuarantineRetry: "what a job refused that one may see; also what submitting it would need",
+    c.QuarantineRemove: "what a job refused that one may see",
 }
 
 

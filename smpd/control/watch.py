@@ -66,7 +66,16 @@ class Events:
         """The number of the latest event."""
         return self._seq
 
-    def publish(self, kind: str, body: Any, *, job_id: str = "", progress: bool = False) -> int:
+    def publish(
+        self,
+        kind: str,
+        body: Any,
+        *,
+        job_id: str = "",
+        progress: bool = False,
+        owner: str = "",
+        remotes: tuple[str, ...] = (),
+    ) -> int:
         """Announce something and return its number.
 
         Args:
@@ -74,10 +83,11 @@ class Events:
             body: what it carries.
             job_id: the job it is about; empty when it is about none.
             progress: that a later one of the same job makes this one moot.
+            owner, remotes: of that job, which say who may see it; a JobView says them itself.
         """
         self._seq += 1
         event = Event(self._seq, kind, msgspec.Raw(encode(body)))
-        entry = _Entry(event, job_id, final=False, owner="", remotes=())
+        entry = _Entry(event, job_id, final=False, owner=owner, remotes=remotes)
         if isinstance(body, JobView):
             entry = _Entry(event, job_id, body.state in FINAL_STATES, body.owner, remotes_of(body.source, body.target))
         if progress:

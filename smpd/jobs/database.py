@@ -83,6 +83,22 @@ MIGRATIONS: tuple[str, ...] = (
     ALTER TABLE vault_of_many RENAME TO vault;
     CREATE INDEX vault_by_job ON vault (job);
     """,
+    # What was refused is kept with its reason; what was accepted is remembered, so that an older version is noticed.
+    """
+    CREATE TABLE quarantine (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        id TEXT NOT NULL UNIQUE,
+        job TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE,
+        kept INTEGER NOT NULL,                      -- bytes of its ciphertext in the spool
+        body BLOB NOT NULL                          -- sealed
+    );
+    CREATE INDEX quarantine_by_job ON quarantine (job);
+    CREATE TABLE versions (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,   -- order of acceptance
+        place BLOB NOT NULL UNIQUE,                 -- keyed digest of the location
+        body BLOB NOT NULL                          -- sealed: object id, when it was signed, by whom
+    );
+    """,
 )
 
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}

@@ -180,7 +180,7 @@ class Journal:
             delay: for ``retry``, seconds of backoff.
             due: for ``retry``, when it ends on the monotonic clock.
 
-        A move to the end (``done``, ``cancelled``) also deletes what was kept for resuming.
+        A move to the end (``done``, ``cancelled``) also deletes what was kept for resuming, and what was quarantined.
 
         Raises:
             StateError: ``wrong_state``.
@@ -204,6 +204,7 @@ class Journal:
             if state in ENDED:
                 connection.execute("DELETE FROM ranges WHERE job=?", (job_id,))
                 connection.execute("DELETE FROM sources WHERE job=?", (job_id,))
+                connection.execute("DELETE FROM quarantine WHERE job=?", (job_id,))
         if state != "running":
             self._live.pop(job_id, None)
         return moved

@@ -4,14 +4,16 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from smp_proto.control import Transfer
+from smp_proto.control import QuarantineChange, Transfer
 from smp_proto.sealed.envelope import Trust
 from smp_proto.sealed.keys import Identity, PublicIdentity
-from smpd.jobs.job import Progress
+from smpd.jobs.job import Job, Progress
 from smpd.jobs.journal import Journal
 from smpd.transfer.device import ComputePools
 from smpd.transfer.pool import RemotePool
 from smpd.vault.objects import Vault
+from smpd.vault.quarantine import Quarantine
+from smpd.vault.versions import Versions
 
 Senders = Callable[[bytes, str], PublicIdentity]
 
@@ -84,13 +86,17 @@ class Box:
     Attributes:
         senders: reads who is believed now (blocking), and tells of a key id and a location whose key that is, or
             raises ``untrusted_sender``.
+        publish: announces what a job put into quarantine, or what went from there; on the event loop.
     """
 
     identities: list[Identity]
     senders: Callable[[], Senders]
     journal: Journal
     vault: Vault
+    quarantine: Quarantine
+    versions: Versions
     audit: Audit
+    publish: Callable[[QuarantineChange, Job], None]
     remote: Callable[[str], Awaitable[RemotePool]]
     compute: ComputePools
     spool_dir: str

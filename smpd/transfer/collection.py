@@ -20,10 +20,12 @@ from smp_proto.sealed.envelope import OpenedEnvelope
 from smp_proto.sealed.keys import PublicIdentity
 from smpd.jobs.job import Job
 from smpd.transfer.box import Box, Meter, trust_at
+from smpd.transfer.evidence import Evidence
 from smpd.transfer.grouping import GroupCommit
 from smpd.transfer.members import Batch, Large
 from smpd.transfer.pipeline import Pipeline, PlainSide, Unit
 from smpd.transfer.pool import RemotePool
+from smpd.transfer.refusing import Acceptance, Refusals
 from smpd.transfer.source import naming, no_objects, open_source
 from smpd.transfer.spool import Spool
 from smpd.vault.objects import Adoption
@@ -49,6 +51,7 @@ async def get_all(box: Box, job: Job, pool: RemotePool, path: str, meter: Meter)
     shelf = Shelf(shelve)
     async with Members(box, job, pool, path, meter, shelf, done) as members, shelf.running():
         await Pipeline(pool, None).run(members.units())
+    await members.refusals.settle()
     members.raise_refused()
     return await anyio.to_thread.run_sync(vault.summary, job.id)
 
@@ -81,6 +84,8 @@ class Members:
         self.meter = meter
         self.shelf = shelf
         self.senders: dict[bytes, PublicIdentity] = {}
+        self.refusals = Refusals(box, job)
+        self.acceptance = Acceptance(box, job)
         self._done = done
         self._refused: list[SmpError] = []
         self._seen = 0
@@ -106,10 +111,11 @@ class Members:
                 if group[0].size <= self.pool.settings.slot_bytes:
                     yield Batch(self, group)
                     continue
+                evidence = self.evidence(group[0])
                 try:
-                    large = await self._open_large(group[0])
+                    large = await self._open_large(group[0], evidence)
                 except SmpError as error:
-                    self.refuse(group[0], error)
+                    await self.refuse(group[0], error, evidence)
                     self.meter.advanced(group[0].size)
                     continue
                 async for unit in large.units():
@@ -117,13 +123,22 @@ class Members:
         if not self._seen:
             raise no_objects(self.pool.name, self.path)
 
-    def refuse(self, info: ObjectInfo, error: SmpError) -> None:
-        """Leave an object out, where the others do not depend on it.
+    def evidence(self, info: ObjectInfo) -> Evidence:
+        """What is kept of an object if it is refused."""
+        found = Evidence("" if self.pool.mode == "streaming" else self.part(info))
+        found.info = info
+        return found
+
+    async def refuse(self, info: ObjectInfo, error: SmpError, evidence: Evidence | None) -> None:
+        """Leave an object out, where the others do not depend on it; what was found to be bad goes into quarantine.
 
         Raises:
             SmpError: the error, where they do, or where trying again helps.
         """
-        error = naming(error, f"{self.pool.name}:{info.path}")
+        location = f"{self.pool.name}:{info.path}"
+        error = naming(error, location)
+        if isinstance(error, IntegrityError):
+            await self.refusals.add(location, error, evidence or self.evidence(info))
         if self.shelf is None or error.retryable:
             raise error
         self._refused.append(error)
@@ -175,6 +190,10 @@ class Members:
             )
         return prefix
 
+    def remember(self, verified: Sequence[tuple[ObjectInfo, OpenedEnvelope]]) -> None:
+        """Note what was verified whole; blocking."""
+        self.acceptance.remember([(f"{self.pool.name}:{info.path}", each.signed) for info, each in verified])
+
     def opened(self, envelope: OpenedEnvelope) -> None:
         """Note whose object it was."""
         self.senders[envelope.signed.sender] = envelope.sender
@@ -205,7 +224,7 @@ class Members:
         if group:
             yield group
 
-    async def _open_large(self, info: ObjectInfo) -> Large:
+    async def _open_large(self, info: ObjectInfo, evidence: Evidence) -> Large:
         location, pool, prefix = f"{self.pool.name}:{info.path}", self.pool, self.prefix(info)
         senders = await anyio.to_thread.run_sync(self.box.senders)
 
@@ -214,7 +233,8 @@ class Members:
                 raise IntegrityError("source_changed", f"{location} changed since it was listed")
             await self.audit("object.open", [info])
 
-        source = await open_source(pool, info.path, self.box.identities, trust_at(senders, location), check)
+        trust = trust_at(senders, location)
+        source = await open_source(pool, info.path, self.box.identities, trust, check, self.acceptance, evidence)
         self.opened(source.opener.envelope)
         large = Large(self, source, prefix)
         self._open.add(large)

@@ -14,6 +14,7 @@ from smp_proto.sealed.envelope import OpenedEnvelope
 from smpd.links.computing import InputObject
 from smpd.links.fetching import Whole
 from smpd.transfer.box import trust_at
+from smpd.transfer.evidence import Evidence, keep_whole
 from smpd.transfer.lanes import Lane
 from smpd.transfer.opening import from_descriptor, open_whole
 from smpd.transfer.pipeline import RangeUnit, Unit, input_object, ranges
@@ -31,6 +32,7 @@ class Batch:
         self._members = members
         self._infos = infos
         self._opened: list[tuple[ObjectInfo, OpenedEnvelope]] = []
+        self._evidence: dict[int, Evidence] = {}
         self._bytes = sum(info.size for info in infos)
 
     async def bring(self, lane: Lane, plain: memoryview | None) -> int:
@@ -47,7 +49,7 @@ class Batch:
             self._open, lane, wanted, failed, plain, limiter=members.pool.openers
         )
         for index, error in {**failed, **bad}.items():
-            members.refuse(self._infos[index], error)
+            await members.refuse(self._infos[index], error, self._evidence.get(index))
         return length
 
     def objects(self, offset: int) -> Sequence[InputObject]:
@@ -84,18 +86,22 @@ class Batch:
             read = from_descriptor(ring.fd, ring.offset(lane.slot) + whole.at)
             into = None if plain is None else plain[filled:]
             open_it = partial(open_whole, read, info.size, members.box.identities, trust_at(senders, location), into)
+            accept = members.acceptance.at(location)
             try:
                 if members.shelf is None:
-                    envelope = open_it(None, ring.slot_bytes)
+                    envelope = open_it(None, ring.slot_bytes, accept)
                 else:
                     with _new_file(members.part(info)) as file:
-                        envelope = open_it(file, ring.slot_bytes)
+                        envelope = open_it(file, ring.slot_bytes, accept)
             except IntegrityError as error:
                 bad[index] = error
+                self._evidence[index] = members.evidence(info)
+                keep_whole(self._evidence[index], read, info.size)
                 continue
             members.opened(envelope)
             self._opened.append((info, envelope))
             filled += envelope.signed.plain_bytes if plain is not None else 0
+        members.remember(self._opened)
         return filled, bad
 
 
@@ -109,7 +115,7 @@ class Large:
         self._leaves: dict[int, bytes] = {}
         self._left = source.opener.range_count
         self.spool: Spool | None = None
-        self._refused = False
+        self._refused: SmpError | None = None
 
     async def units(self) -> AsyncIterator[Unit]:
         """Its ranges."""
@@ -133,7 +139,7 @@ class Large:
         try:
             return await unit.bring(lane, plain)
         except SmpError as error:
-            self._refuse(error)
+            await self._refuse(error)
             return 0
 
     async def kept(self, unit: RangeUnit) -> None:
@@ -153,20 +159,26 @@ class Large:
             if not self._refused:
                 source.opener.check_content(self._leaves)
         except IntegrityError as error:
-            self._refuse(error)
-        if spool is not None and self._refused:
+            await self._refuse(error)
+        if self._refused:
+            await members.refuse(source.info, self._refused, source.evidence)
+        else:
+            await anyio.to_thread.run_sync(members.remember, [(source.info, source.opener.envelope)])
+        if spool is not None and self._refused and not isinstance(self._refused, IntegrityError):
             await anyio.to_thread.run_sync(remove, spool.path)
-        elif spool is not None:
+        elif spool is not None and not self._refused:
             assert members.shelf is not None
             await spool.finish(source.tail, source.trailer.payload_bytes)
             await members.audit("object.store", [source.info])
             await members.shelf.add([members.adoption(source.info, source.opener.envelope)])
         self.close()
 
-    def _refuse(self, error: SmpError) -> None:
+    async def _refuse(self, error: SmpError) -> None:
+        """Give the object up; its other ranges are passed over, unless the job ends here."""
         if not self._refused:
-            self._refused = True
-            self._members.refuse(self._source.info, error)
+            self._refused = error
+            if self._members.shelf is None or error.retryable:
+                await self._members.refuse(self._source.info, error, self._source.evidence)
 
     def close(self) -> None:
         """Wipe the file key and close the file."""

@@ -151,6 +151,7 @@ def open_whole(
     plain: memoryview | None,
     spool: int | None,
     range_bytes: int,
+    accept: Callable[[OpenedEnvelope], None] | None = None,
 ) -> OpenedEnvelope:
     """Check and open an object that is there as a whole, at most ``range_bytes`` long; blocking.
 
@@ -159,6 +160,7 @@ def open_whole(
         size: of the object.
         plain: where its plaintext goes, in order; None to check it only.
         spool: descriptor of a file that takes the object.
+        accept: looks at the checked envelope and raises where the object is not to be taken.
 
     Returns:
         The checked envelope; its file key is wiped.
@@ -175,6 +177,8 @@ def open_whole(
     read(memoryview(sealed), trailer.payload_bytes)
     envelope = open_envelope(bytes(sealed), trailer, identities, trust)
     try:
+        if accept:
+            accept(envelope)
         opener = Opener(envelope, range_bytes)
         opener.check_content({0: opener.open_range(0, read, plain, spool)})
     except IntegrityError:

@@ -179,6 +179,7 @@ class RangeUnit:
         if expected is not None and leaves != expected:
             return None
         self._spooled = True
+        self._source.evidence.has(*opener.range_span(self._index))
         self._tally.resumed(self.length)
         return leaves
 
@@ -194,8 +195,15 @@ class RangeUnit:
             read = from_descriptor(ring.fd, ring.offset(lane.slot))
 
         def work() -> bytes:
-            with disk_errors("the spool"):
-                return source.opener.open_range(self._index, read, plain, spool.fd if spool else None)
+            try:
+                with disk_errors("the spool"):
+                    leaves = source.opener.open_range(self._index, read, plain, spool.fd if spool else None)
+            except IntegrityError:
+                source.evidence.keep(read, start, end - start)
+                raise
+            if spool:
+                source.evidence.has(start, end)
+            return leaves
 
         return await anyio.to_thread.run_sync(work, limiter=self._pool.openers)
 

@@ -28,10 +28,12 @@ from smpd.transfer.arriving import find_objects, seal_arriving
 from smpd.transfer.box import Box, Meter, trust_at
 from smpd.transfer.collection import Members, get_all
 from smpd.transfer.device import PlainRing, finish_results
+from smpd.transfer.evidence import Evidence
 from smpd.transfer.lanes import rank
 from smpd.transfer.opening import Opener
 from smpd.transfer.pipeline import bring_object
 from smpd.transfer.pool import RemotePool
+from smpd.transfer.refusing import Acceptance, Refusals
 from smpd.transfer.sealing import sealed_file
 from smpd.transfer.source import Source, naming, open_source
 from smpd.transfer.spool import Spool, disk_errors, remove
@@ -54,17 +56,26 @@ class Runner:
         started = time.monotonic()
         meter = Meter(progress)
         rank.set(RANKS[job.priority])
+        refusals = Refusals(self._box, job)
         try:
             with one_error():
-                match job.spec:
-                    case GetSpec():
-                        return await self._get(job, job.spec, meter)
-                    case RunSpec():
-                        return await self._run(job, job.spec, meter)
-                    case PutSpec():
-                        return await self._put(job, job.spec, meter)
+                result = await self._do(job, meter)
+            await refusals.settle()
+            return result
+        except IntegrityError as error:
+            await refusals.complete(error)
+            raise
         finally:
             meter.transfer.seconds = time.monotonic() - started
+
+    async def _do(self, job: Job, meter: Meter) -> Result:
+        match job.spec:
+            case GetSpec():
+                return await self._get(job, job.spec, meter)
+            case RunSpec():
+                return await self._run(job, job.spec, meter)
+            case PutSpec():
+                return await self._put(job, job.spec, meter)
 
     def discard(self, job_id: str) -> None:
         """Remove the files that a job left in the spool; blocking."""
@@ -232,18 +243,23 @@ class Runner:
         location = f"{pool.name}:{path}"
         journal = self._box.journal
         senders = await self._thread(self._box.senders)
+        evidence = Evidence("" if pool.mode == "streaming" else self.part(job.id))
 
         async def check(info: ObjectInfo) -> None:
             pin = partial(journal.pin, job.id, info.pin, info.size)
             if await self._audit(job, "object.open", location, act=pin) != info.pin:
                 raise IntegrityError("source_changed", f"{location} is not the object this job began with")
 
-        async with self._reading(job, location):
-            return await open_source(pool, path, self._box.identities, trust_at(senders, location), check)
+        async with self._reading(job, pool, location, evidence):
+            trust, acceptance = trust_at(senders, location), Acceptance(self._box, job)
+            return await open_source(pool, path, self._box.identities, trust, check, acceptance, evidence)
 
     @contextlib.asynccontextmanager
-    async def _reading(self, job: Job, location: str) -> AsyncIterator[None]:
-        """Name the object in what goes wrong with it. After a change the job forgets the object it was pinned to."""
+    async def _reading(self, job: Job, pool: RemotePool, location: str, evidence: Evidence) -> AsyncIterator[None]:
+        """Name the object in what goes wrong with it, and quarantine it if it is not to be trusted.
+
+        After a change the job forgets the object it was pinned to.
+        """
         try:
             with one_error():
                 yield
@@ -251,7 +267,11 @@ class Runner:
             if error.code == "source_changed":
                 await self.clean(job.id)
                 error.hint = f"nothing of it was delivered; to take the object as it is now: smpctl job resume {job.id}"
-            raise naming(error, location) from error
+            named = naming(error, location)
+            if isinstance(named, IntegrityError):
+                evidence.has_ranges(await self._thread(self._box.journal.ranges, job.id), pool.settings.slot_bytes)
+                await Refusals(self._box, job).add(location, named, evidence)
+            raise named from error
 
     async def _open_own(self, job: Job, pool: RemotePool) -> Source:
         """The bundle that was sealed here on arrival, as a source."""
@@ -273,12 +293,13 @@ class Runner:
         self, job: Job, pool: RemotePool, source: Source, location: str, meter: Meter, *, plain: PlainRing | None
     ) -> Spool | None:
         """Bring all ranges through the pipeline; the spool, if there is one, is returned open."""
-        async with self._reading(job, location):
+        async with self._reading(job, pool, location, source.evidence):
             spool, have = await self._spool(job, pool, source, keep=plain is None)
             meter.begin("open" if pool.mode == "standard" else "fetch", source.trailer.payload_bytes)
             try:
                 async with spool.flushing() if spool else contextlib.nullcontext():
                     await bring_object(pool, source, spool=spool, have=have, plain=plain, tally=meter)
+                await self._thread(source.remember, location)
             except BaseException:
                 if spool:
                     spool.close()

@@ -1,18 +1,22 @@
 """A sealed object as a source: its envelope, checked before anything else of it is asked for."""
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
 
 import anyio
 
 from smp_proto.control import ObjectInfo
 from smp_proto.errors import IntegrityError, NotFoundError, SmpError
-from smp_proto.sealed.envelope import Trust, open_envelope
+from smp_proto.sealed.envelope import OpenedEnvelope, Trust, open_envelope
 from smp_proto.sealed.keys import Identity
 from smp_proto.sealed.layout import TRAILER_BYTES, Trailer
+from smpd.transfer.evidence import Evidence
 from smpd.transfer.opening import Opener
 from smpd.transfer.pool import RemotePool
+
+if TYPE_CHECKING:
+    from smpd.transfer.refusing import Acceptance
 
 # One request covers the trailer and, for all but huge bundles, the envelope.
 _TAIL_BYTES = 256 << 10
@@ -32,6 +36,13 @@ class Source:
     tail: bytes
     opener: Opener
     whole: bytes | None = None
+    evidence: Evidence = field(default_factory=Evidence)
+    acceptance: "Acceptance | None" = None
+
+    def remember(self, location: str) -> None:
+        """Note that it was verified whole, so that an older one in its place is noticed; blocking."""
+        if self.acceptance:
+            self.acceptance.remember([(location, self.opener.envelope.signed)])
 
     def close(self) -> None:
         """Wipe the file key."""
@@ -44,17 +55,23 @@ async def open_source(
     identities: list[Identity],
     trust: Trust,
     check: Callable[[ObjectInfo], Awaitable[None]],
+    acceptance: "Acceptance | None" = None,
+    evidence: Evidence | None = None,
 ) -> Source:
     """Read and check the end of a remote object, which is pinned by the answer to the first request.
 
     Args:
         check: is told what the object is before anything of it is opened.
+        acceptance: says whether the object may be taken where it is.
+        evidence: gets what is to be kept of the object if it is refused.
 
     Raises:
         IntegrityError: not sealed, cut, changed, for someone else, or by someone unknown.
         SmpError: the remote's.
     """
+    evidence = evidence or Evidence()
     info, tail = await pool.tail(path, _TAIL_BYTES)
+    evidence.info = info
     await check(info)
     trailer = Trailer.parse(tail[-TRAILER_BYTES:], info.size)
     first = info.size - len(tail)
@@ -63,9 +80,21 @@ async def open_source(
         tail = await pool.fetch_bytes(path, info.pin, trailer.payload_bytes, first) + tail
     else:
         tail = tail[trailer.payload_bytes - first :]
-    data = bytes(tail[:-TRAILER_BYTES])
-    opened = await anyio.to_thread.run_sync(open_envelope, data, trailer, identities, trust)
-    return Source(path, info, trailer, bytes(tail), Opener(opened, pool.settings.slot_bytes), whole)
+    evidence.ends_sealed(whole or bytes(tail), trailer)
+
+    def open_it() -> OpenedEnvelope:
+        opened = open_envelope(bytes(tail[:-TRAILER_BYTES]), trailer, identities, trust)
+        try:
+            if acceptance:
+                acceptance.at(f"{pool.name}:{path}")(opened)
+        except BaseException:
+            opened.file_key.wipe()
+            raise
+        return opened
+
+    opened = await anyio.to_thread.run_sync(open_it)
+    opener = Opener(opened, pool.settings.slot_bytes)
+    return Source(path, info, trailer, bytes(tail), opener, whole, evidence, acceptance)
 
 
 def no_objects(remote: str, path: str) -> NotFoundError:

@@ -11,7 +11,7 @@ from typing import Any
 from smp_proto import control as c
 from smp_proto.aio import Exchange
 from smpd.control.actor import Actor
-from smpd.verbs import inspect, jobs, remotes, vault
+from smpd.verbs import inspect, jobs, quarantine, remotes, vault
 from smpd.verbs.daemon import Daemon
 
 Verb = Callable[[Daemon, Actor, Any, Exchange], Awaitable[Any]]
@@ -29,6 +29,10 @@ VERBS: dict[type[c.Request], Verb] = {
     c.VaultEntries: vault.vault_entries,
     c.VaultOpen: vault.vault_open,
     c.VaultRemove: vault.vault_remove,
+    c.QuarantineList: quarantine.quarantine_list,
+    c.QuarantineShow: quarantine.quarantine_show,
+    c.QuarantineRetry: quarantine.quarantine_retry,
+    c.QuarantineRemove: quarantine.quarantine_remove,
     c.RemoteAdd: remotes.remote_add,
     c.RemoteList: remotes.remote_list,
     c.RemoteTest: remotes.remote_test,

@@ -30,10 +30,12 @@ from smpd.control.actor import Actor
 from smpd.control.limits import is_master
 from smpd.control.permissions import check, needs_of_job
 from smpd.jobs.job import Job, new_job_id
+from smpd.transfer.refusing import publish
 from smpd.transfer.runner import result_of
 from smpd.transfer.sealing import check_regular, seal_descriptor, sealed_file
 from smpd.vault.remotes import parse_location
 from smpd.verbs.daemon import Daemon, next_file
+from smpd.verbs.quarantine import record_of_refused
 from smpd.verbs.seen import JobsSeen
 
 _PROGRESS_BYTES = 32 << 20
@@ -155,5 +157,10 @@ async def control(daemon: Daemon, actor: Actor, request: JobControl, exchange: E
     if request.action == "resume":
         check(actor.rights, actor.label, needs_of_job(found.spec))
     await daemon.record(actor, f"job.{request.action}", job_id=found.id)
+    refused = await record_of_refused(daemon, actor, found, request.action)
     act = getattr(daemon.scheduler, request.action)
-    return daemon.box.journal.view(await act(found.id))
+    moved = await act(found.id)
+    if request.action == "cancel":
+        for item in refused:  # its move to the end took them out
+            publish(daemon.box, moved, item, "remove")
+    return daemon.box.journal.view(moved)

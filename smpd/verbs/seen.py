@@ -5,13 +5,14 @@ What may not be seen is not there: it is answered as an id that does not exist i
 
 from collections.abc import Callable, Iterable, Sequence
 
-from smp_proto.control import VAULT_PAGE, JobState, VaultItem
+from smp_proto.control import QUARANTINE_PAGE, VAULT_PAGE, JobState, QuarantineItem, VaultItem
 from smp_proto.errors import IntegrityError, NotFoundError
 from smpd.control.actor import Actor
 from smpd.control.permissions import EVERYTHING, remotes_of
 from smpd.jobs.job import Job
 from smpd.jobs.journal import Journal, unknown_job
 from smpd.vault.objects import Vault, unknown_item
+from smpd.vault.quarantine import Quarantine, not_quarantined
 
 
 class JobsSeen:
@@ -52,8 +53,8 @@ class JobsSeen:
         """Return them, newest first."""
         return self._journal.list(states, limit, None if self.all else self.shows)
 
-    def brought(self, item: VaultItem) -> bool:
-        """Whether an item of the vault came of a job that they may see."""
+    def brought(self, item: VaultItem | QuarantineItem) -> bool:
+        """Whether an item of the vault, or of the quarantine, came of a job that they may see."""
         if self.all:
             return True
         if item.job not in self._known:
@@ -85,3 +86,26 @@ def items_seen(vault: Vault, wanted: Callable[[VaultItem], bool], job: str, befo
         if len(page) < VAULT_PAGE or len(found) >= VAULT_PAGE:
             break
     return found[:VAULT_PAGE]
+
+
+def refused_seen(quarantine: Quarantine, seen: JobsSeen, item_id: str) -> QuarantineItem:
+    """Return one item of the quarantine.
+
+    Raises:
+        NotFoundError: ``no_such_object``, also when they may not see it.
+    """
+    item = quarantine.get(item_id)
+    if not seen.brought(item):
+        raise not_quarantined(item_id)
+    return item
+
+
+def all_refused_seen(quarantine: Quarantine, seen: JobsSeen, job: str, before: str) -> list[QuarantineItem]:
+    """Return a page of the quarantine, newest first; a shorter one is the last."""
+    found: list[QuarantineItem] = []
+    while page := quarantine.list(job, before, QUARANTINE_PAGE):
+        found += filter(seen.brought, page)
+        before = page[-1].id
+        if len(page) < QUARANTINE_PAGE or len(found) >= QUARANTINE_PAGE:
+            break
+    return found[:QUARANTINE_PAGE]

@@ -95,6 +95,9 @@ def samples() -> dict[type[c.Request], c.Request]:
         c.VaultEntries: {"id": "v"},
         c.VaultOpen: {"id": "v"},
         c.VaultRemove: {"id": "v"},
+        c.QuarantineShow: {"id": "q"},
+        c.QuarantineRetry: {"id": "q"},
+        c.QuarantineRemove: {"id": "q"},
         c.TrustAdd: {"name": "s", "key": "k"},
         c.TrustRemove: {"name": "s"},
     }

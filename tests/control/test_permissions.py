@@ -160,6 +160,8 @@ async def submitted(box: Whole, uid: int, source: str) -> str:
         file.write(b"sealed")
     item = Adoption(job.id, part, b"o" * 16, b"s" * 16, 6, 1, 3)
     await anyio.to_thread.run_sync(box.daemon.box.vault.adopt, job.id, [item])
+    refused = c.QuarantineItem(job.id, job.id, source, "corrupt", "a tag does not match")
+    await anyio.to_thread.run_sync(box.daemon.box.quarantine.add, refused)
     return job.id
 
 
@@ -181,6 +183,7 @@ async def test_whose_jobs_one_sees(tmp_path):
         for (uid, groups), expected in everybody.items():
             assert set(await seen(box, uid, groups, c.JobsRequest(), c.Jobs, "id")) == expected
             assert set(await seen(box, uid, groups, c.VaultList(), c.Vault, "id")) == expected
+            assert set(await seen(box, uid, groups, c.QuarantineList(), c.Quarantine, "id")) == expected
             async with box.client(uid, groups) as caller:
                 for job in (annas, berts, hidden):
                     for request, code in (
@@ -190,6 +193,9 @@ async def test_whose_jobs_one_sees(tmp_path):
                         (c.VaultEntries(job), "no_such_object"),
                         (c.VaultOpen(job), "no_such_object"),
                         (c.VaultRemove(job), "no_such_object"),
+                        (c.QuarantineShow(job), "no_such_object"),
+                        (c.QuarantineRetry(job), "no_such_object"),
+                        (c.QuarantineRemove(job), "no_such_object"),
                     ):
                         if job not in expected:
                             with pytest.raises(NotFoundError) as caught:

@@ -32,7 +32,11 @@ VIEWER = {
     "box-key",
     "audit-read",
 }
-OPERATOR = {"submit", "job-control", "ls", "remote-test", "vault-list", "vault-entries", "vault-open", "vault-remove"}
+OPERATOR = {
+    *("submit", "job-control", "ls", "remote-test"),
+    *("vault-list", "vault-entries", "vault-open", "vault-remove"),
+    *("quarantine-list", "quarantine-show", "quarantine-retry", "quarantine-remove"),
+}
 ADMIN = {"remote-add", "remote-remove", "trust-add", "trust-remove"}
 ALLOWED = {"viewer": VIEWER, "operator": VIEWER | OPERATOR, "admin": VIEWER | OPERATOR | ADMIN}
 

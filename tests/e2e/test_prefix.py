@@ -125,7 +125,10 @@ def test_what_is_refused_does_not_keep_the_others(site, sender, box, tmp_path):
     assert "s3:mixed/" in job["error"]["message"]
     assert "5 of 10 were refused" in job["error"]["message"]
     assert len(kept(site, job["id"])) == 5
-    assert not list((site.box.state / "spool").glob(f"{job['id']}*"))
+    with client(site.box) as caller:
+        items = caller.quarantine(job["id"])
+        assert sorted(item.code for item in items) == ["corrupt"] * 3 + ["not_sealed", "untrusted_sender"]
+    assert len(list((site.box.state / "spool").glob(f"{job['id']}*"))) == 4  # all but what may be plaintext
     # Mended, the same job goes on: what it has is not fetched again.
     for name in ("notes.txt", "stranger.smp", "forged.smp", "forged large.smp"):
         (folder / name).unlink()
@@ -135,6 +138,7 @@ def test_what_is_refused_does_not_keep_the_others(site, sender, box, tmp_path):
     site.box.ctl("job", "wait", job["id"])
     done = site.box.json("job", "show", job["id"])
     assert (done["state"], done["result"]["objects"]) == ("done", 6)
+    spool_empties(site.box)
     assert done["transfer"]["resumed_bytes"] > 0
     site.box.ctl("run", "digest", "s3:mixed/", "--export", tmp_path / "out")
     assert len(digests(tmp_path / "out")) == 12
@@ -153,6 +157,7 @@ def test_a_run_delivers_nothing_unless_all_is_whole(site, sender, box):
     assert (job["state"], job["error"]["code"]) == ("quarantined", "corrupt")
     assert "s3:spoilt/13.smp" in job["error"]["message"]
     assert not list((site.folders["s3"] / "results").glob("*"))
+    site.box.ctl("job", "cancel", job["id"])
     site.box.ctl("run", "digest", "s3:many/a/")
 
 

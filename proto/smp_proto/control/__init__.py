@@ -43,6 +43,16 @@ from smp_proto.control.jobs import (
     Transfer,
     Watch,
 )
+from smp_proto.control.quarantine import (
+    QUARANTINE_PAGE,
+    Quarantine,
+    QuarantineChange,
+    QuarantineItem,
+    QuarantineList,
+    QuarantineRemove,
+    QuarantineRetry,
+    QuarantineShow,
+)
 from smp_proto.control.remotes import (
     AnyRemoteConfig,
     AnyRemoteSecret,
@@ -96,6 +106,10 @@ AnyRequest = (
     | VaultEntries
     | VaultOpen
     | VaultRemove
+    | QuarantineList
+    | QuarantineShow
+    | QuarantineRetry
+    | QuarantineRemove
     | ProcessorsRequest
     | TrustAdd
     | TrustList
@@ -106,6 +120,7 @@ AnyRequest = (
 
 __all__ = [
     "FINAL_STATES",
+    "QUARANTINE_PAGE",
     "VAULT_PAGE",
     "AnyJobSpec",
     "AnyRemoteConfig",
@@ -143,6 +158,13 @@ __all__ = [
     "PublicKey",
     "PutFile",
     "PutSpec",
+    "Quarantine",
+    "QuarantineChange",
+    "QuarantineItem",
+    "QuarantineList",
+    "QuarantineRemove",
+    "QuarantineRetry",
+    "QuarantineShow",
     "RemoteAdd",
     "RemoteConfig",
     "RemoteList",

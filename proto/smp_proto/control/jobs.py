@@ -21,16 +21,20 @@ class JobSpec(msgspec.Struct, tag_field="kind"):
 
 
 class GetSpec(JobSpec, tag="get"):
-    """Bring an object into the vault, sealed. In a ``standard`` remote a path ending in ``/`` is a whole folder."""
+    """Bring an object into the vault, sealed. In a ``standard`` remote a path ending in ``/`` is a whole folder.
+
+    ``accept_older``: also an object that is older than what was accepted at its location before.
+    """
 
     source: str
+    accept_older: bool = False
 
 
 class RunSpec(JobSpec, tag="run"):
     """Run a processor over an object's entries.
 
     The sealed results go to ``target``, or to the vault when it is empty. ``recipients`` are public keys as text;
-    empty means the object's sender and this box.
+    empty means the object's sender and this box. ``accept_older`` as in GetSpec.
     """
 
     source: str
@@ -38,6 +42,7 @@ class RunSpec(JobSpec, tag="run"):
     params: dict[str, Any] = {}
     target: str = ""
     recipients: list[str] = []
+    accept_older: bool = False
 
 
 class PutSpec(JobSpec, tag="put"):
@@ -169,7 +174,8 @@ class Watch(Request, tag="watch"):
 
 
 class Event(msgspec.Struct):
-    """Something that happened. ``kind`` is open: ``snapshot`` and ``job`` carry a JobView in ``body``.
+    """Something that happened. ``kind`` is open: ``snapshot`` and ``job`` carry a JobView in ``body``, ``quarantine`` a
+    QuarantineChange.
 
     State changes are never left out; progress of one job is coalesced.
     """
