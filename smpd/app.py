@@ -37,6 +37,7 @@ from smpd.jobs.journal import Journal
 from smpd.jobs.scheduler import Scheduler
 from smpd.jobs.seal import StateSeal
 from smpd.jobs.states import ENDED
+from smpd.links.fetching import Deadlines
 from smpd.transfer.box import Box, Senders
 from smpd.transfer.device import ComputePools, ComputeSettings
 from smpd.transfer.pool import FetchSettings, Pools
@@ -263,7 +264,20 @@ def _notes(keys: BoxKeys, vault: Vault, journal: Journal) -> list[str]:
 def _fetch(config: Config) -> FetchSettings:
     fetch = config.fetch
     return FetchSettings(
-        fetch.processes, fetch.slots, fetch.slot_bytes, fetch.connections, fetch.idle_s, config.compute.sandbox
+        processes=fetch.processes,
+        slots=fetch.slots,
+        slot_bytes=fetch.slot_bytes,
+        connections=fetch.connections,
+        idle_s=fetch.idle_s,
+        sandbox=config.compute.sandbox,
+        deadlines=Deadlines(
+            connect_s=fetch.connect_s,
+            login_s=fetch.login_s,
+            stall_s=fetch.stall_s,
+            rate_min=fetch.rate_min,
+            window_s=fetch.window_s,
+            answer_s=fetch.answer_s,
+        ),
     )
 
 

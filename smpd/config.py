@@ -69,6 +69,12 @@ class Fetch(Section, frozen=True):
     slot_bytes: Annotated[int, Meta(ge=MIB, le=256 * MIB, multiple_of=MIB)] = 8 * MIB
     connections: Few = 8
     idle_s: Seconds = 300.0
+    connect_s: Seconds = 10.0
+    login_s: Seconds = 30.0
+    stall_s: Seconds = 30.0
+    rate_min: Annotated[int, Meta(ge=0, le=MIB)] = 256
+    window_s: Seconds = 60.0
+    answer_s: Seconds = 120.0
 
 
 class Compute(Section, frozen=True):

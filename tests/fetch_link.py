@@ -14,12 +14,13 @@ import anyio
 from smp_proto.aio import Caller, Channel
 from smp_proto.control import AnyRemoteConfig, AnyRemoteSecret, ObjectInfo
 from smp_proto.errors import ResourceError
-from smpd.fetch.remote import DEADLINES, Deadlines
 from smpd.fetch.service import Service
 from smpd.links import fetching
+from smpd.links.fetching import Deadlines
 from smpd.links.ring import Ring
 
 ANSWER_S = 60.0
+USUAL = Deadlines()
 T = TypeVar("T")
 
 
@@ -144,7 +145,7 @@ async def fetch_in_process(
     config: AnyRemoteConfig,
     secret: AnyRemoteSecret | None = None,
     *,
-    deadlines: Deadlines = DEADLINES,
+    deadlines: Deadlines = USUAL,
     connections: int = 4,
 ) -> AsyncIterator[Link]:
     """The same over a link within this process, for deadlines that a test can wait for."""
@@ -152,8 +153,8 @@ async def fetch_in_process(
     environment = dict(os.environ)
     try:
         async with anyio.create_task_group() as group:
-            group.start_soon(Service(deadlines).run, Channel(theirs))
-            async with _link(ours, config, secret, 4, 1 << 20, connections, None, "off") as link:
+            group.start_soon(Service().run, Channel(theirs))
+            async with _link(ours, config, secret, 4, 1 << 20, connections, None, "off", deadlines) as link:
                 yield link
     finally:
         os.environ.clear()
@@ -170,11 +171,12 @@ async def _link(
     connections: int,
     process: subprocess.Popen[bytes] | None,
     sandbox: str,
+    deadlines: Deadlines = USUAL,
 ) -> AsyncIterator[Link]:
     ring = Ring.create("test", slots, slot_bytes)
     try:
         async with Caller(Channel(sock), lost=_lost) as caller:
-            setup = fetching.Setup(config, slots, slot_bytes, secret, connections, sandbox)
+            setup = fetching.Setup(config, slots, slot_bytes, secret, connections, sandbox, deadlines)
             walls = await caller.call(setup, fetching.Walls, timeout=ANSWER_S, fds=[ring.fd])
             yield Link(caller, ring, process, walls.sandbox)
     finally:

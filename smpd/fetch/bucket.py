@@ -1,4 +1,4 @@
-"""A bucket's client: aiobotocore signs, resolves and speaks for all but bodies, which have connections of their own."""
+"""A bucket's client: aiobotocore resolves and signs all but bodies; what is asked goes over connections of our own."""
 
 import contextlib
 import re
@@ -11,7 +11,6 @@ from urllib.parse import parse_qs, quote, urlsplit
 import aiohttp
 import anyio
 from aiobotocore.config import AioConfig
-from aiobotocore.httpsession import AIOHTTPSession
 from aiobotocore.session import AioSession
 from botocore import UNSIGNED, exceptions
 from botocore.utils import get_environ_proxies, parse_timestamp
@@ -21,8 +20,10 @@ from smp_proto.errors import RemoteError, SmpError, UsageError
 from smpd.fetch.exchange import Answer, Unspoken
 from smpd.fetch.http import Origin, Pool, connect_error
 from smpd.fetch.refusals import refusal
-from smpd.fetch.remote import ANEW, Deadlines, unreachable
+from smpd.fetch.remote import ANEW, unreachable
 from smpd.fetch.signing import EMPTY_SHA256, Signer
+from smpd.fetch.speaking import PAGE_MAX_BYTES, Speaker, patient, session_over
+from smpd.links.fetching import Deadlines
 
 _CODE = re.compile(rb"<Code>([A-Za-z0-9.]{1,64})</Code>")
 
@@ -49,9 +50,7 @@ class Place(NamedTuple):
             if query.get("X-Amz-Algorithm") != "AWS4-HMAC-SHA256" or scope[2:] != ["s3", "aws4_request"]:
                 raise Unspoken
             region = scope[1]
-        secure = url.scheme == "https"
-        origin = Origin(secure, url.hostname or "", url.port or (443 if secure else 80))
-        return cls(origin, url.path.removesuffix("k"), region)
+        return cls(Origin.of(presigned), url.path.removesuffix("k"), region)
 
     def path_of(self, key: str) -> str:
         """The path of an object's URL, percent-encoded as botocore does."""
@@ -86,7 +85,7 @@ class Bucket:
         self._session: AioSession
         self._opened: Any = None
         self._place: Place | None = None
-        self._pool: Pool | None = None
+        self._pools: dict[Origin, Pool] = {}
         self._signer: tuple[tuple[str, str, str], Signer] | None = None
 
     @property
@@ -120,18 +119,12 @@ class Bucket:
         return self._opened
 
     def _settings(self) -> AioConfig:
-        tls = self._tls
-
-        class Session(AIOHTTPSession):  # type: ignore[misc]  # aiobotocore has no types
-            def _build_verify_context(self) -> ssl.SSLContext:
-                return tls
-
         signed = self._secret is not None or bool(self._config.profile)
         s3: dict[str, Any] = {"addressing_style": self._config.addressing}
         if not self._config.endpoint.startswith("http:"):
             s3["payload_signing_enabled"] = False  # TLS guards the body, and hashing it would hold up the loop
         return AioConfig(
-            http_session_cls=Session,
+            http_session_cls=session_over(Speaker(self._pool_of), self._tls),
             signature_version="s3v4" if signed else UNSIGNED,
             connect_timeout=self._deadlines.connect_s,
             read_timeout=self._deadlines.stall_s,
@@ -143,11 +136,20 @@ class Bucket:
             response_checksum_validation="when_required",
         )
 
-    async def call(self, method: str, path: str = "", seconds: float = 0.0, **parameters: Any) -> dict[str, Any]:
-        """One operation of the client, with a deadline, its failures as our errors."""
-        with self.translated(path):
+    async def call(self, method: str, path: str = "", *, answer_s: float = 0.0, **parameters: Any) -> dict[str, Any]:
+        """One operation of the client, its failures as our errors.
+
+        Args:
+            path: the object it is about, for messages.
+            answer_s: how long the answer may take, where that is not ``stall_s``.
+        """
+        deadlines = self._deadlines
+        size = PAGE_MAX_BYTES + len(parameters.get("Body", b""))
+        # Our own connections are judged by what moves. This is for what has to go through a proxy.
+        most_s = deadlines.connect_s + max(answer_s, deadlines.stall_s) + size / deadlines.rate_min
+        with self.translated(path), patient(answer_s):
             client = await self._client()
-            with anyio.fail_after(seconds or self._deadlines.connect_s + self._deadlines.stall_s):
+            with anyio.fail_after(most_s):
                 answer: dict[str, Any] = await getattr(client, method)(Bucket=self._config.bucket, **parameters)
         return answer
 
@@ -188,17 +190,20 @@ class Bucket:
         Raises:
             Unspoken: only the client can talk to this bucket: through a proxy, or with another kind of signature.
         """
-        if self._pool is None:
+        if self._place is None:
             client = await self._client()
             parameters = {"Bucket": self._config.bucket, "Key": "k"}
             url = await client.generate_presigned_url("get_object", Params=parameters)
             place = Place.of(url)
             if get_environ_proxies(url):
                 raise Unspoken
-            if self._pool is None:
-                self._place = place
-                self._pool = Pool(place.origin, self._tls, self._connections, self._deadlines)
-        return self._pool
+            self._place = place
+        return self._pool_of(self._place.origin)
+
+    def _pool_of(self, origin: Origin) -> Pool:
+        if origin not in self._pools:
+            self._pools[origin] = Pool(origin, self._tls, self._connections, self._deadlines)
+        return self._pools[origin]
 
     async def request(
         self, method: str, key: str, headers: Mapping[str, str], query: str = "", payload: str = EMPTY_SHA256
@@ -239,8 +244,8 @@ class Bucket:
 
     async def aclose(self) -> None:
         """Close both kinds of connections."""
-        if self._pool is not None:
-            await self._pool.aclose()
+        for pool in self._pools.values():
+            await pool.aclose()
         await self._stack.aclose()
 
 

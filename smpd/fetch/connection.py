@@ -8,13 +8,14 @@ import asyncio
 import os
 import select
 import threading
-import time
 from typing import NamedTuple, cast
 
 import anyio
 
 from smpd.fetch.exchange import Answer, Exchange
+from smpd.fetch.patience import Patience, acknowledged_and_received
 from smpd.fetch.remote import first_error, read_source, short_source, unwritable
+from smpd.links.fetching import Deadlines
 
 _SCRATCH_BYTES = 16 << 10  # small, because what comes of a body along with its head is copied
 _PIECE_BYTES = 512 << 10  # of a body that goes through TLS
@@ -32,7 +33,8 @@ class Body(NamedTuple):
 class Connection(asyncio.BufferedProtocol):
     """At most one exchange at a time; bytes of a wanted body are received where they belong."""
 
-    def __init__(self) -> None:
+    def __init__(self, deadlines: Deadlines) -> None:
+        self._deadlines = deadlines
         self._loop = asyncio.get_running_loop()
         self._scratch = memoryview(bytearray(_SCRATCH_BYTES))
         self._exchange: Exchange | None = None
@@ -40,8 +42,9 @@ class Connection(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport | None = None
         self._full = False
         self._secure = False
-        self._progress = 0.0
-        self._patience_s = 0.0
+        self._received = 0
+        self._patience = Patience(deadlines)
+        self._watch_s = 0.0
         self._watch: asyncio.TimerHandle | None = None
         self.open = True
 
@@ -66,7 +69,7 @@ class Connection(asyncio.BufferedProtocol):
         if exchange is None or exchange.done:
             self.abort()  # bytes that nobody asked for: whatever they are, they are no answer to the next request
             return
-        self._progress = time.monotonic()
+        self._received += nbytes
         if exchange.in_body:
             exchange.advance(nbytes)
         else:
@@ -88,32 +91,30 @@ class Connection(asyncio.BufferedProtocol):
     def resume_writing(self) -> None:
         """More can be sent."""
         self._full = False
-        self._progress = time.monotonic()
         self._wake()
 
     # ── what the pool calls ────────────────────────────────────────────────────────────────────────────
 
     async def run(
-        self, exchange: Exchange, head: bytes, stall_s: float, body: Body | None = None, answer_s: float | None = None
+        self, exchange: Exchange, head: bytes, body: Body | bytes | None = None, answer_s: float = 0.0
     ) -> Answer:
         """Send a request and wait for the end of its answer. Afterwards ``open`` says whether to keep this.
 
         Args:
-            stall_s: how long nothing may move.
             body: what follows the head. An answer that comes before its end ends it.
-            answer_s: how long the answer may take once a body was sent, where that is not ``stall_s``.
+            answer_s: how long the answer may take once all was sent, where that is not ``stall_s``.
         """
         assert self._transport is not None
         self._exchange = exchange
         try:
-            self._be_patient(stall_s)
+            self._be_patient()
             self._transport.write(head)
-            if body is not None:
-                sent = await self._send(exchange, body)
-                self._be_patient(answer_s or stall_s)
+            sent = body is None or await self._send(exchange, body)
+            if answer_s:
+                self._be_patient(answer_s)
             while not exchange.done:
                 await self._woken()
-            if body is not None and not sent:
+            if not sent:
                 self.abort()
             return exchange.result()
         finally:
@@ -121,20 +122,24 @@ class Connection(asyncio.BufferedProtocol):
             if not (exchange.done and exchange.clean):
                 self.abort()
 
-    async def _send(self, exchange: Exchange, body: Body) -> bool:
+    async def _send(self, exchange: Exchange, body: Body | bytes) -> bool:
         """Send a body; whether all of it is gone."""
-        assert self._transport is not None
+        if isinstance(body, bytes):
+            return await self._write(exchange, body)
         if not self._secure:
             return await self._send_by_kernel(exchange, body)
         end = body.start + body.length
         for start in range(body.start, end, _PIECE_BYTES):
             piece = await read_source(body.fd, min(_PIECE_BYTES, end - start), start)
-            if exchange.done:
+            if exchange.done or not await self._write(exchange, piece):
                 return False
-            self._transport.write(piece)
-            self._progress = time.monotonic()
-            while self._full and not exchange.done:
-                await self._woken()
+        return True
+
+    async def _write(self, exchange: Exchange, piece: bytes) -> bool:
+        assert self._transport is not None
+        self._transport.write(piece)
+        while self._full and not exchange.done:
+            await self._woken()
         return not self._full
 
     async def _send_by_kernel(self, exchange: Exchange, body: Body) -> bool:
@@ -179,7 +184,6 @@ class Connection(asyncio.BufferedProtocol):
             if not count:
                 raise short_source()
             at += count
-            self._progress = time.monotonic()
         return at == end
 
     async def _woken(self) -> None:
@@ -193,26 +197,32 @@ class Connection(asyncio.BufferedProtocol):
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    def _be_patient(self, seconds: float) -> None:
+    @property
+    def _moved(self) -> int:
+        assert self._transport is not None
+        acknowledged, _ = acknowledged_and_received(self._transport.get_extra_info("socket"))
+        return acknowledged + self._received
+
+    def _be_patient(self, seconds: float = 0.0) -> None:
         """Begin to wait for progress. One timer looks after many exchanges, since setting one up each time costs."""
-        sooner = seconds < self._patience_s
-        self._progress, self._patience_s = time.monotonic(), seconds
-        if self._watch is not None and sooner:
+        self._patience.begin(self._loop.time(), self._moved, seconds)
+        tick_s = self._patience.tick_s
+        if self._watch is not None and tick_s < self._watch_s:
             self._watch.cancel()
             self._watch = None
         if self._watch is None:
-            self._watch = self._loop.call_later(seconds, self._look)
+            self._watch, self._watch_s = self._loop.call_later(tick_s, self._look), tick_s
 
     def _look(self) -> None:
         self._watch = None
         if self._exchange is None or self._exchange.done:
             return
-        left = self._progress + self._patience_s - time.monotonic()
-        if left > 0:
-            self._watch = self._loop.call_later(left, self._look)
-        else:
-            self._exchange.stalled(self._patience_s)
+        if why := self._patience.look(self._loop.time(), self._moved):
+            self._exchange.stalled(why)
             self._wake()
+        else:
+            self._watch_s = self._patience.tick_s
+            self._watch = self._loop.call_later(self._watch_s, self._look)
 
     def abort(self) -> None:
         """Close at once."""

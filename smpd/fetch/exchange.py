@@ -15,7 +15,7 @@ from smp_proto.errors import RemoteError, SmpError
 from smpd.fetch.pins import bare_etag
 from smpd.fetch.remote import changed, unreachable
 
-_REFUSAL_MAX_BYTES = 64 << 10
+REFUSAL_MAX_BYTES = 64 << 10
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})", re.ASCII)
 # A part of what RFC 9112 allows: visible ASCII, no folded lines, an answer with a body. h11 gets the rest.
 _HEAD = re.compile(rb"HTTP/1\.1 (20[06])(?: [ -~]*+)?\r\n((?:[-!#$%&'*+.^_`|~0-9A-Za-z]++:[ -~]*+\r\n)++)\r\n")
@@ -145,11 +145,20 @@ class Exchange:
     """One request and its answer, fed by a connection.
 
     Args:
-        wanted: what of an answer of status 200 or 206 goes into ``into``; with None each body is kept in the answer,
-            up to 64 KiB.
+        wanted: what of an answer of status 200 or 206 goes into ``into``; with None each body is kept in the answer.
+        method: what was asked by, since an answer to HEAD has no body whatever its head says.
+        keep_bytes: the most that is kept of a body that is not wanted. What is more of a refusal is left out.
     """
 
-    def __init__(self, wanted: Wanted | Suffix | None, into: memoryview) -> None:
+    def __init__(
+        self,
+        wanted: Wanted | Suffix | None,
+        into: memoryview,
+        method: str = "GET",
+        keep_bytes: int = REFUSAL_MAX_BYTES,
+    ) -> None:
+        self._method = method
+        self._keep_bytes = keep_bytes
         self._parser: h11.Connection | None = None
         self._wanted = wanted
         self._into = into
@@ -192,8 +201,8 @@ class Exchange:
     def _feed_h11(self, data: bytes) -> None:
         if self._parser is None:
             self._parser = h11.Connection(h11.CLIENT)
-            # What was sent does not matter to it, only that it was a request with an answer that may have a body.
-            self._parser.send(h11.Request(method="GET", target="/", headers=[("Host", "h")]))
+            # Of what was sent only the method matters to it.
+            self._parser.send(h11.Request(method=self._method, target="/", headers=[("Host", "h")]))
             self._parser.send(h11.EndOfMessage())
         self._parser.receive_data(data)
         while not self.done and not self.in_body and self._step(self._parser):
@@ -205,11 +214,16 @@ class Exchange:
             self._respond(event, parser)
         elif isinstance(event, h11.Data):
             self._refusal += event.data
-            if len(self._refusal) > _REFUSAL_MAX_BYTES:
-                self._finish(clean=False)
+            if len(self._refusal) > self._keep_bytes:
+                self._overflow()
         elif isinstance(event, h11.EndOfMessage):
             self._finish(clean=parser.our_state is h11.DONE and parser.trailing_data == (b"", False))
         return event is not h11.NEED_DATA and event is not h11.PAUSED
+
+    def _overflow(self) -> None:
+        if self._answer is not None and self._answer.status < 300:  # what is cut must not pass for the whole
+            self.fail(RemoteError("remote_failed", f"the server's answer is longer than {self._keep_bytes} bytes"))
+        self._finish(clean=False)
 
     def _respond(self, response: h11.Response, parser: h11.Connection) -> None:
         headers: dict[str, str] = {}
@@ -248,9 +262,9 @@ class Exchange:
     def _so_far(self) -> str:
         return f"{self.received} of {len(self._into)} bytes"
 
-    def stalled(self, seconds: float) -> None:
-        """Nothing has come for too long."""
-        self.fail(unreachable("the server", f"sent nothing for {seconds:g} s, after {self._so_far}"))
+    def stalled(self, why: str) -> None:
+        """Too little has moved for too long."""
+        self.fail(unreachable("the server", f"{why}, after {self._so_far}"))
 
     def fail(self, error: Exception) -> None:
         """End with an error, unless it has ended."""

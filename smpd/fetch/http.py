@@ -4,13 +4,15 @@ import asyncio
 import ssl
 from collections.abc import Callable
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 import anyio
 
 from smp_proto.errors import RemoteError
 from smpd.fetch.connection import Body, Connection
-from smpd.fetch.exchange import Answer, Exchange, Suffix, Wanted
-from smpd.fetch.remote import ANEW, Deadlines, unreachable
+from smpd.fetch.exchange import REFUSAL_MAX_BYTES, Answer, Exchange, Suffix, Wanted
+from smpd.fetch.remote import ANEW, unreachable
+from smpd.links.fetching import Deadlines
 
 _NOTHING = memoryview(b"")
 
@@ -21,6 +23,13 @@ class Origin(NamedTuple):
     secure: bool
     host: str
     port: int
+
+    @classmethod
+    def of(cls, url: str) -> "Origin":
+        """The server of a URL."""
+        parts = urlsplit(url)
+        secure = parts.scheme == "https"
+        return cls(secure, parts.hostname or "", parts.port or (443 if secure else 80))
 
     def __str__(self) -> str:
         """As it stands in the field Host (RFC 9110 §7.2)."""
@@ -55,34 +64,46 @@ class Pool:
         """
         return await self._ask(head, lambda: Exchange(wanted, into))
 
-    async def put(self, head: bytes, body: Body, seconds: float) -> Answer:
-        """Send a request with a body; return the answer, whatever it is.
+    async def ask(
+        self,
+        method: str,
+        head: bytes,
+        body: Body | bytes | None = None,
+        *,
+        answer_s: float = 0.0,
+        keep_bytes: int = REFUSAL_MAX_BYTES,
+    ) -> Answer:
+        """Send a request, and return the answer, whatever it is, with its body.
 
         Args:
-            seconds: how long all of it may take.
+            body: makes what follows the head, anew for each attempt.
+            answer_s: how long the answer may take once all was sent, where that is not ``stall_s``.
+            keep_bytes: the most that the body of an answer may be; a refusal is cut there.
 
         Raises:
-            TimeoutError: it took longer.
             UsageError: ``bad_request``, the file is shorter than that.
             ResourceError: ``disk_failed``.
             RemoteError: ``remote_unreachable``, ``remote_untrusted``, ``remote_failed``.
         """
-        return await self._ask(head, lambda: Exchange(None, _NOTHING), body, seconds)
+        # What must not be done twice is not sent where it could be lost on the way (RFC 9110 §9.2.2).
+        fresh = method == "POST"
+        return await self._ask(head, lambda: Exchange(None, _NOTHING, method, keep_bytes), body, answer_s, fresh=fresh)
 
     async def _ask(
         self,
         head: bytes,
         make: Callable[[], Exchange],
-        body: Body | None = None,
-        seconds: float | None = None,
+        body: Body | bytes | None = None,
+        answer_s: float = 0.0,
+        *,
+        fresh: bool = False,
     ) -> Answer:
         async with self._permits:
             while True:
-                connection, reused = await self._take()
+                connection, reused = (await self._connect(), False) if fresh else await self._take()
                 exchange = make()
                 try:
-                    with anyio.fail_after(seconds):
-                        answer = await connection.run(exchange, head, self._deadlines.stall_s, body, seconds)
+                    answer = await connection.run(exchange, head, body, answer_s)
                 except RemoteError:
                     # A kept-alive connection may have been closed by the server while the request was on its way.
                     if reused and exchange.stale:
@@ -115,7 +136,7 @@ class Pool:
         try:
             with anyio.fail_after(self._deadlines.connect_s):
                 _, connection = await asyncio.get_running_loop().create_connection(
-                    Connection, host, port, ssl=self._tls if secure else None
+                    lambda: Connection(self._deadlines), host, port, ssl=self._tls if secure else None
                 )
         except (OSError, TimeoutError) as error:
             raise connect_error(error, str(self.origin)) from error

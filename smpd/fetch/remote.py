@@ -4,7 +4,7 @@ import contextlib
 import errno
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import anyio
 
@@ -18,16 +18,6 @@ ANEW = "smpctl remote remove NAME, smpctl remote add NAME ..."
 BATCH_OBJECTS = 256  # of at most PATH_MAX_BYTES each, so that a batch fits into one frame
 
 Progress = Callable[[int], Awaitable[None]]
-
-
-class Deadlines(NamedTuple):
-    """How long a peer may take, in seconds: to connect, and without any byte of progress."""
-
-    connect_s: float = 10.0
-    stall_s: float = 30.0
-
-
-DEADLINES = Deadlines()
 
 
 class Remote(Protocol):

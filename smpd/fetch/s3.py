@@ -5,23 +5,21 @@ from collections.abc import AsyncGenerator
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-import anyio
-
 from smp_proto.control import ObjectInfo, S3Config, S3Secret
 from smp_proto.errors import RemoteError, SmpError, UsageError
 from smpd.fetch.bucket import Bucket, trust
 from smpd.fetch.exchange import Answer, Suffix, Unspoken, Wanted
+from smpd.fetch.patience import while_moving
 from smpd.fetch.pins import etag_pin, parse_pin
-from smpd.fetch.remote import DEADLINES, Deadlines, Progress, changed, tail_of, unreachable
+from smpd.fetch.remote import Progress, changed, tail_of, unreachable
 from smpd.fetch.upload import OBJECT_MAX_BYTES, Uploader
+from smpd.links.fetching import Deadlines
 
 
 class S3Remote:
     """A bucket, or what lies below a prefix of one."""
 
-    def __init__(
-        self, config: S3Config, secret: S3Secret | None, connections: int, deadlines: Deadlines = DEADLINES
-    ) -> None:
+    def __init__(self, config: S3Config, secret: S3Secret | None, connections: int, deadlines: Deadlines) -> None:
         if config.endpoint and not re.fullmatch(r"https?://[^/?#\s@]+/?", config.endpoint):
             raise UsageError(
                 "bad_config", "the endpoint is not an http or https URL", hint="e.g. https://s3.example.org"
@@ -133,18 +131,15 @@ class S3Remote:
             conditions["IfMatch"] = wanted.headers["if-match"]
         answer = await self._bucket.call("get_object", wanted.path, Key=self._root + wanted.path, **conditions)
         meta = answer["ResponseMetadata"]
+        received = 0
         async with answer["Body"] as body:
             wanted.check(Answer(meta["HTTPStatusCode"], meta["HTTPHeaders"]))
-            received = 0
-            while True:
-                with anyio.fail_after(self._deadlines.stall_s):
-                    chunk = await body.read(min(1 << 18, len(into) - received + 1))
-                if not chunk:
-                    break
-                if received + len(chunk) > len(into):
-                    raise RemoteError("remote_failed", f"the server sent more of {wanted.path} than was asked for")
-                into[received : received + len(chunk)] = chunk
-                received += len(chunk)
+            with while_moving(self._deadlines, lambda: received):
+                while chunk := await body.read(min(1 << 18, len(into) - received + 1)):
+                    if received + len(chunk) > len(into):
+                        raise RemoteError("remote_failed", f"the server sent more of {wanted.path} than was asked for")
+                    into[received : received + len(chunk)] = chunk
+                    received += len(chunk)
         if received != len(into):
             raise unreachable("the server", f"closed the connection after {received} of {len(into)} bytes")
 

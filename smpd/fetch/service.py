@@ -24,7 +24,7 @@ from smp_proto.control import (
 )
 from smp_proto.errors import DaemonError, SmpError, UsageError
 from smpd.fetch import sandbox
-from smpd.fetch.remote import BATCH_OBJECTS, DEADLINES, Deadlines, Remote, changed, check_path
+from smpd.fetch.remote import BATCH_OBJECTS, Remote, changed, check_path
 from smpd.links import fetching
 from smpd.links.ring import Ring
 from smpd.walls.sandbox import Kernel
@@ -40,8 +40,7 @@ class Service:
         kernel: what the walls may be made of; the running one when None.
     """
 
-    def __init__(self, deadlines: Deadlines = DEADLINES, kernel: Kernel | None = None) -> None:
-        self._deadlines = deadlines
+    def __init__(self, kernel: Kernel | None = None) -> None:
         self._kernel = kernel or Kernel.probe()
         self._remote: Remote | None = None
         self._ring: Ring | None = None
@@ -81,7 +80,7 @@ class Service:
             agent=isinstance(config, SftpConfig) and config.use_agent,
         )
         # Before the walls: asyncssh looks for libraries with ldconfig when it is imported. Nothing connects yet.
-        remote = make_remote(config, request.secret, request.connections, self._deadlines)
+        remote = make_remote(config, request.secret, request.connections, request.deadlines)
         walls = sandbox.enter(request.sandbox, self._kernel, config)
         self._ring = Ring(fds.pop(), request.slots, request.slot_bytes)
         self._remote = remote
@@ -191,7 +190,7 @@ async def _list(request: fetching.List, remote: Remote, exchange: Exchange) -> N
 
 
 def make_remote(
-    config: AnyRemoteConfig, secret: AnyRemoteSecret | None, connections: int, deadlines: Deadlines
+    config: AnyRemoteConfig, secret: AnyRemoteSecret | None, connections: int, deadlines: fetching.Deadlines
 ) -> Remote:
     """The remote of a configuration. Each kind's libraries are imported only for it.
 

@@ -14,8 +14,6 @@ from smp_proto.durable import part_name
 from smp_proto.errors import RemoteError, SmpError
 from smpd.fetch.pins import stat_pin
 from smpd.fetch.remote import (
-    DEADLINES,
-    Deadlines,
     Progress,
     changed,
     is_listed,
@@ -25,12 +23,12 @@ from smpd.fetch.remote import (
     unreachable,
     walk_folders,
 )
-from smpd.fetch.sftp_lines import Lines
+from smpd.fetch.sftp_lines import Line, Lines
 from smpd.fetch.sftp_login import GONE, Login
 from smpd.fetch.sftp_session import ReadSession
+from smpd.links.fetching import Deadlines
 
-WRITE_BYTES = 2 << 20  # sent as parallel requests; each has to be done within the stall deadline
-_CLEANUP_S = 10.0
+WRITE_BYTES = 2 << 20  # sent as parallel requests
 _SECOND_NS = 1_000_000_000
 _ABSENT = (asyncssh.SFTPNoSuchFile, asyncssh.SFTPNoSuchPath, asyncssh.SFTPNotADirectory, asyncssh.SFTPFileIsADirectory)
 _DENIED = (asyncssh.SFTPPermissionDenied, asyncssh.SFTPWriteProtect, asyncssh.SFTPCannotDelete)
@@ -41,21 +39,19 @@ T = TypeVar("T")
 class SftpRemote:
     """A folder of an SFTP server."""
 
-    def __init__(
-        self, config: SftpConfig, secret: SftpSecret | None, connections: int, deadlines: Deadlines = DEADLINES
-    ) -> None:
+    def __init__(self, config: SftpConfig, secret: SftpSecret | None, connections: int, deadlines: Deadlines) -> None:
         self._config = config
         self._deadlines = deadlines
         self._login = Login(config, secret, deadlines)
-        self._lines = Lines(self._login, connections, deadlines.stall_s)
+        self._lines = Lines(self._login, connections, deadlines)
         self._where = self._login.where
 
     @contextlib.asynccontextmanager
-    async def _client(self, path: str = "") -> AsyncIterator[asyncssh.SFTPClient]:
+    async def _client(self, path: str = "") -> AsyncIterator[tuple[Line, asyncssh.SFTPClient]]:
         """A session for anything but reading, for the length of a block."""
         with self._translated(path):
             async with self._lines.use() as line:
-                yield await line.client()
+                yield line, await line.client()
 
     @contextlib.asynccontextmanager
     async def _reads(self, path: str) -> AsyncIterator[ReadSession]:
@@ -89,8 +85,10 @@ class SftpRemote:
     def _full(self, path: str) -> str:
         return posixpath.join(self._config.root, path) or "."
 
-    async def _within(self, call: Awaitable[T]) -> T:
-        with anyio.fail_after(self._deadlines.stall_s):
+    @staticmethod
+    async def _within(line: Line, call: Awaitable[T], patience_s: float = 0.0) -> T:
+        """Wait for one call as long as bytes move on its connection."""
+        with line.patience(patience_s):
             return await call
 
     async def aclose(self) -> None:
@@ -126,19 +124,19 @@ class SftpRemote:
 
     async def _entries(self, folder: str) -> list[ObjectInfo]:
         found: list[ObjectInfo] = []
-        async with self._client() as sftp:
+        async with self._client() as (line, sftp):
             names = sftp.scandir(self._full(folder))
             with contextlib.suppress(*(_ABSENT if folder else ())):
                 while True:
                     try:
-                        entry = await self._within(anext(names))
+                        entry = await self._within(line, anext(names))
                     except StopAsyncIteration:
                         break
-                    found += await self._entry(sftp, folder, str(entry.filename), entry.attrs)
+                    found += await self._entry(line, sftp, folder, str(entry.filename), entry.attrs)
         return found
 
     async def _entry(
-        self, sftp: asyncssh.SFTPClient, folder: str, name: str, attrs: asyncssh.SFTPAttrs
+        self, line: Line, sftp: asyncssh.SFTPClient, folder: str, name: str, attrs: asyncssh.SFTPAttrs
     ) -> list[ObjectInfo]:
         if not name or "/" in name or "\0" in name:
             raise RemoteError("remote_failed", f"{self._where} listed a name that is none")
@@ -148,7 +146,7 @@ class SftpRemote:
             return [ObjectInfo(f"{folder}{name}/", 0)]
         with contextlib.suppress(*_ABSENT, SmpError):  # a link that leads nowhere or to a folder
             if attrs.type == protocol.FILEXFER_TYPE_SYMLINK:
-                attrs = await self._within(sftp.stat(self._full(folder + name)))
+                attrs = await self._within(line, sftp.stat(self._full(folder + name)))
             return [_info(folder + name, attrs)]
         return []
 
@@ -159,14 +157,14 @@ class SftpRemote:
         target = self._full(path)
         folder = posixpath.dirname(target)
         temporary = posixpath.join(folder, part_name())
-        async with self._client(path) as sftp:
+        async with self._client(path) as (line, sftp):
             if folder:
-                await self._within(sftp.makedirs(folder, exist_ok=True))
+                await self._within(line, sftp.makedirs(folder, exist_ok=True))
             try:
-                await self._send(sftp, temporary, fd, size, progress)
-                await self._publish(sftp, temporary, target)
+                await self._send(line, sftp, temporary, fd, size, progress)
+                await self._publish(line, sftp, temporary, target)
             except BaseException:
-                with anyio.move_on_after(_CLEANUP_S, shield=True), contextlib.suppress(Exception):
+                with anyio.move_on_after(self._deadlines.cleanup_s, shield=True), contextlib.suppress(Exception):
                     await sftp.remove(temporary)
                 raise
         info = await self.stat(path)
@@ -174,44 +172,46 @@ class SftpRemote:
             raise changed(path)
         return info
 
-    async def _send(self, sftp: asyncssh.SFTPClient, path: str, fd: int, size: int, progress: Progress) -> None:
-        file = await self._within(sftp.open(path, "xb", block_size=-1, max_requests=-1))
+    async def _send(
+        self, line: Line, sftp: asyncssh.SFTPClient, path: str, fd: int, size: int, progress: Progress
+    ) -> None:
+        file = await self._within(line, sftp.open(path, "xb", block_size=-1, max_requests=-1))
         try:
             for start in range(0, size, WRITE_BYTES):
                 data = await read_source(fd, min(WRITE_BYTES, size - start), start)
-                await self._within(file.write(data, start))
+                await self._within(line, file.write(data, start))
                 await progress(start + len(data))
             with contextlib.suppress(asyncssh.SFTPOpUnsupported):
-                await self._within(file.fsync())
+                await self._within(line, file.fsync(), self._deadlines.answer_s)
         except BaseException:
             # Some servers write a removed file out when it is closed, so it is closed first.
-            with anyio.move_on_after(_CLEANUP_S, shield=True), contextlib.suppress(Exception):
+            with anyio.move_on_after(self._deadlines.cleanup_s, shield=True), contextlib.suppress(Exception):
                 await file.close()
             raise
-        await self._within(file.close())
+        await self._within(line, file.close(), self._deadlines.answer_s)
 
-    async def _publish(self, sftp: asyncssh.SFTPClient, temporary: str, target: str) -> None:
+    async def _publish(self, line: Line, sftp: asyncssh.SFTPClient, temporary: str, target: str) -> None:
         try:
-            await self._within(sftp.posix_rename(temporary, target))
+            await self._within(line, sftp.posix_rename(temporary, target))
         except asyncssh.SFTPOpUnsupported:
             # Plain rename does not replace.
             with contextlib.suppress(*_ABSENT):
-                await self._within(sftp.remove(target))
-            await self._within(sftp.rename(temporary, target))
+                await self._within(line, sftp.remove(target))
+            await self._within(line, sftp.rename(temporary, target))
 
     async def delete(self, path: str) -> None:
         """See :class:`smpd.fetch.remote.Remote`."""
-        async with self._client(path) as sftp:
+        async with self._client(path) as (line, sftp):
             with contextlib.suppress(*_ABSENT):
-                await self._within(sftp.remove(self._full(path)))
+                await self._within(line, sftp.remove(self._full(path)))
 
     async def probe(self) -> dict[str, str]:
         """See :class:`smpd.fetch.remote.Remote`."""
-        async with self._client() as sftp:
+        async with self._client() as (line, sftp):
             names = sftp.scandir(self._full(""))
             with contextlib.suppress(StopAsyncIteration):
-                await self._within(anext(names))
-            await self._within(names.aclose())  # type: ignore[attr-defined]  # a generator, declared as an iterator
+                await self._within(line, anext(names))
+            await self._within(line, names.aclose())  # type: ignore[attr-defined]  # a generator, declared as an iterator
             return {"sftp": f"version {sftp.version}", **self._login.facts}
 
 

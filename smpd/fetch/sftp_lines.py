@@ -13,8 +13,10 @@ import anyio
 import asyncssh
 
 from smp_proto.errors import IntegrityError, RemoteError
+from smpd.fetch.patience import while_moving
 from smpd.fetch.sftp_login import GONE, Login
-from smpd.fetch.sftp_session import Meter, ReadSession
+from smpd.fetch.sftp_session import Meter, ReadSession, moved
+from smpd.links.fetching import Deadlines
 
 GROW_S = 0.25  # how long a rate is measured
 _SETTLED_S = 30.0  # how long to do with the connections there are when another was refused or brought nothing
@@ -25,12 +27,12 @@ _SHARED = 2  # uses of a connection at once, when all are in use: while one star
 class Line:
     """A connection, with a session for reading and one for everything else, each opened when first needed."""
 
-    def __init__(self, connection: asyncssh.SSHClientConnection, stall_s: float, meter: Meter) -> None:
+    def __init__(self, connection: asyncssh.SSHClientConnection, deadlines: Deadlines, meter: Meter) -> None:
         self._meter = meter
         self.connection = connection
         self.users = 0
         self.spoiled = False
-        self._stall_s = stall_s
+        self._deadlines = deadlines
         self._opening = anyio.Lock()
         self._reads: ReadSession | None = None
         self._client: asyncssh.SFTPClient | None = None
@@ -39,6 +41,14 @@ class Line:
     def usable(self) -> bool:
         """Whether more may be asked of it."""
         return not self.spoiled and not self.connection.is_closed()
+
+    def patience(self, patience_s: float = 0.0) -> contextlib.AbstractContextManager[None]:
+        """Waits in a block for as long as bytes move on this connection.
+
+        Raises:
+            Stalled: they do not.
+        """
+        return while_moving(self._deadlines, lambda: moved(self.connection), patience_s)
 
     def retire(self) -> None:
         """Take no more uses, and close once there are none."""
@@ -50,14 +60,14 @@ class Line:
         """The session for reading."""
         async with self._opening:
             if self._reads is None or not self._reads.usable:
-                self._reads = await ReadSession.start(self.connection, self._stall_s, self._meter)
+                self._reads = await ReadSession.start(self.connection, self._deadlines, self._meter)
             return self._reads
 
     async def client(self) -> asyncssh.SFTPClient:
         """The session for everything else."""
         async with self._opening:
             if self._client is None:
-                with anyio.fail_after(self._stall_s):
+                with self.patience():
                     self._client = await self.connection.start_sftp_client()
             return self._client
 
@@ -69,10 +79,10 @@ class Lines:
         connections: how many there may be.
     """
 
-    def __init__(self, login: Login, connections: int, stall_s: float) -> None:
+    def __init__(self, login: Login, connections: int, deadlines: Deadlines) -> None:
         self._login = login
         self._connections = connections
-        self._stall_s = stall_s
+        self._deadlines = deadlines
         self._permits = anyio.Semaphore(connections * _SHARED)
         self._connecting = anyio.Lock()
         self._lines: list[Line] = []
@@ -112,7 +122,7 @@ class Lines:
             if waited and (line := self._least()) is not None:
                 return line
             try:
-                made = Line(await self._login.connect(), self._stall_s, self._meter)
+                made = Line(await self._login.connect(), self._deadlines, self._meter)
             except (RemoteError, *GONE) as error:
                 line = self._least()
                 if line is None or (isinstance(error, RemoteError) and error.code == "remote_untrusted"):

@@ -8,7 +8,8 @@ import asyncssh
 
 from smp_proto.control import SftpConfig, SftpSecret
 from smp_proto.errors import RemoteError, UsageError
-from smpd.fetch.remote import ANEW, Deadlines, unreachable
+from smpd.fetch.remote import ANEW, unreachable
+from smpd.links.fetching import Deadlines
 
 KEEPALIVE_S = 15
 _SSH_PORT = 22
@@ -78,7 +79,7 @@ class Login:
         witness = _Witness()
         keys = await self._client_keys()
         try:
-            with anyio.fail_after(self._deadlines.connect_s + self._deadlines.stall_s):
+            with anyio.fail_after(self._deadlines.connect_s + self._deadlines.login_s):
                 connection = await asyncssh.connect(
                     self._config.host,
                     self._config.port,
@@ -97,7 +98,7 @@ class Login:
                     disable_trivial_auth=True,
                     keepalive_interval=KEEPALIVE_S,
                     connect_timeout=self._deadlines.connect_s,
-                    login_timeout=self._deadlines.stall_s,
+                    login_timeout=self._deadlines.login_s,
                 )
         except asyncssh.HostKeyNotVerifiable as error:
             raise self._untrusted(witness.seen) from error

@@ -8,6 +8,8 @@ import anyio
 import asyncssh
 
 from smpd.fetch import sftp_wire as wire
+from smpd.fetch.patience import acknowledged_and_received, while_moving
+from smpd.links.fetching import Deadlines
 
 # How much the server may send ahead of what was taken, which bounds what a long line carries in a round trip.
 # Everything is taken at once, so it costs no memory.
@@ -22,28 +24,33 @@ class Meter:
     received: int = 0
 
 
+def moved(connection: asyncssh.SSHClientConnection) -> int:
+    """How many bytes have moved on a connection, either way."""
+    return sum(acknowledged_and_received(connection.get_extra_info("socket")))
+
+
 class ReadSession(asyncssh.SSHClientSession[bytes]):
     """Use :meth:`start`. Calls raise asyncssh's SFTPError, and TimeoutError when the server stalls.
 
     Args:
-        stall_s: how long the server may send nothing while it owes an answer.
+        connection: what the channel is of.
     """
 
-    def __init__(self, stall_s: float, meter: Meter) -> None:
-        self._stall_s = stall_s
+    def __init__(self, connection: asyncssh.SSHClientConnection, deadlines: Deadlines, meter: Meter) -> None:
+        self._connection = connection
+        self._deadlines = deadlines
         self._meter = meter
         self._channel: asyncssh.SSHClientChannel[bytes] | None = None
         self._requests = wire.Requests(self._write)
         self._waiting: set[anyio.Event] = set()
-        self._heard = 0.0  # when the server last sent anything
         self._block_bytes = wire.BLOCK_BYTES
 
     @classmethod
-    async def start(cls, connection: asyncssh.SSHClientConnection, stall_s: float, meter: Meter) -> "ReadSession":
+    async def start(cls, connection: asyncssh.SSHClientConnection, deadlines: Deadlines, meter: Meter) -> "ReadSession":
         """Open a channel and agree on version 3."""
-        with anyio.fail_after(stall_s):
+        with while_moving(deadlines, lambda: moved(connection)):
             _, session = await connection.create_session(
-                lambda: cls(stall_s, meter),
+                lambda: cls(connection, deadlines, meter),
                 subsystem="sftp",
                 encoding=None,
                 window=WINDOW_BYTES,
@@ -120,7 +127,6 @@ class ReadSession(asyncssh.SSHClientSession[bytes]):
         """Some of the server's answers."""
         if datatype is not None or self._channel is None:
             return  # what a server's shell says on standard error
-        self._heard = anyio.current_time()
         self._meter.received += len(data)
         try:
             self._requests.feed(data)
@@ -164,17 +170,13 @@ class ReadSession(asyncssh.SSHClientSession[bytes]):
         return replies[0]
 
     async def _until(self, event: anyio.Event) -> None:
-        """Wait for an answer as long as the server sends anything: what was asked first comes first."""
+        """Wait for an answer as long as anything moves on the connection: what was asked first comes first."""
         if self._channel is None:
             raise asyncssh.SFTPConnectionLost("the session is over")
         self._waiting.add(event)
-        since = anyio.current_time()
         try:
-            while not event.is_set():
-                with anyio.move_on_at(max(since, self._heard) + self._stall_s) as scope:
-                    await event.wait()
-                if scope.cancelled_caught and max(since, self._heard) + self._stall_s <= anyio.current_time():
-                    raise TimeoutError
+            with while_moving(self._deadlines, lambda: moved(self._connection)):
+                await event.wait()
         finally:
             self._waiting.discard(event)
         if self._channel is None:

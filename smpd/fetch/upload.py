@@ -10,14 +10,13 @@ from smp_proto.errors import RemoteError
 from smpd.fetch.bucket import Bucket
 from smpd.fetch.connection import Body
 from smpd.fetch.exchange import Unspoken
-from smpd.fetch.remote import Deadlines, Progress, first_error, read_source
+from smpd.fetch.remote import Progress, first_error, read_source
 from smpd.fetch.signing import UNSIGNED_PAYLOAD
+from smpd.links.fetching import Deadlines
 
 PART_BYTES = 8 << 20
 PARTS_MAX = 10_000
 OBJECT_MAX_BYTES = 5 << 40
-_FLOOR_BYTES_S = 64 << 10  # a part that moves slower than this is given up
-_COMPLETE_S = 600.0  # a server may be putting together thousands of parts
 
 
 def part_bytes(size: int) -> int:
@@ -53,13 +52,13 @@ class Uploader:
             await self._bucket.call(
                 "complete_multipart_upload",
                 path,
-                _COMPLETE_S,
+                answer_s=self._deadlines.complete_s,
                 Key=key,
                 UploadId=upload,
                 MultipartUpload={"Parts": parts},
             )
         except BaseException:
-            with anyio.CancelScope(shield=True), contextlib.suppress(Exception):
+            with anyio.move_on_after(self._deadlines.cleanup_s, shield=True), contextlib.suppress(Exception):
                 await self._bucket.call("abort_multipart_upload", path, Key=key, UploadId=upload)
             raise
 
@@ -89,14 +88,13 @@ class Uploader:
 
     async def _put(self, method: str, path: str, key: str, fd: int, start: int, length: int, **part: str | int) -> str:
         """Send one body; returns the ETag that the server gave it."""
-        seconds = self._deadlines.connect_s + self._deadlines.stall_s + length / _FLOOR_BYTES_S
         if not self._by_client:
             try:
                 with self._bucket.translated(path):
-                    return await self._put_directly(path, key, fd, start, length, seconds, part)
+                    return await self._put_directly(path, key, fd, start, length, part)
             except Unspoken:
                 self._by_client = True
-        return await self._put_by_client(method, path, key, fd, start, length, seconds, part)
+        return await self._put_by_client(method, path, key, fd, start, length, part)
 
     async def _put_by_client(
         self,
@@ -106,21 +104,21 @@ class Uploader:
         fd: int,
         start: int,
         length: int,
-        seconds: float,
         part: dict[str, str | int],
     ) -> str:
         body = await read_source(fd, length, start)
-        answer = await self._bucket.call(method, path, seconds, Key=key, Body=body, **part)
+        answer = await self._bucket.call(method, path, answer_s=self._deadlines.answer_s, Key=key, Body=body, **part)
         return _etag_of(answer.get("ETag", ""))
 
     async def _put_directly(
-        self, path: str, key: str, fd: int, start: int, length: int, seconds: float, part: dict[str, str | int]
+        self, path: str, key: str, fd: int, start: int, length: int, part: dict[str, str | int]
     ) -> str:
         pool = await self._bucket.pool()
         query = "&".join(f"{name}={quote(str(value), safe='-_.~')}" for name, value in sorted(_query(part)))
         headers = {"content-length": str(length)}
         head = await self._bucket.request("PUT", key, headers, query, UNSIGNED_PAYLOAD)
-        answer = await pool.put(head, Body(fd, start, length), seconds)
+        body = Body(fd, start, length)
+        answer = await pool.ask("PUT", head, body, answer_s=self._deadlines.answer_s)
         if answer.status == 200:
             return _etag_of(answer.headers.get("etag", ""))
         if not pool.origin.secure and answer.status in (400, 403, 501):

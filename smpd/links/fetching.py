@@ -15,6 +15,30 @@ class Request(msgspec.Struct, tag_field="op"):
     """Base of the requests."""
 
 
+class Deadlines(msgspec.Struct, frozen=True):
+    """How long a peer may take, in seconds: all that a fetch process waits by.
+
+    Attributes:
+        connect_s: to look up a name, connect, and complete a TLS handshake.
+        login_s: to exchange SSH keys and log in, once connected.
+        stall_s: without a byte, while it owes the head or the body of an answer, takes a body, or sends a page of a
+            listing.
+        rate_min: the least bytes a second of such a connection, over each ``window_s``.
+        answer_s: to answer once the whole body of an upload was sent.
+        complete_s: to put together the parts of an upload, which may be thousands.
+        cleanup_s: to remove what a broken upload left.
+    """
+
+    connect_s: float = 10.0
+    login_s: float = 30.0
+    stall_s: float = 30.0
+    rate_min: int = 256
+    window_s: float = 60.0
+    answer_s: float = 120.0
+    complete_s: float = 600.0
+    cleanup_s: float = 10.0
+
+
 class Setup(Request, tag="setup"):
     """Who to talk to, with what, and the geometry of the ring whose descriptor comes along.
 
@@ -27,6 +51,7 @@ class Setup(Request, tag="setup"):
     secret: AnyRemoteSecret | None = None
     connections: int = 4
     sandbox: str = "auto"
+    deadlines: Deadlines = Deadlines()
 
 
 class Walls(msgspec.Struct):

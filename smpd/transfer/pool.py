@@ -41,6 +41,7 @@ class FetchSettings(NamedTuple):
     connections: int
     idle_s: float
     sandbox: str
+    deadlines: fetching.Deadlines = fetching.Deadlines()
 
 
 class RemotePool:
@@ -307,7 +308,13 @@ class RemotePool:
                 self._rings[index] = ring
             settings, remote = self.settings, self._remote
             request = fetching.Setup(
-                remote.config, ring.slots, ring.slot_bytes, remote.secret, settings.connections, settings.sandbox
+                remote.config,
+                ring.slots,
+                ring.slot_bytes,
+                remote.secret,
+                settings.connections,
+                settings.sandbox,
+                settings.deadlines,
             )
             self.walls = (await worker.caller.call(request, fetching.Walls, fds=[ring.fd])).sandbox
 

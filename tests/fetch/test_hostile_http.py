@@ -15,7 +15,7 @@ from servers import make_certificate
 
 from smp_proto.control import S3Config, S3Secret
 from smp_proto.errors import SmpError
-from smpd.fetch.remote import Deadlines
+from smpd.links.fetching import Deadlines
 
 PIN = f"etag:{len(DATA)}:{ETAG}"
 SECRET = S3Secret("key", "secret")
@@ -198,7 +198,7 @@ async def test_a_stalled_answer_is_given_up(part: str, certificate: Certificate)
     async with scripted({"stall": stall, "right": sends()}, certificate.server) as endpoint:
         config = S3Config("b", endpoint=endpoint, addressing="path", ca_pem=certificate.ca_pem)
         async with fetch_in_process(config, SECRET, deadlines=Deadlines(stall_s=0.2), connections=1) as link:
-            with pytest.raises(SmpError, match=r"sent nothing for 0\.2 s") as caught:
+            with pytest.raises(SmpError, match=r"moved nothing for 0\.2 s") as caught:
                 await link.read("stall", PIN, 100, 65536)
             assert caught.value.code == "remote_unreachable"
             assert DATA[100:200] == await link.read("right", PIN, 100, 100)

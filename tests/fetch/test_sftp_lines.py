@@ -9,8 +9,9 @@ from servers import Served
 from smp_proto.control import SftpConfig, SftpSecret
 from smp_proto.errors import RemoteError
 from smpd.fetch import sftp_lines
-from smpd.fetch.remote import DEADLINES, unreachable
+from smpd.fetch.remote import unreachable
 from smpd.fetch.sftp_login import Login
+from smpd.links.fetching import Deadlines
 
 
 class OnceLogin(Login):
@@ -29,7 +30,7 @@ class OnceLogin(Login):
 def make_login(served: Served) -> OnceLogin:
     assert isinstance(served.config, SftpConfig)
     assert isinstance(served.secret, SftpSecret)
-    return OnceLogin(served.config, served.secret, DEADLINES)
+    return OnceLogin(served.config, served.secret, Deadlines())
 
 
 async def test_a_refused_connection_leaves_those_there_are(openssh: Served, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from servers import Served, make_certificate
 
 from smp_proto.control import S3Config, S3Secret
 from smp_proto.errors import SmpError
-from smpd.fetch.remote import Deadlines
+from smpd.links.fetching import Deadlines
 
 MIB = 1 << 20
 SECRET = S3Secret("key", "secret")
@@ -74,7 +74,7 @@ async def test_a_body_arrives_whole_and_is_not_hashed(scheme: str, tmp_path: Pat
                 assert (info.size, link.progress) == (size, [size])
                 assert kept.pop() == BODY[:size]
                 kept.clear()
-    assert seen == [(False, number) for number in range(4)]
+    assert seen == [(False, 2 * number) for number in range(4)]  # a HEAD in between
 
 
 async def test_a_server_that_wants_the_hash_gets_it() -> None:
@@ -147,7 +147,7 @@ async def test_a_stalled_upload_is_given_up(reads: bool) -> None:
 
     released = anyio.Event()
     async with scripted({"x": stall}) as endpoint:
-        deadlines = Deadlines(connect_s=0.1, stall_s=0.2)
+        deadlines = Deadlines(connect_s=0.1, stall_s=0.2, answer_s=0.3)
         async with fetch_in_process(config_of(endpoint), SECRET, deadlines=deadlines) as link:
             with pytest.raises(SmpError) as caught:
                 # Of the silent one little, as it is given the time that a slow line would take.
