@@ -24,6 +24,8 @@ PIN = f"etag:{len(DATA)}:{ETAG}"
 SECRET = S3Secret("key", "secret")
 QUICK = Deadlines(connect_s=0.3, login_s=0.3, stall_s=0.3, answer_s=0.3, window_s=0.4, rate_min=2000)
 
+EASY = Deadlines(stall_s=1.5, answer_s=1.5, window_s=1.5, rate_min=500)  # of tests in which nobody is to be given up
+
 steps = st.lists(st.tuples(st.floats(0.01, 1.0), st.integers(0, 50)), max_size=60)
 
 
@@ -54,7 +56,7 @@ def test_who_moves_too_little_is_given_up(found: list[tuple[float, int]], rate: 
     since, tick = now, patience.tick_s
     while not patience.look(now, moved + int(rate * (now - since))):
         now += tick
-    assert now - since <= (2.0 + tick if rate == 0 else 10.0 + 2 * tick)
+    assert now - since <= (2.0 + tick if rate == 0 else 10.0 + 3 * tick)
 
 
 async def test_a_block_ends_when_nothing_moves() -> None:
@@ -142,8 +144,8 @@ async def test_a_listing_that_trickles_or_stops_is_given_up(fast: int) -> None:
 
 async def test_a_listing_may_take_longer_than_any_deadline() -> None:
     """As long as it comes at the least rate."""
-    async with scripted({"b": dripping(listing, 10, 0.02, 60)}) as endpoint:
-        async with fetch_in_process(config_of(endpoint), SECRET, deadlines=QUICK) as link:
+    async with scripted({"b": dripping(listing, 10, 0.05, 60)}) as endpoint:
+        async with fetch_in_process(config_of(endpoint), SECRET, deadlines=EASY) as link:
             assert len(await link.list()) == 30
 
 
@@ -158,12 +160,12 @@ async def test_a_slow_upload_may_take_longer_than_any_deadline() -> None:
             return True
         while len(kept) < len(body):
             kept.extend(await peer.reader.readexactly(128 << 10))
-            await anyio.sleep(0.02)
+            await anyio.sleep(0.03)
         await peer.send(b'HTTP/1.1 200 OK\r\nETag: "0f"\r\nContent-Length: 0\r\n\r\n')
         return True
 
     async with scripted({"x": slow}) as endpoint:
-        async with fetch_in_process(config_of(endpoint), SECRET, deadlines=QUICK) as link:
+        async with fetch_in_process(config_of(endpoint), SECRET, deadlines=EASY) as link:
             assert (await link.write("x", body)).size == len(body)
     assert bytes(kept) == body
 
