@@ -15,8 +15,7 @@ import structlog
 from anyio.abc import TaskGroup
 
 from smp_proto import __version__
-from smp_proto.audit.note import VerifierKey
-from smp_proto.control import JobState, JobView, QuarantineChange, Result
+from smp_proto.control import JobState, JobView, PutSpec, QuarantineChange, Result
 from smp_proto.errors import ErrorBody, IntegrityError, SmpError
 from smp_proto.sealed.keys import PublicIdentity
 from smpd.audit.log import AuditLog
@@ -26,24 +25,26 @@ from smpd.control.permissions import Permissions, remotes_of
 from smpd.control.roles import require_owner
 from smpd.control.server import ControlServer
 from smpd.control.watch import Events
+from smpd.host.descriptors import bounded, raise_limit
 from smpd.host.folders import ensure_dir, lock_state
 from smpd.host.memory import machine_bytes
 from smpd.host.notify import Notifier
 from smpd.host.process import trim_memory
 from smpd.host.sockets import bind_socket, inherited_sockets
-from smpd.jobs.database import Database
+from smpd.host.space import Space
 from smpd.jobs.job import Job, Progress
 from smpd.jobs.journal import Journal
 from smpd.jobs.scheduler import Scheduler
 from smpd.jobs.seal import StateSeal
 from smpd.jobs.states import ENDED
 from smpd.links.fetching import Deadlines
+from smpd.state import State, open_state
 from smpd.transfer.box import Box, Senders
 from smpd.transfer.device import ComputePools, ComputeSettings
 from smpd.transfer.pool import FetchSettings, Pools
 from smpd.transfer.refusing import Refusals
 from smpd.transfer.runner import Runner
-from smpd.vault.keys import BoxKeys, load_keys
+from smpd.vault.keys import BoxKeys
 from smpd.vault.objects import Vault
 from smpd.vault.quarantine import Quarantine
 from smpd.vault.remotes import RemoteStore
@@ -57,6 +58,7 @@ _log = structlog.get_logger("smpd")
 _SNAPSHOT_JOBS = 1000
 _AUDIT_RETRY_S = 10.0
 _TRIM_S = 11.0
+_JOB_BYTES = 1 << 20  # a job whose size is not known yet is not begun with less
 
 
 async def run(config: Config) -> None:
@@ -69,33 +71,25 @@ async def run(config: Config) -> None:
     notifier = Notifier()
     ensure_dir(state)
     lock = lock_state(state)
+    raise_limit()
     try:
-        keys = await anyio.to_thread.run_sync(_load_keys, config)
-        audit, verifier = await anyio.to_thread.run_sync(_open_audit, config, keys)
-        database = await anyio.to_thread.run_sync(Database, os.path.join(state, "smpd.db"))
+        opened = await anyio.to_thread.run_sync(open_state, config)
         try:
-            await _serve(config, keys, audit, verifier, database, notifier)
+            await _serve(config, opened, notifier)
         finally:
             notifier.stopping()
             with anyio.CancelScope(shield=True):
-                await anyio.to_thread.run_sync(_close, audit, database, keys)
+                await anyio.to_thread.run_sync(opened.close)
     finally:
         os.close(lock)
 
 
-async def _serve(
-    config: Config,
-    keys: BoxKeys,
-    audit: AuditLog,
-    verifier: VerifierKey,
-    database: Database,
-    notifier: Notifier,
-) -> None:
+async def _serve(config: Config, state: State, notifier: Notifier) -> None:
     async with anyio.create_task_group() as workers:
-        daemon = await anyio.to_thread.run_sync(partial(_compose, config, keys, audit, verifier, database, workers))
+        daemon = await anyio.to_thread.run_sync(_compose, config, state, workers)
         gc.freeze()  # what lives for ever is not looked through again in the middle of a transfer
         try:
-            await _serve_until_told(config, daemon, notifier, created=keys.created)
+            await _serve_until_told(config, daemon, notifier, created=state.keys.created)
         finally:
             # Only now, when no job and no request uses them any more, may the workers and their rings go.
             with anyio.CancelScope(shield=True):
@@ -112,14 +106,14 @@ async def _serve_until_told(config: Config, daemon: Daemon, notifier: Notifier, 
         server = ControlServer(
             sockets or [await anyio.to_thread.run_sync(_bind, config)],
             handlers(daemon),
-            config.control,
+            bounded(config),
             version=__version__,
             boot_id=daemon.boot_id,
             permissions=daemon.permissions,
         )
         group.start_soon(server.serve)
         group.start_soon(daemon.scheduler.run)
-        group.start_soon(_mend_audit, daemon)
+        group.start_soon(_mend, daemon)
         group.start_soon(_trim_when_idle, daemon)
         group.start_soon(notifier.feed_watchdog)
         notifier.ready(f"{daemon.public.fingerprint()}, listening")
@@ -133,39 +127,11 @@ async def _serve_until_told(config: Config, daemon: Daemon, notifier: Notifier, 
         group.cancel_scope.cancel()
 
 
-def _load_keys(config: Config) -> BoxKeys:
-    folder = os.path.join(config.paths.state, "keys")
-    ensure_dir(folder)
-    return load_keys(folder, config.keys)
-
-
-def _open_audit(config: Config, keys: BoxKeys) -> tuple[AuditLog, VerifierKey]:
-    public = keys.identity.public
-    verifier = VerifierKey(f"smpd/{public.fingerprint()}", public.verify_key)
-    log = AuditLog(
-        os.path.join(config.paths.state, "audit"),
-        sign=keys.identity.sign,
-        key=verifier,
-        pseudonym_key=keys.pseudonym,
-        detail_key=keys.detail,
-        checkpoint_records=config.audit.checkpoint_records,
-        checkpoint_s=config.audit.checkpoint_s,
-    )
-    return log, verifier
-
-
-def _compose(
-    config: Config,
-    keys: BoxKeys,
-    audit: AuditLog,
-    verifier: VerifierKey,
-    database: Database,
-    group: TaskGroup,
-) -> Daemon:
-    state, seal = config.paths.state, StateSeal(keys.state)
-    spool = os.path.join(state, "spool")
+def _compose(config: Config, state: State, group: TaskGroup) -> Daemon:
+    keys, database, audit, seal = state.keys, state.database, state.audit, StateSeal(state.keys.state)
+    spool = os.path.join(state.folder, "spool")
     ensure_dir(spool)
-    journal, vault = Journal(database, seal), Vault(os.path.join(state, "vault"), database)
+    journal, vault = Journal(database, seal), Vault(os.path.join(state.folder, "vault"), database)
     remotes, trust = RemoteStore(database, seal), TrustStore(database, seal)
     pools = Pools(remotes.get, _fetch(config), group)
 
@@ -196,6 +162,7 @@ def _compose(
         remote=pools.get,
         compute=ComputePools(config.compute.processors, _compute(config), group),
         spool_dir=spool,
+        space=state.space,
     )
     runner = Runner(box)
 
@@ -230,10 +197,11 @@ def _compose(
         on_change=changed,
         on_final=final,
         on_fault=lambda job_id, error: _log.error("job fault", job_id=job_id, exc_info=error),
+        room=partial(_room, state.space),
     )
     return Daemon(
         config=config,
-        state_dir=state,
+        state_dir=state.folder,
         boot_id=secrets.token_hex(8),
         started=time.monotonic(),
         box=box,
@@ -244,10 +212,10 @@ def _compose(
         remotes=remotes,
         trust=trust,
         audit=audit,
-        audit_key=verifier,
+        audit_key=state.verifier,
         keys_note=keys.protection,
         permissions=permissions,
-        notes=[*_notes(keys, vault, journal), *unknown_accounts(config)],
+        notes=[*state.notes, *_notes(keys, vault, journal), *unknown_accounts(config)],
     )
 
 
@@ -259,6 +227,18 @@ def _notes(keys: BoxKeys, vault: Vault, journal: Journal) -> list[str]:
     notes += [f"the file of vault object {item} is gone" for item in found.missing]
     notes += [f"the file of vault object {item} has another size than it came with" for item in found.damaged]
     return notes + [f"the record of job {job} is damaged" for job in journal.damaged()]
+
+
+def _room(space: Space, job: Job) -> SmpError | None:
+    """Why a job cannot start for want of space. A put's files are sealed already; of others it may be known."""
+    needed = 0 if isinstance(job.spec, PutSpec) else _JOB_BYTES
+    if needed and job.error is not None:
+        needed = max(needed, int(job.error.details.get("needed_bytes", 0)))
+    try:
+        space.require(needed, "this job")
+    except SmpError as error:
+        return error
+    return None
 
 
 def _fetch(config: Config) -> FetchSettings:
@@ -346,10 +326,11 @@ async def _trim_when_idle(daemon: Daemon) -> None:
             await daemon.events.next()
 
 
-async def _mend_audit(daemon: Daemon) -> None:
-    """Sign what is due, and after a failure try again until the disk holds the log."""
+async def _mend(daemon: Daemon) -> None:
+    """Make the reserve whole when there is space, and after a failure of the audit log try until the disk holds it."""
     while True:
         await anyio.sleep(min(_AUDIT_RETRY_S, daemon.config.audit.checkpoint_s))
+        await anyio.to_thread.run_sync(daemon.box.space.restore)
         try:
             if daemon.audit.failure:
                 await anyio.to_thread.run_sync(daemon.audit.retry)
@@ -391,12 +372,3 @@ def _bind(config: Config) -> socket.socket:
     if group is not None:
         os.chown(folder, -1, group)
     return bind_socket(config.paths.socket, int(config.control.socket_mode, 8), -1 if group is None else group)
-
-
-def _close(audit: AuditLog, database: Database, keys: BoxKeys) -> None:
-    try:
-        audit.close()
-    except (SmpError, OSError) as error:
-        _log.error("audit log not closed cleanly", exc_info=error)
-    database.close()
-    keys.identity.wipe()

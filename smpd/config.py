@@ -46,6 +46,12 @@ class Paths(Section, frozen=True):
     socket: str = ""
 
 
+class Space(Section, frozen=True):
+    """What ordinary work leaves free of the state's disk, for the journal and the audit log."""
+
+    reserve_bytes: Annotated[int, Meta(ge=MIB, le=1 << 40)] = 64 * MIB
+
+
 class Control(Section, frozen=True):
     """Who may ask for what, and how much one caller may hold."""
 
@@ -144,6 +150,7 @@ class Config(msgspec.Struct, frozen=True):
     """The effective configuration. ``origins`` says of each ``section.key`` where its value came from."""
 
     paths: Paths
+    space: Space
     control: Control
     fetch: Fetch
     compute: Compute
@@ -159,6 +166,7 @@ class Config(msgspec.Struct, frozen=True):
 PERMISSIONS = "permissions"
 SECTIONS: dict[str, type[Section]] = {
     "paths": Paths,
+    "space": Space,
     "control": Control,
     "fetch": Fetch,
     "compute": Compute,

@@ -38,6 +38,7 @@ class Box:
             "jobs": {"backoff_base_s": 0.05, "backoff_max_s": 0.2},
             "fetch": {"slots": 4},
             "compute": {"slots": 4, "device": "cpu"},
+            "space": {"reserve_bytes": 4 << 20},
         }
         for name, values in (config or {}).items():
             sections.setdefault(name, {}).update(values)

@@ -27,7 +27,7 @@ from smpd.control.actor import Peer, RoleGroups
 from smpd.control.permissions import Permissions
 from smpd.control.server import ControlServer
 from smpd.host.folders import ensure_dir
-from smpd.jobs.database import Database
+from smpd.state import open_state
 from smpd.verbs import handlers
 from smpd.verbs.daemon import Daemon
 
@@ -95,9 +95,7 @@ async def whole(folder: Path, *, scheduler: bool = False, **sections: Any) -> As
     config = configured(folder, **sections)
     for path in (folder, config.paths.state):
         ensure_dir(str(path))
-    keys = await anyio.to_thread.run_sync(app._load_keys, config)
-    audit, verifier = await anyio.to_thread.run_sync(app._open_audit, config, keys)
-    database = await anyio.to_thread.run_sync(Database, os.path.join(config.paths.state, "smpd.db"))
+    state = await anyio.to_thread.run_sync(open_state, config)
     groups = RoleGroups(ADMINS, OPERATORS, VIEWERS)
     with (
         tempfile.TemporaryDirectory(prefix="smpd-") as runtime,
@@ -112,7 +110,7 @@ async def whole(folder: Path, *, scheduler: bool = False, **sections: Any) -> As
         listener.listen(64)
         try:
             async with anyio.create_task_group() as group:
-                daemon = app._compose(config, keys, audit, verifier, database, group)
+                daemon = app._compose(config, state, group)
                 server = ControlServer(
                     [listener],
                     handlers(daemon),
@@ -133,4 +131,4 @@ async def whole(folder: Path, *, scheduler: bool = False, **sections: Any) -> As
                     group.cancel_scope.cancel()
         finally:
             daemon.box.vault.close()
-            app._close(audit, database, keys)
+            state.close()

@@ -173,6 +173,8 @@ CODES: dict[str, ErrorCode] = {
     "source_changed": ErrorCode(IntegrityError, False, "the object changed while it was being read"),
     "disk_full": ErrorCode(ResourceError, True, "no space is left for the spool, the vault or the journal"),
     "disk_failed": ErrorCode(ResourceError, True, "the disk reported an error"),
+    "no_memory": ErrorCode(ResourceError, True, "this machine, or the limit on the daemon, has too little memory left"),
+    "no_descriptors": ErrorCode(ResourceError, True, "the daemon has no file descriptor left"),
     "spool_corrupt": ErrorCode(ResourceError, True, "a spooled range does not match its journal"),
     "sandbox": ErrorCode(ResourceError, False, 'this kernel lacks what sandbox = "required" needs'),
     "worker_died": ErrorCode(ResourceError, True, "a fetch or compute process ended unexpectedly"),

@@ -24,7 +24,8 @@ def _status(found: Status) -> None:
             ("box key", found.fingerprint),
             ("jobs", jobs),
             ("remotes", ", ".join(found.remotes) or "none; add one with: smpctl remote add"),
-            ("vault", f"{found.vault_items} items, {size(found.free_bytes)} free in {found.state_dir}"),
+            ("vault", f"{found.vault_items} items in {found.state_dir}"),
+            ("disk", _disk(found)),
             ("audit", f"{found.audit_size} records, {'ok' if found.audit_ok else 'BROKEN: smpctl audit verify'}"),
             ("memory", f"{size(found.peak_rss_bytes)} at most"),
         ]
@@ -43,6 +44,17 @@ def _status(found: Status) -> None:
             for worker in found.workers
         ]
         table(("worker", "for", "process", "state", "restarts", "memory"), rows, right=(2, 4, 5))
+
+
+def _disk(found: Status) -> str:
+    text = f"{size(found.free_bytes)} free"
+    if found.reserve_bytes:
+        text += f", {size(found.reserve_held_bytes)} of {size(found.reserve_bytes)} held in reserve"
+    if found.claimed_bytes:
+        text += f", {size(found.claimed_bytes)} claimed by running jobs"
+    if found.short_jobs:
+        text += f"; FULL: {found.short_jobs} jobs wait for {size(found.short_bytes)}: smpctl vault ls"
+    return text
 
 
 @verb()

@@ -64,6 +64,7 @@ class AuditLog:
         earlier_keys: keys that signed older checkpoints.
         checkpoint_records: sign after so many records.
         checkpoint_s: sign after so many seconds, at the next record or :meth:`checkpoint`.
+        make_room: called before something is written, to see that there is room for it.
 
     Raises:
         AuditError: ``audit_unwritable`` from here and from each call that writes: the act must not be done.
@@ -82,6 +83,7 @@ class AuditLog:
         earlier_keys: Sequence[VerifierKey] = (),
         checkpoint_records: int = CHECKPOINT_RECORDS,
         checkpoint_s: float = CHECKPOINT_S,
+        make_room: Callable[[], None] = lambda: None,
     ) -> None:
         self.directory = os.path.abspath(directory)
         self._sign = sign
@@ -91,6 +93,7 @@ class AuditLog:
         self._clock = clock
         self._checkpoint_records = checkpoint_records
         self._checkpoint_s = checkpoint_s
+        self._make_room = make_room
         self._changed = threading.Condition()  # guards all that follows
         self._busy = False  # a leader is at work; only it touches the files and the tree
         self._failure = ""
@@ -320,6 +323,7 @@ class AuditLog:
         """Write all that is queued, sync once, acknowledge, and sign a checkpoint when one is due."""
         with self._changed:
             self._flight, self._queue = self._queue, []
+        self._make_room()
         self._log.append(b"".join(entry.line for entry in self._flight))
         with self._changed:
             for entry in self._flight:

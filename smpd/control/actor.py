@@ -95,6 +95,9 @@ def is_worker(peer: Peer) -> bool:
 
     They run as our own user, who is an administrator, and have no business at this socket. A process of our user that
     is gone already is taken for one of them: it waits for no answer.
+
+    Raises:
+        OSError: it cannot be told now, for want of descriptors above all.
     """
     if peer.uid != os.geteuid() or peer.pid == os.getpid():
         return False
@@ -104,7 +107,7 @@ def is_worker(peer: Peer) -> bool:
             with open(f"/proc/{pid}/stat", "rb") as file:
                 # The name before it may hold anything (proc_pid_stat(5)).
                 pid = int(file.read().rpartition(b")")[2].split()[1])
-        except OSError:
+        except (FileNotFoundError, ProcessLookupError):
             return pid == peer.pid
         if pid == os.getpid():
             return True

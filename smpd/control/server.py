@@ -6,7 +6,9 @@ go on. A handler whose act must not be left half done shields that part.
 """
 
 import contextlib
+import errno
 import functools
+import os
 import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, cast
@@ -75,6 +77,7 @@ class ControlServer:
         self._hello_s = hello_s
         self._limits = Limits(config)
         self._sparing = Sparing()
+        self._spare = _spare()
 
     @property
     def connections(self) -> int:
@@ -90,6 +93,9 @@ class ControlServer:
         finally:
             for listener in self._sockets:
                 listener.close()
+            if self._spare >= 0:
+                os.close(self._spare)
+                self._spare = -1
 
     async def _accept(self, listener: socket.socket, group: anyio.abc.TaskGroup) -> None:
         listener.setblocking(False)
@@ -100,8 +106,10 @@ class ControlServer:
             except (BlockingIOError, InterruptedError):
                 await anyio.wait_readable(listener)
                 continue
-            except OSError as error:  # out of descriptors or memory; those waiting stay in the backlog
+            except OSError as error:  # out of descriptors or memory
                 _log.warning("accept failed", errno=error.errno)
+                if error.errno in (errno.EMFILE, errno.ENFILE):
+                    self._turn_away_spare(listener)
                 await anyio.sleep(_ACCEPT_PAUSE_S)
                 continue
             peer = peer_of(sock)
@@ -111,6 +119,17 @@ class ControlServer:
                 self._turn_away(sock, peer, error)
                 continue
             group.start_soon(self._connection, sock, peer)
+
+    def _turn_away_spare(self, listener: socket.socket) -> None:
+        """With no descriptor left, answer whoever waits by means of the spare one: better than silence."""
+        if self._spare >= 0:
+            os.close(self._spare)
+            self._spare = -1
+            with contextlib.suppress(OSError):
+                sock = listener.accept()[0]
+                self._turn_away(sock, peer_of(sock), _no_descriptors())
+        with contextlib.suppress(OSError):  # somebody else was faster; the next round tries again
+            self._spare = _spare()
 
     def _turn_away(self, sock: socket.socket, peer: Peer, error: DaemonError) -> None:
         """Say why at once, without waiting for anything this peer may or may not do."""
@@ -148,7 +167,7 @@ class ControlServer:
         """Exchange HELLO.
 
         Raises:
-            DaemonError: ``protocol`` or ``protocol_version``.
+            DaemonError: ``protocol``, ``protocol_version``, or ``busy``.
             DeniedError: ``forbidden`` when the peer has no role at all, or is a worker of ours.
         """
         frame, fds = await channel.receive()
@@ -157,17 +176,26 @@ class ControlServer:
             raise DaemonError("protocol", f"the first frame is {frame.type.name} and not HELLO")
         theirs = decode(frame.body, Hello)
         actor = await anyio.to_thread.run_sync(actor_of, peer, self._groups, self._permissions)
-        error: SmpError | None = None
-        if await anyio.to_thread.run_sync(is_worker, peer):
-            error = DeniedError("forbidden", "processes that smpd started may not ask it for anything")
-        elif theirs.protocol_min > PROTOCOL_MAX or theirs.protocol_max < PROTOCOL_MIN:
-            error = _no_overlap(theirs)
-        elif actor.role is None:
-            error = denied(f"{actor.label} has no role on this box", "viewer", self._config)
+        error = await self._objection(actor, peer, theirs)
         await channel.send(FrameType.HELLO, 0, self._greeting(actor, error))
         if error is not None:
             raise error
         return actor
+
+    async def _objection(self, actor: Actor, peer: Peer, theirs: Hello) -> SmpError | None:
+        """Why this peer is not let in, if it is not."""
+        try:
+            ours = await anyio.to_thread.run_sync(is_worker, peer)
+        except OSError as error:  # no descriptor to look with: who cannot be told from a worker has to come again
+            _log.warning("a peer cannot be told from a worker", errno=error.errno)
+            return _no_descriptors()
+        if ours:
+            return DeniedError("forbidden", "processes that smpd started may not ask it for anything")
+        if theirs.protocol_min > PROTOCOL_MAX or theirs.protocol_max < PROTOCOL_MIN:
+            return _no_overlap(theirs)
+        if actor.role is None:
+            return denied(f"{actor.label} has no role on this box", "viewer", self._config)
+        return None
 
     def _greeting(self, actor: Actor | None, error: SmpError | None) -> bytes:
         hello = self._hello
@@ -190,7 +218,21 @@ class ControlServer:
             if error.code == "rate_limited":  # its stream stays open for that long, so asking at once does not help
                 await anyio.sleep(min(error.details["retry_after"], _REFUSED_S_MAX))
             raise
-        return await self._handlers[type(request)](actor, request, exchange)
+        try:
+            return await self._handlers[type(request)](actor, request, exchange)
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+            self._complain("request failed", actor.uid, errno=error.errno, op=op)
+            raise _no_descriptors() from error
+
+
+def _spare() -> int:
+    return os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _no_descriptors() -> DaemonError:
+    return DaemonError("busy", "smpd has no file descriptor left", hint="try again later; see smpctl doctor")
 
 
 def _no_overlap(theirs: Hello) -> DaemonError:

@@ -61,7 +61,7 @@ def _limit(path: str) -> list[int]:
 
 
 def _status(pid: int) -> dict[bytes, int]:
-    """The numbers of /proc/PID/status; sizes in bytes. Empty when it is gone."""
+    """The numbers of /proc/PID/status; sizes in bytes. Empty when it is gone, or cannot be seen."""
     found = {}
     try:
         with open(f"/proc/{pid}/status", "rb") as status:
@@ -69,6 +69,6 @@ def _status(pid: int) -> dict[bytes, int]:
                 name, _, value = line.partition(b":")
                 if name in _FIELDS:
                     found[name] = int(value.split()[0]) * (1 if name == b"Threads" else 1024)
-    except (FileNotFoundError, ProcessLookupError):
+    except OSError:  # gone, or no descriptor to look with
         pass
     return found

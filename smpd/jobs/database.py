@@ -10,12 +10,13 @@ import contextlib
 import errno
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Any
 
 from smp_proto.errors import IntegrityError, ResourceError, SmpError
 from smpd.host import sqlite
+from smpd.host.space import disk_error
 
 GROUP_MAX = 64  # transactions in one commit: the first of them waits for the last
 
@@ -111,13 +112,6 @@ _DISK = {
 }
 
 
-def disk_error(error: OSError, what: str) -> ResourceError:
-    """Name a failed system call: ``disk_full`` for ENOSPC and EDQUOT, else ``disk_failed``."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ResourceError("disk_full", f"no space is left for {what}", hint="free some space; the work goes on then")
-    return ResourceError("disk_failed", f"the disk failed for {what}: {error.strerror}", hint="look at the kernel log")
-
-
 class _Group:
     """Transactions that share one commit."""
 
@@ -135,14 +129,18 @@ class Database:
     Args:
         path: the file; created with mode 0600 when absent. Its directory must exist.
         migrations: the schema, step by step.
+        make_room: called before something is written, to see that there is room for it.
 
     Raises:
         IntegrityError: ``unsupported``, when a newer SMP wrote the file. It is left as it was.
         ResourceError: ``disk_failed`` when it is damaged or unreadable, ``disk_full``.
     """
 
-    def __init__(self, path: str, migrations: Sequence[str] = MIGRATIONS) -> None:
+    def __init__(
+        self, path: str, migrations: Sequence[str] = MIGRATIONS, *, make_room: Callable[[], None] = lambda: None
+    ) -> None:
         self._path = path
+        self._make_room = make_room
         self._lock = threading.Lock()  # guards the connection that writes, and what follows
         self._owner = 0
         self._group: _Group | None = None
@@ -218,6 +216,7 @@ class Database:
             self._waiting -= 1
         if self._group is None:
             try:
+                self._make_room()
                 self._connection.execute("BEGIN IMMEDIATE")
             except BaseException:
                 self._lock.release()

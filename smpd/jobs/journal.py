@@ -169,6 +169,7 @@ class Journal:
         result: Result | None = None,
         delay: float = 0.0,
         due: float = 0.0,
+        counted: bool = True,
     ) -> Job:
         """Move a job along the table of states.
 
@@ -177,8 +178,9 @@ class Journal:
             move: which move.
             error: why; without it an earlier error is forgotten.
             result: what was delivered; without it an earlier result is forgotten.
-            delay: for ``retry``, seconds of backoff.
-            due: for ``retry``, when it ends on the monotonic clock.
+            delay: for ``retry`` and ``hold``, seconds to wait.
+            due: for ``retry`` and ``hold``, when it ends on the monotonic clock.
+            counted: for ``retry``, whether the attempt that ends counts.
 
         A move to the end (``done``, ``cancelled``) also deletes what was kept for resuming, and what was quarantined.
 
@@ -190,6 +192,8 @@ class Journal:
             job = self._find(connection, job_id)
             state = next_state(job.state, move, job_id)
             attempt = {"start": job.attempt + 1, "resume": 0, "recover": max(0, job.attempt - 1)}.get(move, job.attempt)
+            if not counted:
+                attempt = max(0, attempt - 1)
             moved = msgspec.structs.replace(
                 job,
                 state=state,

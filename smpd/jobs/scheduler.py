@@ -27,14 +27,18 @@ T = TypeVar("T")
 RANKS: dict[Priority, int] = {"critical": 0, "high": 1, "normal": 2, "low": 3}
 RETRY_AFTER_MAX_S = 3_600.0  # a server may ask for patience, not for ever
 DISK_RETRY_S = 1.0
+ROOM_RETRY_S = 1.0
 FINAL_MAX_S = 60.0
 
-# The box's own trouble, which passes: the job waits for as long as it takes.
+# The box's own trouble, which passes: the job waits for as long as it takes, and no attempt is counted.
 PATIENT_CODES = frozenset({"disk_full", "audit_unwritable"})
 
 
 # Returns once everything is delivered.
 Runner = Callable[[Job, Progress], Awaitable[Result]]
+
+# Says why there is no room for a job on this box, or nothing. Blocking.
+Room = Callable[[Job], SmpError | None]
 
 
 class _Run:
@@ -63,6 +67,7 @@ class Scheduler:
         on_fault: called with a job's id and what was unexpected, for the log.
         clock: the monotonic clock.
         rng: the source of jitter.
+        room: asked before a job starts, and while it waits for want of room.
     """
 
     def __init__(
@@ -79,6 +84,7 @@ class Scheduler:
         on_fault: Callable[[str, Exception], None],
         clock: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
+        room: Room = lambda job: None,
     ) -> None:
         self._journal = journal
         self._runner = runner
@@ -91,6 +97,7 @@ class Scheduler:
         self._on_fault = on_fault
         self._clock = clock
         self._rng = rng or random.Random()
+        self._room = room
         self._heap: list[tuple[int, int, str]] = []  # rank, number, id; may hold ids no longer queued
         self._queued: dict[str, Priority] = {}
         self._waiting: dict[str, float] = {}  # due, by the clock
@@ -191,7 +198,10 @@ class Scheduler:
         now = self._clock()
         for job_id in [job_id for job_id, due in self._waiting.items() if due <= now]:
             try:
-                job = await self._thread(self._journal.move, job_id, "due")
+                job = await self._thread(self._due, job_id)
+                if job is None:
+                    self._waiting[job_id] = now + ROOM_RETRY_S
+                    continue
             except SmpError as error:
                 self._on_fault(job_id, error)
                 if error.retryable:
@@ -201,6 +211,14 @@ class Scheduler:
             else:
                 self._track(job)
                 self._tell(job, progress=False)
+
+    def _due(self, job_id: str) -> Job | None:
+        """Queue a job again whose wait is over; None while it waits for room and there is none."""
+        job = self._journal.get(job_id)
+        short = job.error if job.error is not None and job.error.code == "disk_full" else None
+        if short is not None and self._room(job) is not None:
+            return None
+        return self._journal.move(job_id, "due", error=short)  # it still says how much is needed
 
     def _start_what_fits(self, group: anyio.abc.TaskGroup) -> None:
         while self._heap:
@@ -257,6 +275,12 @@ class Scheduler:
         failure: Exception | None = None
         started: Job | None = None
         with run.scope:
+            short = await self._thread(self._short, job_id)
+            if short is not None and run.asked is None:
+                due = self._clock() + ROOM_RETRY_S
+                held = await self._settle(job_id, "hold", error=short.body(), delay=ROOM_RETRY_S, due=due)
+                await self._announce(held)
+                return held
             started = await self._settle(job_id, "start")
             await self._announce(started)
             progress = self._progress(started)
@@ -283,9 +307,12 @@ class Scheduler:
             return await self._settle(job.id, run.asked)
         if error.retryable and (job.attempt < self._attempts or error.code in PATIENT_CODES):
             delay = self._backoff(job.attempt, error)
-            due = self._clock() + delay
-            return await self._settle(job.id, "retry", error=error.body(), delay=delay, due=due)
+            facts = {"delay": delay, "due": self._clock() + delay, "counted": error.code not in PATIENT_CODES}
+            return await self._settle(job.id, "retry", error=error.body(), **facts)
         return await self._settle(job.id, "fail", error=error.body())
+
+    def _short(self, job_id: str) -> SmpError | None:
+        return self._room(self._journal.get(job_id))
 
     def _backoff(self, attempt: int, error: SmpError) -> float:
         """Seconds to wait: full jitter, and not less than the server asked for."""

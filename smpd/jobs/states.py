@@ -4,6 +4,7 @@ Rules it encodes:
 
 - ``start`` and what follows it (``succeed``, ``retry``, ``fail``, ``quarantine``) are the scheduler's moves;
   ``pause``, ``resume`` and ``cancel`` are a person's.
+- ``hold`` has a job wait for room before it starts; it is no attempt.
 - ``recover`` is what happens to a running job whose daemon died: it goes back to the queue.
 - ``done`` and ``cancelled`` are the end. ``failed`` and ``quarantined`` can be resumed: a new try goes on from
   what the spool holds. They can also be cancelled, which lets go of what the spool holds.
@@ -14,12 +15,12 @@ from typing import Literal, get_args
 from smp_proto.control import JobState
 from smp_proto.errors import StateError
 
-Move = Literal["start", "succeed", "retry", "fail", "quarantine", "pause", "resume", "cancel", "recover", "due"]
+Move = Literal["start", "succeed", "retry", "fail", "quarantine", "pause", "resume", "cancel", "recover", "due", "hold"]
 
 STATES: tuple[JobState, ...] = get_args(JobState)
 
 MOVES: dict[JobState, dict[Move, JobState]] = {
-    "queued": {"start": "running", "pause": "paused", "cancel": "cancelled"},
+    "queued": {"start": "running", "hold": "waiting", "pause": "paused", "cancel": "cancelled"},
     "waiting": {"due": "queued", "pause": "paused", "cancel": "cancelled"},
     "running": {
         "succeed": "done",

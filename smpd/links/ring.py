@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator
 import anyio
 
 from smp_proto.errors import ResourceError
+from smpd.host.bounds import no_memory, require_memory
 
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
@@ -36,8 +37,10 @@ class Ring:
         Its size is sealed, so that the other process cannot shrink it and turn our next access into SIGBUS.
 
         Raises:
-            ResourceError: ``disk_full`` when memory for it is not to be had.
+            ResourceError: ``no_memory``, when memory for it is not to be had.
         """
+        what = f"a ring of {slots} slots of {slot_bytes} bytes"
+        require_memory(slots * slot_bytes, what)
         fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             # Allocating here instead of at first touch turns a lack of memory into an error, not a SIGBUS.
@@ -46,11 +49,7 @@ class Ring:
             return cls(fd, slots, slot_bytes)
         except OSError as error:
             os.close(fd)
-            raise ResourceError(
-                "disk_full",
-                f"no memory for a ring of {slots} slots of {slot_bytes} bytes",
-                hint="lower ring.slots in the configuration, or free memory",
-            ) from error
+            raise no_memory(what) from error
 
     def slot(self, index: int) -> memoryview:
         """The writable bytes of one slot; the caller releases the view."""

@@ -9,11 +9,11 @@ import anyio
 from smp_proto.control import ObjectInfo
 from smp_proto.sealed.bundle import BundleInfo, BundleWriter
 from smp_proto.sealed.entries import guess_media_type
+from smpd.host.space import disk_errors
 from smpd.transfer.lanes import Lane
 from smpd.transfer.opening import private_copies
 from smpd.transfer.pool import RemotePool
 from smpd.transfer.source import Tally, no_objects
-from smpd.transfer.spool import disk_errors
 from smpd.vault.remotes import is_prefix
 
 

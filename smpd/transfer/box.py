@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from smp_proto.control import QuarantineChange, Transfer
 from smp_proto.sealed.envelope import Trust
 from smp_proto.sealed.keys import Identity, PublicIdentity
+from smpd.host.space import Space
 from smpd.jobs.job import Job, Progress
 from smpd.jobs.journal import Journal
 from smpd.transfer.device import ComputePools
@@ -100,6 +101,7 @@ class Box:
     remote: Callable[[str], Awaitable[RemotePool]]
     compute: ComputePools
     spool_dir: str
+    space: Space
 
     @property
     def identity(self) -> Identity:

@@ -125,7 +125,7 @@ class Members:
 
     def evidence(self, info: ObjectInfo) -> Evidence:
         """What is kept of an object if it is refused."""
-        found = Evidence("" if self.pool.mode == "streaming" else self.part(info))
+        found = Evidence("" if self.pool.mode == "streaming" else self.part(info), self.box.space)
         found.info = info
         return found
 
@@ -239,7 +239,7 @@ class Members:
         large = Large(self, source, prefix)
         self._open.add(large)
         if self.shelf is not None:
-            large.spool = await Spool.open(self.part(info), info.size, None)
+            large.spool = await Spool.open(self.box.space, self.part(info), info.size, None)
         return large
 
     def closed(self, large: Large) -> None:

@@ -14,8 +14,8 @@ from smp_proto.control import ObjectInfo
 from smp_proto.errors import IntegrityError, ResourceError
 from smp_proto.sealed.envelope import Envelope
 from smp_proto.sealed.layout import SEGMENT_BYTES, TRAILER_BYTES, Trailer
+from smpd.host.space import Space, disk_errors
 from smpd.transfer.opening import Reader, from_memory, write_exact
-from smpd.transfer.spool import check_room, disk_errors
 
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2  # fallocate(2)
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -26,12 +26,14 @@ class Evidence:
 
     Args:
         path: the file, which may be the job's spool file; empty where nothing may be kept.
+        space: of the disk it is on.
 
     A disk that fails costs the evidence, not the refusal: no method raises.
     """
 
-    def __init__(self, path: str = "") -> None:
+    def __init__(self, path: str = "", space: Space | None = None) -> None:
         self.path = path
+        self._space = space
         self.info: ObjectInfo | None = None
         self.sender = self.object_id = b""
         self._end = b""
@@ -63,11 +65,10 @@ class Evidence:
             start: where they belong.
             length: how many.
         """
-        if not (self.path and self._end and self.info and length):
+        if not (self.path and self._space and self._end and self.info and length):
             return
         try:
-            with disk_errors("the quarantine"):
-                check_room(os.path.dirname(self.path), length)
+            with disk_errors("the quarantine"), self._space.claim(length, "the quarantine"):
                 fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
                 try:
                     for at in range(0, length, SEGMENT_BYTES):

@@ -11,6 +11,7 @@ import anyio
 from smp_proto.control import ObjectInfo
 from smp_proto.errors import IntegrityError, SmpError
 from smp_proto.sealed.envelope import OpenedEnvelope
+from smpd.host.space import disk_errors
 from smpd.links.computing import InputObject
 from smpd.links.fetching import Whole
 from smpd.transfer.box import trust_at
@@ -19,7 +20,7 @@ from smpd.transfer.lanes import Lane
 from smpd.transfer.opening import from_descriptor, open_whole
 from smpd.transfer.pipeline import RangeUnit, Unit, input_object, ranges
 from smpd.transfer.source import Source
-from smpd.transfer.spool import Spool, check_room, disk_errors, remove
+from smpd.transfer.spool import Spool, remove
 
 if TYPE_CHECKING:
     from smpd.transfer.collection import Members
@@ -45,9 +46,8 @@ class Batch:
             at += info.size
         asked, failed = await members.pool.read_many(lane, wanted)
         members.meter.fetched(asked)
-        length, bad = await anyio.to_thread.run_sync(
-            self._open, lane, wanted, failed, plain, limiter=members.pool.openers
-        )
+        opening = partial(self._open_in_room, lane, wanted, failed, plain)
+        length, bad = await anyio.to_thread.run_sync(opening, limiter=members.pool.openers)
         for index, error in {**failed, **bad}.items():
             await members.refuse(self._infos[index], error, self._evidence.get(index))
         return length
@@ -68,6 +68,13 @@ class Batch:
             await members.shelf.add([members.adoption(info, envelope) for info, envelope in self._opened])
         members.meter.advanced(self._bytes)
 
+    def _open_in_room(
+        self, lane: Lane, wanted: Sequence[Whole], failed: Collection[int], plain: memoryview | None
+    ) -> tuple[int, dict[int, SmpError]]:
+        kept = self._bytes if self._members.shelf is not None else 0
+        with self._members.box.space.claim(kept, "the spool"):
+            return self._open(lane, wanted, failed, plain)
+
     def _open(
         self, lane: Lane, wanted: Sequence[Whole], failed: Collection[int], plain: memoryview | None
     ) -> tuple[int, dict[int, SmpError]]:
@@ -76,8 +83,6 @@ class Batch:
         ring, senders = members.pool.ring(lane), members.box.senders()
         bad: dict[int, SmpError] = {}
         filled = 0
-        if members.shelf is not None:
-            check_room(members.box.spool_dir, self._bytes)
         for index, whole in enumerate(wanted):
             if index in failed:
                 continue

@@ -12,12 +12,13 @@ import anyio
 from smp_proto.aio import encode
 from smp_proto.errors import IntegrityError
 from smp_proto.sealed.entries import Entry
+from smpd.host.space import disk_errors
 from smpd.links.computing import InputEntry, InputObject
 from smpd.transfer.lanes import Lane
 from smpd.transfer.opening import from_descriptor, from_memory
 from smpd.transfer.pool import RemotePool
 from smpd.transfer.source import Source, Tally
-from smpd.transfer.spool import Spool, disk_errors
+from smpd.transfer.spool import Spool
 
 _ANNOUNCED_BYTES = 512 << 10  # of one message, so that it fits a frame
 _PREFIX_BYTES = 1024 + 64  # the most that an object adds to its entries

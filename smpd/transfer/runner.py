@@ -21,6 +21,7 @@ from smp_proto.sealed.bundle import BundleInfo
 from smp_proto.sealed.envelope import open_envelope
 from smp_proto.sealed.keys import PublicIdentity
 from smp_proto.sealed.layout import TRAILER_BYTES, Trailer
+from smpd.host.space import disk_errors
 from smpd.jobs.job import Job, Progress
 from smpd.jobs.scheduler import RANKS
 from smpd.links import computing
@@ -36,7 +37,7 @@ from smpd.transfer.pool import RemotePool
 from smpd.transfer.refusing import Acceptance, Refusals
 from smpd.transfer.sealing import sealed_file
 from smpd.transfer.source import Source, naming, open_source
-from smpd.transfer.spool import Spool, disk_errors, remove
+from smpd.transfer.spool import Spool, remove
 from smpd.vault.objects import Adoption
 from smpd.vault.remotes import is_prefix, parse_location
 
@@ -199,7 +200,7 @@ class Runner:
         """Run the processor over what ``feed`` brings; the sealed results are in the spool afterwards."""
         compute = self._box.compute
         request = computing.Run(job.id, spec.processor, spec.params, compute.settings.timeout_s, single)
-        async with sealed_file(self.out(job.id), self._box.identity, []) as writer:
+        async with sealed_file(self._box.space, self.out(job.id), self._box.identity, []) as writer:
             # All objects are verified whole when feed returns; only then may a result be finished.
             done = await compute.of(spec.processor).run(request, writer, feed)
             meter.transfer.device = done.device
@@ -243,7 +244,7 @@ class Runner:
         location = f"{pool.name}:{path}"
         journal = self._box.journal
         senders = await self._thread(self._box.senders)
-        evidence = Evidence("" if pool.mode == "streaming" else self.part(job.id))
+        evidence = Evidence("" if pool.mode == "streaming" else self.part(job.id), self._box.space)
 
         async def check(info: ObjectInfo) -> None:
             pin = partial(journal.pin, job.id, info.pin, info.size)
@@ -318,9 +319,9 @@ class Runner:
             return None, {}
         path, size, journal = self.part(job.id), source.info.size, self._box.journal
         if pool.mode == "standard":
-            return await Spool.open(path, size, None), dict.fromkeys(range(source.opener.range_count))
+            return await Spool.open(self._box.space, path, size, None), dict.fromkeys(range(source.opener.range_count))
         have = await self._thread(journal.ranges, job.id)
-        return await Spool.open(path, size, partial(journal.mark_ranges, job.id)), have
+        return await Spool.open(self._box.space, path, size, partial(journal.mark_ranges, job.id)), have
 
     async def _arrive(self, job: Job, pool: RemotePool, path: str, meter: Meter) -> BundleInfo:
         """Seal the plaintext objects of a ``standard`` remote into the spool, for this box alone."""
@@ -328,7 +329,7 @@ class Runner:
         objects = await find_objects(pool, path)
         meter.begin("seal", sum(info.size for info in objects))
         identity = self._box.identity
-        async with sealed_file(self.part(job.id), identity, [identity.public]) as writer:
+        async with sealed_file(self._box.space, self.part(job.id), identity, [identity.public]) as writer:
             return await seal_arriving(pool, path, objects, writer, meter)
 
     async def _sealed(self, job: Job) -> Result | None:

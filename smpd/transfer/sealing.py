@@ -14,14 +14,16 @@ from smp_proto.sealed.bundle import BundleReader, BundleWriter
 from smp_proto.sealed.entries import Entry, guess_media_type
 from smp_proto.sealed.envelope import Trust
 from smp_proto.sealed.keys import Identity, PublicIdentity
+from smpd.host.space import Space, disk_errors
 from smpd.transfer.pool import read_exact
-from smpd.transfer.spool import disk_errors
 
-_READ_BYTES = 4 << 20  # so that the thread that hashes is woken seldom
+_READ_BYTES = 1 << 20
 
 
 @contextlib.asynccontextmanager
-async def sealed_file(path: str, sender: Identity, recipients: Sequence[PublicIdentity]) -> AsyncIterator[BundleWriter]:
+async def sealed_file(
+    space: Space, path: str, sender: Identity, recipients: Sequence[PublicIdentity]
+) -> AsyncIterator[BundleWriter]:
     """A writer whose bytes go to a new file at ``path``, durable at the end; what was there before is replaced.
 
     The writer blocks: use it in threads. If the block fails the file is removed.
@@ -29,6 +31,7 @@ async def sealed_file(path: str, sender: Identity, recipients: Sequence[PublicId
     fd = await anyio.to_thread.run_sync(_create, path)
 
     def write(data: memoryview) -> None:
+        space.require(len(data), "the spool")
         with disk_errors("the spool"):
             durable.write_all(fd, data)
 
@@ -86,7 +89,7 @@ def seal_descriptor(writer: BundleWriter, fd: int, name: str, media_type: str, p
         UsageError: ``bad_name`` or ``bad_request``.
         ResourceError: it could not be read, or the spool not written.
     """
-    buffer = memoryview(bytearray(min(_READ_BYTES, os.fstat(fd).st_size + 1)))
+    buffer = memoryview(bytearray(_READ_BYTES))
     offset = 0
     try:
         while True:
@@ -103,7 +106,7 @@ def seal_descriptor(writer: BundleWriter, fd: int, name: str, media_type: str, p
             progress(count)
         writer.end()
     finally:
-        buffer[:] = bytes(len(buffer))
+        buffer[:] = bytes(_READ_BYTES)
 
 
 def read_bundle(fd: int, identities: Sequence[Identity], trust: Trust) -> BundleReader:

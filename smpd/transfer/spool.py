@@ -5,36 +5,17 @@ written, it is the object. A range counts only once it is synced *and* marked in
 """
 
 import contextlib
-import errno
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import anyio
 
 from smp_proto import durable
-from smp_proto.errors import ResourceError
+from smpd.host.space import Space, disk_errors
 from smpd.transfer.grouping import GroupCommit
 from smpd.transfer.opening import write_exact
 
-# Left for the journal and the audit log, which have to say that the disk is full.
-RESERVE_BYTES = 8 << 20
-
 Mark = Callable[[Mapping[int, bytes]], None]
-
-
-@contextlib.contextmanager
-def disk_errors(what: str) -> Iterator[None]:
-    """Turn an OSError of the disk into an error for a person."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise ResourceError(
-                "disk_full",
-                f"no space is left for {what}",
-                hint="free some space (smpctl vault ls, smpctl vault rm ID); jobs that wait go on by themselves",
-            ) from error
-        raise ResourceError("disk_failed", f"the disk failed at {what}: {error.strerror}") from error
 
 
 class Spool:
@@ -47,10 +28,11 @@ class Spool:
         self._ranges = GroupCommit(self._commit)
 
     @classmethod
-    async def open(cls, path: str, size: int, mark: Mark | None) -> "Spool":
+    async def open(cls, space: Space, path: str, size: int, mark: Mark | None) -> "Spool":
         """Open a spool file, made when it is not there.
 
         Args:
+            space: of the disk it is on.
             path: where it is.
             size: of the whole object, allocated at once so that a full disk is found before the first byte.
             mark: makes ranges durable in the journal (blocking); called after they are synced. None where the object
@@ -59,7 +41,7 @@ class Spool:
         Raises:
             ResourceError: ``disk_full`` or ``disk_failed``.
         """
-        return cls(path, await anyio.to_thread.run_sync(_allocate, path, size), mark)
+        return cls(path, await anyio.to_thread.run_sync(_allocate, space, path, size), mark)
 
     async def add(self, index: int, leaves: bytes) -> None:
         """Note that a range was written; returns once it counts."""
@@ -91,34 +73,15 @@ class Spool:
         self._mark(dict(batch))
 
 
-def _allocate(path: str, size: int) -> int:
+def _allocate(space: Space, path: str, size: int) -> int:
     with disk_errors("the spool"):
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
-            had = os.fstat(fd)
-            check_room(fd, size - had.st_blocks * 512)
-            try:
-                os.posix_fallocate(fd, 0, size)
-            except OSError:
-                os.ftruncate(fd, had.st_size)  # what it did get would keep the disk full
-                raise
-            os.ftruncate(fd, size)
+            space.allocate(fd, size, "the spool")
         except BaseException:
             os.close(fd)
             raise
         return fd
-
-
-def check_room(where: str | int, size: int) -> None:
-    """See that a disk has room for so many bytes beside the reserve.
-
-    Raises:
-        ResourceError: ``disk_full``.
-    """
-    with disk_errors("the spool"):
-        disk = os.statvfs(where)
-        if size > 0 and disk.f_bavail * disk.f_frsize - size < RESERVE_BYTES:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def remove(path: str) -> None:

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 from smp_proto import durable
 from smp_proto.control import Result, VaultItem
 from smp_proto.errors import IntegrityError, NotFoundError, ResourceError, UsageError
-from smpd.jobs.database import Database, disk_error
+from smpd.host.space import disk_error
+from smpd.jobs.database import Database
 
 SUFFIX = ".smp"
 

@@ -1,6 +1,5 @@
 """What the verbs work on: the rooms of a running daemon, put together by ``smpd.app``."""
 
-import os
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -59,11 +58,6 @@ class Daemon:
             AuditError: ``audit_unwritable``; the act must not be done.
         """
         return await self.box.audit(event, actor=actor.label, subject=subject, **fields)
-
-    def free_bytes(self) -> int:
-        """Free space where the state lies; blocking."""
-        stat = os.statvfs(self.state_dir)
-        return stat.f_bavail * stat.f_frsize
 
 
 async def next_file(exchange: Exchange, kind: type[T]) -> tuple[T, list[int]]:

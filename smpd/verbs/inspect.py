@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Iterator
+from typing import Literal
 
 import anyio
 
@@ -25,7 +26,11 @@ from smp_proto.control import (
 from smp_proto.errors import SmpError
 from smpd.control.actor import Actor
 from smpd.control.permissions import Need
+from smpd.host import descriptors
+from smpd.host.bounds import bounds
 from smpd.host.memory import Rss, rss
+from smpd.host.space import Room
+from smpd.jobs.journal import Journal
 from smpd.transfer.device import Compute
 from smpd.transfer.pool import RemotePool
 from smpd.transfer.workers import WorkerHost
@@ -42,11 +47,12 @@ async def status(daemon: Daemon, actor: Actor, request: StatusRequest, exchange:
     pools = _pools(daemon, actor)
     workers = [_worker(host) for host in _hosts(daemon, pools) if host.worker or host.peak_rss]
 
-    def look() -> tuple[dict[str, int], list[str], int, int, Rss]:
-        free = daemon.free_bytes()
-        return box.journal.counts(), daemon.remotes.names(), box.vault.count(), free, rss(os.getpid())
+    def look() -> tuple[dict[str, int], list[str], int, Room, Rss, list[int]]:
+        counts = box.journal.counts()
+        short = _short(box.journal) if counts["waiting"] else []
+        return counts, daemon.remotes.names(), box.vault.count(), box.space.look(), rss(os.getpid()), short
 
-    counts, remotes, items, free, memory = await anyio.to_thread.run_sync(look)
+    counts, remotes, items, room, memory, short = await anyio.to_thread.run_sync(look)
     return Status(
         version=__version__,
         boot_id=daemon.boot_id,
@@ -62,7 +68,7 @@ async def status(daemon: Daemon, actor: Actor, request: StatusRequest, exchange:
         audit_size=log.size,
         audit_ok=not log.failure,
         vault_items=items,
-        free_bytes=free,
+        free_bytes=room.free,
         state_dir=daemon.state_dir,
         rss_bytes=memory.now,
         ring_bytes=sum(pool.ring_bytes for pool in daemon.pools.open.values())
@@ -70,7 +76,18 @@ async def status(daemon: Daemon, actor: Actor, request: StatusRequest, exchange:
         loads=[_load(pool) for pool in pools],
         audit_unsigned=log.unsigned,
         journal_waiting=box.journal.waiting,
+        reserve_bytes=room.reserve,
+        reserve_held_bytes=room.held,
+        claimed_bytes=room.claimed,
+        short_jobs=len(short),
+        short_bytes=sum(short),
     )
+
+
+def _short(journal: Journal) -> list[int]:
+    """What each job needs that waits for room; 0 where it is not known."""
+    errors = [job.error for job in journal.list(("waiting",)) if job.error is not None]
+    return [int(error.details.get("needed_bytes", 0)) for error in errors if error.code == "disk_full"]
 
 
 def _load(pool: RemotePool) -> RemoteLoad:
@@ -112,19 +129,17 @@ async def processors(daemon: Daemon, actor: Actor, request: ProcessorsRequest, e
 
 async def doctor(daemon: Daemon, actor: Actor, request: DoctorRequest, exchange: Exchange) -> Doctor:
     """Check what this box can do."""
-    free = await anyio.to_thread.run_sync(daemon.free_bytes)
+    space = daemon.box.space
+    room, short = await anyio.to_thread.run_sync(lambda: (space.look(), _short(daemon.box.journal)))
     checks = [
         Check("daemon", "ok", f"smpd {__version__}, state in {daemon.state_dir}"),
         Check("identity", "ok", f"{daemon.public.fingerprint()}, {daemon.keys_note}"),
         Check(
             "audit", "fail" if daemon.audit.failure else "ok", daemon.audit.failure or f"{daemon.audit.size} records"
         ),
-        Check(
-            "disk",
-            "warn" if free < _FREE_LOW_BYTES else "ok",
-            f"{free >> 20} MiB free",
-            "free some space: smpctl vault ls, smpctl vault rm ID" if free < _FREE_LOW_BYTES else "",
-        ),
+        _disk_check(room, short),
+        _files_check(descriptors.look(daemon.config)),
+        _memory_check(),
     ]
     checks += [Check("daemon", "warn", note) for note in daemon.notes]
     for name in daemon.box.compute.missing:
@@ -134,6 +149,31 @@ async def doctor(daemon: Daemon, actor: Actor, request: DoctorRequest, exchange:
     for pool in _pools(daemon, actor):
         checks += _wall_checks(f"fetch {pool.name}", pool.walls)
     return Doctor(checks)
+
+
+def _disk_check(room: Room, short: list[int]) -> Check:
+    text = f"{room.free >> 20} MiB free, {room.held >> 20} of {room.reserve >> 20} MiB held in reserve"
+    if room.claimed:
+        text += f", {room.claimed >> 20} MiB claimed by running jobs"
+    if short:
+        text += f"; {len(short)} jobs wait for {sum(short) >> 20} MiB"
+    low = room.free < _FREE_LOW_BYTES or room.held < room.reserve
+    state: Literal["ok", "warn", "fail"] = "fail" if short or room.held < room.reserve else "warn" if low else "ok"
+    return Check("disk", state, text, "free some space: smpctl vault ls, smpctl vault rm ID" if state != "ok" else "")
+
+
+def _files_check(files: descriptors.Descriptors) -> Check:
+    text = f"{files.open} open of {files.limit} (RLIMIT_NOFILE); this configuration may come to {files.needed}"
+    if files.limit >= files.needed:
+        return Check("files", "ok", text)
+    return Check("files", "warn", text, "raise LimitNOFILE; until then fewer connections are accepted")
+
+
+def _memory_check() -> Check:
+    tightest = min(bounds(), key=lambda bound: bound.left, default=None)
+    if tightest is None:
+        return Check("memory", "warn", "how much there is cannot be told", "see that /proc is mounted")
+    return Check("memory", "ok", f"{tightest.left >> 20} MiB left of {tightest.name}")
 
 
 async def _compute_checks(compute: Compute) -> list[Check]:

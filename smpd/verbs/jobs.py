@@ -114,7 +114,8 @@ async def _seal_files(daemon: Daemon, job_id: str, spec: PutSpec, exchange: Exch
             sent = done
             anyio.from_thread.run(exchange.send, Sealing(done, files))
 
-    async with sealed_file(daemon.runner.out(job_id), daemon.box.identity, recipients) as writer:
+    out, box = daemon.runner.out(job_id), daemon.box
+    async with sealed_file(box.space, out, box.identity, recipients) as writer:
         for _ in range(_FILES_MAX):
             file, fds = await next_file(exchange, PutFile)
             try:

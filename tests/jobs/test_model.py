@@ -52,7 +52,7 @@ class JournalModel(RuleBasedStateMachine):
     def move(self, job: str, move: str) -> None:
         model = self.expected[job]
         to = MOVES[model["state"]].get(move)
-        facts = {"error": ERROR} if move in ("retry", "fail", "quarantine") else {}
+        facts = {"error": ERROR} if move in ("hold", "retry", "fail", "quarantine") else {}
         if move == "succeed":
             facts = {"result": Result(vault_id="v")}
         if to is None:

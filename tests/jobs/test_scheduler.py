@@ -302,8 +302,49 @@ async def test_disk_full_waits_as_long_as_it_takes(store) -> None:
         job = bench.add("a:b", *[ResourceError("disk_full", "x")] * 6)
         for n in range(1, 7):
             await bench.until(job, "waiting", n)
+            assert store.journal.get(job).attempt == 0
             bench.advance(60)
         await bench.until(job, "done")
+
+
+async def test_a_job_without_room_does_not_start(store) -> None:
+    """It waits with the reason, polls for room without another move or attempt, and starts when there is room (R7)."""
+    full = ResourceError("disk_full", "x", details={"needed_bytes": 5})
+    asked: list[int] = []
+    free = False
+
+    def room_for(job) -> SmpError | None:
+        asked.append(job.error.details["needed_bytes"] if job.error else 0)
+        return None if free else full
+
+    async with Bench(store, room=room_for).on() as bench:
+        job = bench.add("a:b")
+        await bench.until(job, "waiting")
+        assert (kept := store.journal.get(job)).error == full.body()
+        assert kept.attempt == 0
+        with anyio.fail_after(10):
+            while len(asked) < 4:
+                bench.advance(room.ROOM_RETRY_S)
+                await anyio.lowlevel.checkpoint()
+        free = True
+        while bench.state(job) != "done":
+            bench.advance(room.ROOM_RETRY_S)
+            await anyio.lowlevel.checkpoint()
+        await bench.until(job, "done")
+    assert bench.events == [(job, state) for state in ("waiting", "queued", "running", "done")]
+    assert asked[0] == 0
+    assert set(asked[1:]) == {5}
+    assert store.journal.get(job).attempt == 1
+    assert bench.started == [job]
+
+
+async def test_a_job_without_room_can_be_cancelled(store) -> None:
+    """As any that waits."""
+    async with Bench(store, room=lambda job: ResourceError("disk_full", "x")).on() as bench:
+        job = bench.add("a:b")
+        await bench.until(job, "waiting")
+        assert (await bench.scheduler.cancel(job)).state == "cancelled"
+    assert bench.started == []
 
 
 async def test_a_journal_that_cannot_write_is_waited_for(store, monkeypatch) -> None:

@@ -3,13 +3,14 @@
 import contextlib
 import os
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
 
+from smpd.host.space import Space
 from smpd.transfer import workers
 from smpd.transfer.workers import Worker, WorkerHost
 
@@ -19,6 +20,13 @@ Hosting = Callable[..., contextlib.AbstractAsyncContextManager[WorkerHost]]
 
 async def _ready(worker: Worker) -> None:
     await worker.caller.call({"op": "pid"}, int, timeout=30)
+
+
+@pytest.fixture
+def space(tmp_path: Path) -> Iterator[Space]:
+    """The room on the disk of this test, with a small reserve."""
+    with contextlib.closing(Space(str(tmp_path), 1 << 20)) as found:
+        yield found
 
 
 @pytest.fixture

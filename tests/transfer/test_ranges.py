@@ -3,6 +3,7 @@
 import contextlib
 import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from smp_proto.control import LocalConfig, ObjectInfo
 from smp_proto.errors import IntegrityError, NotFoundError, ResourceError, one_error
 from smp_proto.sealed.bundle import BundleWriter
 from smp_proto.sealed.keys import Identity
+from smpd.host.space import Space
 from smpd.links.computing import InputObject
 from smpd.transfer.arriving import find_objects, seal_arriving
 from smpd.transfer.pipeline import bring_object
@@ -132,12 +134,13 @@ async def opened(folder: Path, **options: int) -> AsyncIterator[tuple[RemotePool
 
 @contextlib.asynccontextmanager
 async def spooling(path: Path, size: int, marks: dict[int, bytes]) -> AsyncIterator[Spool]:
-    spool = await Spool.open(str(path), size, marks.update)
-    try:
-        async with spool.flushing():
-            yield spool
-    finally:
-        spool.close()
+    with closing(Space(str(path.parent), MIB)) as space:
+        spool = await Spool.open(space, str(path), size, marks.update)
+        try:
+            async with spool.flushing():
+                yield spool
+        finally:
+            spool.close()
 
 
 async def all_lanes_are_back(pool: RemotePool) -> None:
@@ -302,14 +305,14 @@ async def test_a_receiver_that_fails(sealed, tmp_path, at):
         await all_lanes_are_back(pool)
 
 
-async def test_a_journal_that_fails(sealed, tmp_path):
+async def test_a_journal_that_fails(sealed, tmp_path, space):
     """A range that cannot be marked ends the stream with that reason: it is never counted as kept."""
 
     def mark(batch: Mapping[int, bytes]) -> None:
         raise ResourceError("disk_full", "no space is left for the journal")
 
     async with opened(sealed) as (pool, source):
-        spool = await Spool.open(str(tmp_path / "s"), source.info.size, mark)
+        spool = await Spool.open(space, str(tmp_path / "s"), source.info.size, mark)
         count = Count()
         with pytest.raises(ResourceError, match="the journal"), one_error():
             async with spool.flushing():
@@ -319,10 +322,10 @@ async def test_a_journal_that_fails(sealed, tmp_path):
         await all_lanes_are_back(pool)
 
 
-async def test_a_spool_that_cannot_be_written(sealed, tmp_path):
+async def test_a_spool_that_cannot_be_written(sealed, tmp_path, space):
     """A disk that refuses a range's bytes ends the stream as the spool's fault, not as damage of the object."""
     async with opened(sealed) as (pool, source):
-        spool = await Spool.open(str(tmp_path / "s"), source.info.size, lambda batch: None)
+        spool = await Spool.open(space, str(tmp_path / "s"), source.info.size, lambda batch: None)
         kept, spool.fd = spool.fd, os.open(tmp_path / "s", os.O_RDONLY)
         with pytest.raises(ResourceError, match="the spool") as caught, one_error():
             async with spool.flushing():
@@ -368,13 +371,13 @@ async def test_a_remote_that_is_removed_meanwhile(sealed, tmp_path):
         assert (await again.stat("object.smp")).size == source.info.size
 
 
-async def test_loose_objects_are_sealed_in_order(sealed, plaintext, tmp_path):
+async def test_loose_objects_are_sealed_in_order(sealed, plaintext, tmp_path, space):
     """Pieces that arrive in any order are sealed in order, and no slot keeps plaintext."""
     async with pools(sealed) as found:
         pool = await found.get("local")
         objects = await find_objects(pool, "loose/")
         count = Count()
-        async with sealed_file(str(tmp_path / "s"), ME, [ME.public]) as writer:
+        async with sealed_file(space, str(tmp_path / "s"), ME, [ME.public]) as writer:
             info = await seal_arriving(pool, "loose/", objects, writer, count)
         await all_lanes_are_back(pool)
         assert [entry.name for entry in info.entries] == [str(number) for number in range(RANGES)]
@@ -383,14 +386,14 @@ async def test_loose_objects_are_sealed_in_order(sealed, plaintext, tmp_path):
 
 
 @pytest.mark.parametrize("pieces", range(0, RANGES, 2))
-async def test_a_cancelled_arrival_keeps_no_plaintext(sealed, plaintext, tmp_path, pieces):
+async def test_a_cancelled_arrival_keeps_no_plaintext(sealed, plaintext, tmp_path, space, pieces):
     """Cancelled in the middle of sealing on arrival: no file, all lanes back, and no plaintext in any slot."""
     async with pools(sealed, slots=3) as found:
         pool = await found.get("local")
         objects = await find_objects(pool, "loose/")
         with anyio.CancelScope() as scope:
             count = Count(at=lambda done: scope.cancel() if done > pieces * MIB else None)
-            async with sealed_file(str(tmp_path / "s"), ME, [ME.public]) as writer:
+            async with sealed_file(space, str(tmp_path / "s"), ME, [ME.public]) as writer:
                 await seal_arriving(pool, "loose/", objects, writer, count)
         assert scope.cancelled_caught
         await all_lanes_are_back(pool)

@@ -40,7 +40,9 @@ class RemoteLoad(msgspec.Struct):
 class Status(msgspec.Struct):
     """What ``smpctl status`` and ``smpctl top`` show.
 
-    ``audit_unsigned`` records have no checkpoint yet; ``journal_waiting`` changes wait for the disk.
+    ``audit_unsigned`` records have no checkpoint yet; ``journal_waiting`` changes wait for the disk. Of the disk
+    ``free_bytes`` are free, ``claimed_bytes`` of them set aside by running jobs, and beside them ``reserve_held_bytes``
+    of a reserve of ``reserve_bytes`` are held; ``short_jobs`` wait for ``short_bytes``, as far as known.
     """
 
     version: str
@@ -64,6 +66,11 @@ class Status(msgspec.Struct):
     loads: list[RemoteLoad] = msgspec.field(default_factory=list)
     audit_unsigned: int = 0
     journal_waiting: int = 0
+    reserve_bytes: int = 0
+    reserve_held_bytes: int = 0
+    claimed_bytes: int = 0
+    short_jobs: int = 0
+    short_bytes: int = 0
 
 
 class DoctorRequest(Request, tag="doctor"):
