@@ -17,7 +17,7 @@ from smp_proto.sealed.keys import Identity, PublicIdentity
 from smpd.host.space import Space, disk_errors
 from smpd.transfer.pool import read_exact
 
-_READ_BYTES = 1 << 20
+_READ_BYTES = 4 << 20  # so that the thread that hashes is woken seldom
 
 
 @contextlib.asynccontextmanager
@@ -89,7 +89,7 @@ def seal_descriptor(writer: BundleWriter, fd: int, name: str, media_type: str, p
         UsageError: ``bad_name`` or ``bad_request``.
         ResourceError: it could not be read, or the spool not written.
     """
-    buffer = memoryview(bytearray(_READ_BYTES))
+    buffer = memoryview(bytearray(min(_READ_BYTES, os.fstat(fd).st_size + 1)))
     offset = 0
     try:
         while True:
@@ -106,7 +106,7 @@ def seal_descriptor(writer: BundleWriter, fd: int, name: str, media_type: str, p
             progress(count)
         writer.end()
     finally:
-        buffer[:] = bytes(_READ_BYTES)
+        buffer[:] = bytes(len(buffer))
 
 
 def read_bundle(fd: int, identities: Sequence[Identity], trust: Trust) -> BundleReader:

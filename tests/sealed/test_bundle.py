@@ -1,6 +1,7 @@
 """Whole objects, in and out."""
 
 import hashlib
+import threading
 import tracemalloc
 
 import pytest
@@ -25,7 +26,7 @@ def writer(out: bytearray) -> BundleWriter:
 
 
 @settings(max_examples=20)
-@given(st.lists(SIZES, min_size=1, max_size=4), st.integers(1, S + 5))
+@given(st.lists(SIZES, min_size=1, max_size=4), st.integers(1, 2 * S + 5))
 def test_round_trip(sizes: list[int], chunk: int) -> None:
     """Entries of any size, empty ones anywhere, written in any chunks, come back; the info is right."""
     chunk = max(chunk, 5000)
@@ -139,6 +140,30 @@ def test_memory_is_constant() -> None:
     finally:
         tracemalloc.stop()
     assert peak < 8 * S
+
+
+def test_the_thread_that_hashes_ends_with_the_writer() -> None:
+    """Large pieces are hashed in a thread, which is gone when the bundle is finished, and when it failed midway."""
+
+    def hashers() -> list[threading.Thread]:
+        return [thread for thread in threading.enumerate() if thread.name.startswith("smp-sha256")]
+
+    def full(view: memoryview) -> None:
+        raise OSError("full")
+
+    for write in (bytearray().extend, full):
+        sealing = BundleWriter(write, sender=ALICE, recipients=[BOB.public])
+        sealing.begin("a")
+        sealing.write(CONTENT[: S - 100])
+        (hasher,) = hashers()
+        if write is full:
+            with pytest.raises(OSError, match="full"):
+                sealing.write(CONTENT)
+        else:
+            sealing.end()
+            sealing.finish()
+        hasher.join(10)
+        assert hashers() == []
 
 
 def test_order_of_calls() -> None:

@@ -1,13 +1,15 @@
 """A whole object, streaming: entries in, sealed bytes out, and back, in constant memory.
 
 Both sides work over callables and open nothing themselves. A call runs where it is made and keeps a
-processor busy; in an event loop, make it in a thread.
+processor busy; in an event loop, make it in a thread. Large pieces that are written keep a second one busy.
 """
 
+import contextlib
 import hashlib
 import os
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Self
 
 import msgspec
@@ -31,6 +33,7 @@ from smp_proto.sealed.payload import Buffer, PayloadSealer, leaf
 
 _INDEX_MAX_BYTES = ENVELOPE_MAX_BYTES - (2 << 20)  # the rest is for the recipients
 _SIZE_BYTES = 8  # an entry's size is not known when it begins
+_ASIDE_BYTES = 256 << 10  # from here on a piece is worth the other thread's waking
 
 
 class BundleInfo(NamedTuple):
@@ -78,6 +81,7 @@ class BundleWriter:
         self._names = NameSet()
         self._entry: Entry | None = None
         self._sha256 = hashlib.sha256()
+        self._hasher: ThreadPoolExecutor | None = None
         self._open = True
 
     def begin(
@@ -103,10 +107,9 @@ class BundleWriter:
         self._sha256 = hashlib.sha256()
 
     def write(self, data: Buffer) -> None:
-        """Add bytes to the entry; they are copied once."""
+        """Add bytes to the entry. They are read more than once, and not kept: nobody may change them meanwhile."""
         self._must(self._open and self._entry is not None)
-        with memoryview(data) as view, view.cast("B") as rest:
-            self._sha256.update(rest)
+        with memoryview(data) as view, view.cast("B") as rest, self._hashing(rest):
             self._plain_bytes += len(rest)
             done = 0
             while done < len(rest):
@@ -115,9 +118,27 @@ class BundleWriter:
                     self._flush(last=False)
                     continue
                 part = rest[done : done + room]
-                self._plain[self._filled : self._filled + len(part)] = part
-                self._filled += len(part)
+                if len(part) == room and not self._filled and done + room < len(rest):
+                    self._seal(part, last=False)  # a whole segment that is not the last needs no copy
+                else:
+                    self._plain[self._filled : self._filled + len(part)] = part
+                    self._filled += len(part)
                 done += len(part)
+
+    @contextlib.contextmanager
+    def _hashing(self, data: memoryview) -> Iterator[None]:
+        """Hash for the index while the block seals: SHA-256 takes as long as all else together."""
+        if len(data) < _ASIDE_BYTES:
+            self._sha256.update(data)
+            yield
+            return
+        if self._hasher is None:
+            self._hasher = ThreadPoolExecutor(1, "smp-sha256")
+        hashed = self._hasher.submit(self._sha256.update, data)
+        try:
+            yield
+        finally:
+            hashed.result()
 
     def end(self) -> Entry:
         """Finish the entry."""
@@ -163,6 +184,9 @@ class BundleWriter:
         """Wipe the key and the buffers; harmless when done already."""
         self._open = False
         self._file_key.wipe()
+        if self._hasher is not None:
+            self._hasher.shutdown(wait=False)  # it has nothing to do any more; this may be called in an event loop
+            self._hasher = None
         used = max(self._used, self._filled)  # the rest was never touched, and touching it is what takes long
         self._plain[:used] = bytes(used)
 
@@ -170,19 +194,25 @@ class BundleWriter:
         return SEGMENT_BYTES - TAG_BYTES - (0 if self._segment else HEADER_BYTES)
 
     def _flush(self, *, last: bool) -> None:
+        """Seal what was put together."""
+        with memoryview(self._plain) as plain:
+            self._used = max(self._used, self._filled)
+            self._seal(plain[: self._filled], last=last)
+        self._filled = 0
+
+    def _seal(self, plain: memoryview, *, last: bool) -> None:
+        """Seal the next segment."""
         try:
-            with memoryview(self._plain) as plain, memoryview(self._sealed) as out:
+            with memoryview(self._sealed) as out:
                 start = 0 if self._segment else HEADER_BYTES
                 out[:start] = self._sealer.header[:start]
-                size = self._sealer.seal_segment(self._segment, plain[: self._filled], out[start:], last=last)
+                size = self._sealer.seal_segment(self._segment, plain, out[start:], last=last)
                 self._leaves.update(leaf(out[: start + size]))
                 self._write(out[: start + size])
         except BaseException:
             self.abort()
             raise
         self._segment += 1
-        self._used = max(self._used, self._filled)
-        self._filled = 0
 
     @staticmethod
     def _must(condition: bool) -> None:
