@@ -7,7 +7,7 @@ EXTRAS := daemon,gpu,images,dev
 PEERS  := $(VENV)/.bench-installed
 JSON   ?= build/bench/latest.json
 
-.PHONY: help install demo test lint format size bench bench-report bench-gpu bench-client bench-job torture torture-report man clean
+.PHONY: help install demo test lint format size bench bench-report bench-gpu bench-client bench-job torture torture-report fuzz man clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -63,6 +63,9 @@ bench-job: $(STAMP) ## memory of the main job, and what a crash costs
 torture: $(STAMP) ## every experiment of docs/reliability.md at full count; ONLY=R3,R9 SEED=n TRIALS=n TRIAL=n
 	@PYTHONPATH=tests $(BIN)/python -m torture --only '$(ONLY)' $(if $(SEED),--seed $(SEED)) \
 	    $(if $(TRIALS),--trials $(TRIALS)) $(if $(TRIAL),--trial $(TRIAL))
+
+fuzz: $(STAMP)   ## one parser under atheris: TARGET=name RUNS=n SEED=n; without TARGET their names
+	@PYTHONPATH=tests $(BIN)/python -m fuzz $(TARGET) -runs=$(or $(RUNS),100000) $(if $(SEED),-seed=$(SEED))
 
 torture-report: $(STAMP) ## write the table of the last run (or of TORTURE="file file") into docs/
 	@PYTHONPATH=tests $(BIN)/python -m torture --report $(or $(TORTURE),build/torture/latest.json)

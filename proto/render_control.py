@@ -4,7 +4,7 @@ import inspect
 import types
 import typing
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -46,14 +46,18 @@ def _type(kind: Any) -> str:
         return _PLAIN[kind]
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
-        return ", ".join(f"`{value}`" for value in arguments)
-    if origin is list:
-        return f"array of ({_type(arguments[0])})"
-    if origin is dict:
-        return f"map of {_type(arguments[0])} to {_type(arguments[1])}"
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(_type(argument) for argument in arguments)
-    return "any" if kind is msgspec.Raw else kind.__name__
+        said = ", ".join(f"`{value}`" for value in arguments)
+    elif origin is Annotated:
+        said = _type(arguments[0])
+    elif origin is list:
+        said = f"array of ({_type(arguments[0])})"
+    elif origin is dict:
+        said = f"map of {_type(arguments[0])} to {_type(arguments[1])}"
+    elif origin in (typing.Union, types.UnionType):
+        said = " or ".join(_type(argument) for argument in arguments)
+    else:
+        said = "any" if kind is msgspec.Raw else kind.__name__
+    return said
 
 
 def _default(field: msgspec.structs.FieldInfo) -> str:

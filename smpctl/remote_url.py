@@ -3,7 +3,6 @@ input or the terminal, never from the command line or the environment.
 """
 
 import base64
-import binascii
 import os
 import sys
 import tomllib
@@ -55,6 +54,8 @@ def parse_url(url: str, options: RemoteOptions) -> AnyRemoteConfig:
     if parts.password:
         raise UsageError("bad_request", "the URL holds a password", hint="others see it; use --secret-stdin")
     path = unquote(parts.path)
+    if "\0" in unquote(url):
+        raise UsageError("bad_request", "the URL holds a NUL character", hint=f"one of {EXAMPLES}")
     if parts.scheme == "s3":
         _refuse(options, _SFTP_ONLY, "s3")
         return _s3(unquote(parts.netloc), path.lstrip("/"), options)
@@ -135,14 +136,22 @@ def _given(config: S3Config | SftpConfig, options: RemoteOptions) -> AnyRemoteSe
         data = bytearray(sys.stdin.buffer.read(1 << 16))
     else:
         return None
-    kind: type[AnyRemoteSecret] = S3Secret if isinstance(config, S3Config) else SftpSecret
+    return parse_secret(data, S3Secret if isinstance(config, S3Config) else SftpSecret)
+
+
+def parse_secret(data: bytearray, kind: type[AnyRemoteSecret]) -> AnyRemoteSecret:
+    """The secret in a file's lines of TOML, which are wiped.
+
+    Raises:
+        UsageError: ``bad_request``; they are not of the documented form.
+    """
     keys = ", ".join(kind.__struct_fields__)
     hint = f'lines as in: {kind.__struct_fields__[0]} = "..."; the keys are {keys}'
     try:
         found = tomllib.loads(data.decode())
         if set(found) <= set(kind.__struct_fields__):
             return msgspec.convert({**found, "kind": kind.__struct_config__.tag}, kind)
-    except (ValueError, msgspec.ValidationError):
+    except (ValueError, RecursionError):
         pass  # the parser's own message would quote the secret
     finally:
         wipe(data)
@@ -170,7 +179,7 @@ def encrypted(key: str) -> bool:
     body = "".join(line for line in key.splitlines() if line and not line.startswith("-"))
     try:
         data = base64.b64decode(body)
-    except binascii.Error:
+    except ValueError:  # also of what is no ASCII
         raise KeyFileError("key_invalid", "the private key is damaged", hint="restore it from a backup") from None
     return not data.startswith(b"openssh-key-v1\0\0\0\0\x04none")
 

@@ -268,7 +268,7 @@ def _from_file(path: str | None, environ: Mapping[str, str]) -> Iterator[tuple[s
         raise _bad(f"the configuration {source} does not exist", "check the path after --config") from None
     except OSError as error:
         raise _bad(f"the configuration {source} cannot be read: {error.strerror}", "check its permissions") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also of text that is no UTF-8, and of a number of 5000 digits
         raise _bad(f"the configuration {source} is no TOML: {error}", "mend the line named") from None
     for name, section in table.items():
         if name not in SECTIONS and name != PERMISSIONS:

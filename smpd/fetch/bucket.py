@@ -4,7 +4,8 @@ import contextlib
 import re
 import ssl
 from collections.abc import Iterator, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, quote, urlsplit
 
@@ -13,7 +14,8 @@ import anyio
 from aiobotocore.config import AioConfig
 from aiobotocore.session import AioSession
 from botocore import UNSIGNED, exceptions
-from botocore.utils import get_environ_proxies, parse_timestamp
+from botocore.parsers import ResponseParserError
+from botocore.utils import get_environ_proxies
 
 from smp_proto.control import S3Config, S3Secret
 from smp_proto.errors import RemoteError, SmpError, UsageError
@@ -25,6 +27,7 @@ from smpd.fetch.signing import EMPTY_SHA256, Signer
 from smpd.fetch.speaking import PAGE_MAX_BYTES, Speaker, patient, session_over
 from smpd.links.fetching import Deadlines
 
+_TIME_MAX = 64  # characters
 _CODE = re.compile(rb"<Code>([A-Za-z0-9.]{1,64})</Code>")
 
 
@@ -58,14 +61,21 @@ class Place(NamedTuple):
 
 
 def timestamp(value: str) -> datetime:
-    """A time as S3 writes it in a listing; any other form is left to botocore, whose way takes some 40 times as long.
+    """A time as S3 writes it in listings (ISO 8601) and heads (RFC 9110 §5.6.7).
+
+    botocore's own way guesses at any text, takes some 40 times as long, and warns about what it does not know.
 
     Raises:
         ValueError: it is none.
     """
-    if re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z", value, re.ASCII):
-        return datetime.fromisoformat(value)
-    found: datetime = parse_timestamp(value)
+    if len(value) > _TIME_MAX:
+        raise ValueError("a time that is too long")
+    try:
+        found = datetime.fromisoformat(value) if value[:1].isdigit() else parsedate_to_datetime(value)
+        found = found if found.tzinfo else found.replace(tzinfo=UTC)
+        found.timestamp()  # an offset may lead out of the years there are
+    except (TypeError, OverflowError, IndexError) as error:
+        raise ValueError("no time") from error
     return found
 
 
@@ -177,6 +187,8 @@ class Bucket:
             raise unreachable(self.host, "does not answer") from error
         except (exceptions.HTTPClientError, exceptions.IncompleteReadError, aiohttp.ClientError, OSError) as error:
             raise unreachable(self.host, "closed the connection early") from error
+        except (ResponseParserError, ValueError) as error:
+            raise RemoteError("remote_failed", f"{self.where} sent an answer that cannot be read") from error
         except exceptions.BotoCoreError as error:
             raise RemoteError(
                 "remote_failed", f"{self.where}: {type(error).__name__}", hint="check the remote's settings"

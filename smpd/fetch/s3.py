@@ -2,12 +2,11 @@
 
 import re
 from collections.abc import AsyncGenerator
-from email.utils import parsedate_to_datetime
 from typing import Any
 
-from smp_proto.control import ObjectInfo, S3Config, S3Secret
+from smp_proto.control import SIZE_MAX, ObjectInfo, S3Config, S3Secret
 from smp_proto.errors import RemoteError, SmpError, UsageError
-from smpd.fetch.bucket import Bucket, trust
+from smpd.fetch.bucket import Bucket, timestamp, trust
 from smpd.fetch.exchange import Answer, Suffix, Unspoken, Wanted
 from smpd.fetch.patience import while_moving
 from smpd.fetch.pins import etag_pin, parse_pin
@@ -50,6 +49,8 @@ class S3Remote:
         return self._info(path, head["ContentLength"], head.get("ETag", ""), head.get("LastModified"))
 
     def _info(self, path: str, size: int, etag: str, modified: Any) -> ObjectInfo:
+        if not 0 <= size <= SIZE_MAX:
+            raise RemoteError("remote_failed", f"{self._bucket.where} says that an object has {size} bytes")
         return ObjectInfo(path, size, etag_pin(size, etag), modified.timestamp() if modified else 0.0)
 
     async def walk(self, prefix: str, recursive: bool) -> AsyncGenerator[ObjectInfo, None]:
@@ -100,7 +101,7 @@ class S3Remote:
         """What an answer's head tells of the object: the same as :meth:`stat`."""
         assert answer.extent is not None, "it was checked"
         try:
-            modified = parsedate_to_datetime(answer.headers.get("last-modified", ""))
+            modified = timestamp(answer.headers.get("last-modified", ""))
         except ValueError:
             modified = None
         return self._info(path, answer.extent[2], answer.headers.get("etag", ""), modified)

@@ -9,6 +9,8 @@ import msgspec
 from smp_proto.control import AnyJobSpec, JobState, JobView, Priority, Result, Transfer
 from smp_proto.errors import ErrorBody
 
+_BYTES_MAX = (1 << 63) - 1  # SQLite's largest integer
+
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """A job as it was when read.
@@ -85,9 +87,9 @@ class Progress:
     ) -> None:
         """Set what is given."""
         if total_bytes is not None:
-            self.total_bytes = total_bytes
+            self.total_bytes = _bounded(total_bytes)
         if done_bytes is not None:
-            self.done_bytes = done_bytes
+            self.done_bytes = _bounded(done_bytes)
         if phase is not None:
             self.phase = phase
         self._changed()
@@ -95,6 +97,11 @@ class Progress:
     def advance(self, count: int) -> None:
         """Add ``count`` bytes to those done."""
         self.update(done_bytes=self.done_bytes + count)
+
+
+def _bounded(count: int) -> int:
+    """A count that the database can hold: what is added up here comes from servers and workers."""
+    return min(max(count, 0), _BYTES_MAX)
 
 
 def new_job_id(now: float) -> str:

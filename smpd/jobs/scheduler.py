@@ -261,8 +261,8 @@ class Scheduler:
             with anyio.CancelScope(shield=True):
                 await self._keep_progress(job_id)
             raise
-        except SmpError as error:
-            self._on_fault(job_id, error)  # its record is damaged: it stays as it is, the others go on
+        except Exception as error:  # noqa: BLE001 - a damaged record, or a fault of ours: it stays, the others go on
+            self._on_fault(job_id, error)
         finally:
             del self._running[job_id]
             if job is not None:

@@ -5,9 +5,11 @@ remote's root (bucket and prefix, login folder, local folder). No message has ro
 what its remote is called: its hints say ``NAME``, which smpd fills in.
 """
 
+from typing import Annotated
+
 import msgspec
 
-from smp_proto.control import AnyRemoteConfig, AnyRemoteSecret, ObjectInfo
+from smp_proto.control import SIZE_MAX, AnyRemoteConfig, AnyRemoteSecret, ObjectInfo
 from smp_proto.errors import ErrorBody
 
 
@@ -157,7 +159,7 @@ class Write(Request, tag="write"):
 class Progress(msgspec.Struct):
     """Bytes moved so far."""
 
-    done: int
+    done: Annotated[int, msgspec.Meta(ge=0, le=SIZE_MAX)]
 
 
 class Delete(Request, tag="delete"):

@@ -163,7 +163,7 @@ class RemoteStore:
             raise NotFoundError("no_such_remote", f"there is no remote {name[:80]!r}", hint="smpctl remote list")
         try:
             return _decode(self._seal.open(rows[0][0], _context(name)))
-        except (IntegrityError, msgspec.MsgspecError) as error:
+        except (IntegrityError, msgspec.MsgspecError, ValueError, RecursionError) as error:
             hint = f"smpctl remote remove {name}, then add it again"
             raise IntegrityError("corrupt", f"the record of remote {name} is damaged", hint=hint) from error
 

@@ -12,10 +12,12 @@ from collections.abc import Callable, Iterable, Sequence
 import msgspec
 
 from smp_proto.control import TrustView
-from smp_proto.errors import IntegrityError, NotFoundError, StateError
+from smp_proto.errors import IntegrityError, NotFoundError, StateError, UsageError
 from smpd.jobs.database import Database
 from smpd.jobs.seal import StateSeal
 from smpd.vault.remotes import check_name, parse_location
+
+UNTIL_MAX = 253402300799.0  # the last second of the year 9999
 
 
 class _Record(msgspec.Struct):
@@ -62,10 +64,12 @@ class TrustStore:
             until: seconds since the epoch; 0 means for good.
 
         Raises:
-            UsageError: ``bad_name``, for the name or a prefix.
+            UsageError: ``bad_name``, for the name or a prefix; ``bad_request`` for a time that none is.
             StateError: ``exists``, when the name or the key is believed already.
         """
         check_name(name, "sender")
+        if not 0 <= until <= UNTIL_MAX:
+            raise UsageError("bad_request", f"no trust can end at {until:g} seconds", hint="0 means for good")
         for prefix in prefixes or []:
             parse_location(prefix, prefix=True)
         view = TrustView(name, key_id.hex(), fingerprint, self._wall(), until, list(prefixes or []))
@@ -125,7 +129,7 @@ class TrustStore:
         for number, body in rows:
             try:
                 found.append((number, _decode(self._seal.open(body, _context(number)))))
-            except (IntegrityError, msgspec.MsgspecError):
+            except (IntegrityError, msgspec.MsgspecError, ValueError, RecursionError):
                 continue  # altered: not believed
         return tuple(found)
 
@@ -192,6 +196,7 @@ def _within(location: str, prefix: str) -> bool:
 
 
 def _day(seconds: float) -> str:
+    seconds = min(max(0.0, seconds), UNTIL_MAX)  # a record may be older than the check of its time, and even a NaN
     return time.strftime("%Y-%m-%d", time.gmtime(seconds))
 
 

@@ -184,3 +184,10 @@ def test_spare_bits_of_a_signature_are_part_of_it(key: VerifierKey, signer: Call
     )
     with pytest.raises(AuditError):
         open_note(note[:-3] + bytes([other]) + note[-2:], [key])
+
+
+def test_a_verifier_key_from_a_command_line_of_other_bytes_is_refused() -> None:
+    """A lone surrogate, as Python makes of bytes that are no UTF-8, has no bytes to hash or to sign."""
+    with pytest.raises(KeyFileError) as caught:
+        VerifierKey.parse("\udc80+00000000+ASmsuuFBvMrwsi4alNNNC8c2HlJtC/4SyJeUvJMilm3X")
+    assert caught.value.code == "key_invalid"

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smp_proto import control as c
-from smp_proto.errors import RemoteError, SmpError, UsageError
+from smp_proto.errors import KeyFileError, RemoteError, SmpError, UsageError
 from smpctl.known_hosts import applies, lines_for
 from smpctl.remote_url import RemoteOptions, encrypted, parse_url
 
@@ -57,7 +57,17 @@ def test_s3_from_standard_input(smpctl: Smpctl, adding: StandIn, home: Path) -> 
     assert added(adding).secret == c.S3Secret("AK", "hush", "t")
 
 
-@pytest.mark.parametrize("text", ["hush", 'secret_key = "hush"', 'access_key = 1\nsecret_key = "hush"', SECRET + "x=1"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "hush",
+        'secret_key = "hush"',
+        'access_key = 1\nsecret_key = "hush"',
+        SECRET + "x=1",
+        f"{SECRET}x = {'[' * 5000}",
+        f"{SECRET}x = {'9' * 5000}",
+    ],
+)
 def test_a_malformed_secret_is_not_quoted(smpctl: Smpctl, adding: StandIn, text: str) -> None:
     """A secret of another form is refused without a word of it in any output."""
     ran = smpctl("remote", "add", "lab", "s3://b", "--secret-stdin", "--json", stdin=text)
@@ -224,3 +234,18 @@ def test_trust(smpctl: Smpctl, daemon: StandIn, home: Path) -> None:
     assert smpctl("trust", "add", "nobody").code == 5
     assert ann.fingerprint() in smpctl("trust", "list").out
     assert smpctl("trust", "remove", "ann").code == 0
+
+
+@pytest.mark.parametrize("url", ["~nobody\0", "s3://b\0/x", "sftp://u@h/%00", "/srv/a\0b"])
+def test_a_url_with_a_nul_is_refused(url: str) -> None:
+    """No scheme lets one through to a file or a user database."""
+    with pytest.raises(UsageError, match="NUL") as caught:
+        parse_url(url, RemoteOptions())
+    assert caught.value.code == "bad_request"
+
+
+def test_a_key_that_is_no_ascii_is_damaged() -> None:
+    """Text within the markers that base64 cannot be."""
+    with pytest.raises(KeyFileError) as caught:
+        encrypted("-----BEGIN OPENSSH PRIVATE KEY-----\nä\n-----END OPENSSH PRIVATE KEY-----\n")
+    assert caught.value.code == "key_invalid"

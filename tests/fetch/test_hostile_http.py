@@ -277,3 +277,46 @@ async def test_a_cancelled_read_leaves_nothing_behind(certificate: Certificate) 
                     group.cancel_scope.cancel()
                 await closed.wait()
             assert DATA[3:103] == await link.read("right", PIN, 3, 100)
+
+
+@pytest.mark.parametrize("size", [1 << 53, (1 << 63) + 5, 10**18 - 1])
+async def test_no_object_is_larger_than_any_store(size: int) -> None:
+    """A server that claims more bytes than a number may hold further on is refused where it is heard."""
+
+    async def script(peer: Peer, asked: Asked) -> bool:
+        length = min(64, size)
+        head = f'HTTP/1.1 206 P\r\nETag: "{ETAG}"\r\nContent-Range: bytes {size - length}-{size - 1}/{size}\r\n'
+        await peer.send(head.encode() + f"Content-Length: {length}\r\n\r\n".encode() + bytes(length))
+        return True
+
+    async with scripted({"huge": script}) as endpoint:
+        config = S3Config("b", endpoint=endpoint, addressing="path")
+        async with fetch_in_process(config, SECRET) as link:
+            with pytest.raises(SmpError) as caught:
+                await link.tail("huge", 64)
+            assert caught.value.code == "remote_failed"
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        b"<ListBucketResult><Contents><Key>a</Key><Size>1</Size><ETag>x</ETag><LastModified>12:00 J</LastModified></Contents>",
+        b"<ListBucketResult><Contents><Key>a</Key><Size>many</Size><ETag>x</ETag></Contents>",
+        b"<ListBucketResult><Contents><Key>a</Key><Size>99999999999999999999</Size><ETag>x</ETag></Contents>",
+        b"<ListBucketResult><Contents>",
+    ],
+)
+async def test_a_listing_that_cannot_be_read_is_the_servers_fault(page: bytes) -> None:
+    """Nonsense in times, sizes or the XML itself is `remote_failed`, not a fault of ours."""
+
+    async def script(peer: Peer, asked: Asked) -> bool:
+        body = page + (b"</ListBucketResult>" if b"</Contents>" in page else b"")
+        await peer.send(f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+        return True
+
+    async with scripted({"b": script}) as endpoint:
+        config = S3Config("b", endpoint=endpoint, addressing="path")
+        async with fetch_in_process(config, SECRET) as link:
+            with pytest.raises(SmpError) as caught:
+                await link.list()
+            assert caught.value.code == "remote_failed"

@@ -60,14 +60,27 @@ def test_times_of_a_listing_are_what_botocore_reads(moment, fraction):
     assert timestamp(text) == parse_timestamp(text)
 
 
-@pytest.mark.parametrize("text", ["Fri, 20 Nov 2026 12:00:00 GMT", "1763640000", "2026-11-20T12:00:00+02:00"])
-def test_other_times_are_left_to_botocore(text):
-    """What has another form is read as before."""
+@pytest.mark.parametrize("text", ["Fri, 20 Nov 2026 12:00:00 GMT", "2026-11-20T12:00:00+02:00"])
+def test_times_of_heads_are_what_botocore_reads(text):
+    """The other forms that servers send mean the same."""
     assert timestamp(text) == parse_timestamp(text)
 
 
-@pytest.mark.parametrize("text", ["", "yesterday", "2026-13-20T12:00:00Z", "2026-11-20T25:00:00Z"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "yesterday",
+        "2026-13-20T12:00:00Z",
+        "2026-11-20T25:00:00Z",
+        "1" * 5000,
+        "0001-01-01T00:00:00+23:00 J",
+        "Fri, 20 Nov 99999 12:00:00 GMT",
+        "Fri, 20 Nov 2026 12:00:00 +99999999999",
+        "12:00 J",
+    ],
+)
 def test_what_is_no_time_is_an_error(text):
-    """Nonsense is a ValueError, as of botocore's parser."""
+    """Nonsense is a ValueError and nothing else, and no library warns of it in words of the server's."""
     with pytest.raises(ValueError, match="."):
         timestamp(text)

@@ -135,6 +135,8 @@ def test_what_is_shown_can_be_loaded(tmp_path):
         ('[keys]\npassphrase = "hunter2"\n', {}, "keys.passphrase,", "did you mean keys.passphrase_file?"),
         ('[keys]\npassphrase_file = "/no/such/file"\n', {}, "/no/such/file cannot be read", ""),
         ("[fetch\n", {}, "is no TOML", ""),
+        (f"[fetch]\nslots = {'9' * 5000}\n", {}, "is no TOML", ""),
+        (f"[fetch]\nslots = {'[' * 5000}\n", {}, "is no TOML", ""),
         ("\ufffd[", {}, "is no TOML", ""),
     ],
 )

@@ -594,6 +594,44 @@ async def test_a_damaged_job_does_not_stop_the_others(store) -> None:
     assert store.journal.damaged() == (bad,)
 
 
+async def test_a_count_that_no_database_holds_is_cut(store) -> None:
+    """What a server or a worker says of sizes may be any number: the job ends, and is read again as it was written."""
+    bench = Bench(store)
+
+    async def lied_to(_job, progress):
+        progress.update(total_bytes=1 << 80, done_bytes=-5, phase="fetch")
+        progress.advance(1 << 70)
+        return DONE
+
+    async with bench.on():
+        job = bench.add("a:b", lied_to)
+        await bench.until(job, "done")
+    assert not bench.faults
+    found = store.journal.get(job)
+    assert (found.total_bytes, found.done_bytes) == ((1 << 63) - 1, (1 << 63) - 1)
+
+
+async def test_a_fault_in_a_move_does_not_stop_the_others(store, monkeypatch) -> None:
+    """Whatever the journal raises for one job, that job stays as it is and the daemon goes on."""
+    bench = Bench(store)
+    bad = bench.add("a:bad")
+    move = store.journal.move
+
+    def broken(job_id, name, **facts):
+        if job_id == bad and name == "succeed":
+            raise OverflowError("Python int too large to convert to SQLite INTEGER")
+        return move(job_id, name, **facts)
+
+    monkeypatch.setattr(store.journal, "move", broken)
+    async with bench.on():
+        good = bench.add("a:good")
+        await bench.until(good, "done")
+        later = bench.add("a:later")
+        await bench.until(later, "done")
+    assert [(job, type(error)) for job, error in bench.faults] == [(bad, OverflowError)]
+    assert bench.state(bad) == "running"
+
+
 async def test_faulty_listeners_do_not_stop_anything(store) -> None:
     """An exception in on_change or on_final is logged; the job is done all the same."""
     bench = Bench(store)

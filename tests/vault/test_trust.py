@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from smp_proto.errors import IntegrityError, NotFoundError, StateError, UsageError
 from smpd.jobs.database import Database
 from smpd.jobs.seal import StateSeal
-from smpd.vault.trust import TrustStore, _within
+from smpd.vault.trust import TrustStore, _day, _within
 
 KEY, OTHER = bytes(16), bytes([1] * 16)
 NOW = 1_800_000_000.0
@@ -107,6 +107,14 @@ def test_refusals_of_add(store: TrustStore) -> None:
         with pytest.raises(UsageError):
             add(store, name, OTHER, prefixes=prefixes)
     assert len(store.list()) == 1
+
+
+@pytest.mark.parametrize("until", [-1.0, float("nan"), float("inf"), 1e300])
+def test_a_time_that_none_is(store: TrustStore, until: float) -> None:
+    """Trust cannot end when no clock will ever be; a record that says so all the same can be talked of."""
+    with pytest.raises(UsageError, match="no trust can end"):
+        add(store, until=until)
+    assert _day(until)
 
 
 def test_an_altered_record_is_no_sender(store: TrustStore, db: Database) -> None:

@@ -22,7 +22,7 @@ MAX_NOTE_BYTES = 65_536
 MAX_SIGNATURES = 64
 _ED25519 = b"\x01"
 _DASH = "— "
-_NAME = re.compile(r"[^\s+]+")
+_NAME = re.compile(r"[^\s+\ud800-\udfff]+")  # a lone surrogate has no bytes to sign
 _CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f]")
 
 

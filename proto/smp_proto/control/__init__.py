@@ -54,6 +54,7 @@ from smp_proto.control.quarantine import (
     QuarantineShow,
 )
 from smp_proto.control.remotes import (
+    SIZE_MAX,
     AnyRemoteConfig,
     AnyRemoteSecret,
     ListObjects,
@@ -121,6 +122,7 @@ AnyRequest = (
 __all__ = [
     "FINAL_STATES",
     "QUARANTINE_PAGE",
+    "SIZE_MAX",
     "VAULT_PAGE",
     "AnyJobSpec",
     "AnyRemoteConfig",

@@ -1,6 +1,6 @@
 """Remotes: their configurations and credentials, what is asked of them, and their objects."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -87,11 +87,18 @@ class RemoteView(msgspec.Struct):
     has_secret: bool
 
 
+SIZE_MAX = (1 << 53) - 1  # more than any store holds, and so little that sums of sizes stay numbers everywhere
+Size = Annotated[int, msgspec.Meta(ge=0, le=SIZE_MAX)]
+
+
 class ObjectInfo(msgspec.Struct):
-    """An object of a remote. ``pin`` is ``etag:…`` or ``stat:SIZE:MTIME_NS``: what must not change in a job."""
+    """An object of a remote, of less than 2⁵³ bytes.
+
+    ``pin`` is ``etag:…`` or ``stat:SIZE:MTIME_NS``: what must not change in a job.
+    """
 
     path: str
-    size: int
+    size: Size
     pin: str = ""
     modified: float = 0.0
 
