@@ -103,6 +103,10 @@ class Box:
     spool_dir: str
     space: Space
 
+    def trust_at(self, location: str) -> Trust:
+        """Whom to believe about an object that comes from there, by what the trust store says when asked; blocking."""
+        return lambda key_id: self.senders()(key_id, location)
+
     @property
     def identity(self) -> Identity:
         """The identity that signs and seals."""

@@ -8,8 +8,8 @@ id that follows from the job and the object, so that another attempt leaves it o
 import contextlib
 import hashlib
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
-from typing import Self
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Sequence
+from typing import Any, Self
 
 import anyio
 
@@ -19,7 +19,7 @@ from smp_proto.sealed.entries import valid_entry_name
 from smp_proto.sealed.envelope import OpenedEnvelope
 from smp_proto.sealed.keys import PublicIdentity
 from smpd.jobs.job import Job
-from smpd.transfer.box import Box, Meter, trust_at
+from smpd.transfer.box import Box, Meter
 from smpd.transfer.evidence import Evidence
 from smpd.transfer.grouping import GroupCommit
 from smpd.transfer.members import Batch, Large
@@ -153,10 +153,10 @@ class Members:
         first.hint = f"{first.hint}; to try again: smpctl job resume {self.job.id}".lstrip("; ")
         raise first
 
-    async def audit(self, event: str, infos: Sequence[ObjectInfo]) -> None:
+    async def audit(self, event: str, infos: Sequence[ObjectInfo], act: Callable[[], Any] | None = None) -> Any:
         """One record for each object, before the act."""
         subjects = [f"{self.pool.name}:{info.path}" for info in infos]
-        await self.box.audit(event, actor=self.job.owner, job=self.job.id, subjects=subjects)
+        return await self.box.audit(event, actor=self.job.owner, job=self.job.id, subjects=subjects, act=act)
 
     def adoption(self, info: ObjectInfo, envelope: OpenedEnvelope) -> Adoption:
         """An object as the vault takes it."""
@@ -226,14 +226,13 @@ class Members:
 
     async def _open_large(self, info: ObjectInfo, evidence: Evidence) -> Large:
         location, pool, prefix = f"{self.pool.name}:{info.path}", self.pool, self.prefix(info)
-        senders = await anyio.to_thread.run_sync(self.box.senders)
 
-        async def check(found: ObjectInfo) -> None:
+        async def check(found: ObjectInfo, act: Callable[[], Any]) -> Any:
             if found.pin != info.pin:
                 raise IntegrityError("source_changed", f"{location} changed since it was listed")
-            await self.audit("object.open", [info])
+            return await self.audit("object.open", [info], act)
 
-        trust = trust_at(senders, location)
+        trust = self.box.trust_at(location)
         source = await open_source(pool, info.path, self.box.identities, trust, check, self.acceptance, evidence)
         self.opened(source.opener.envelope)
         large = Large(self, source, prefix)

@@ -22,6 +22,7 @@ from smpd.transfer.spool import Spool
 
 _ANNOUNCED_BYTES = 512 << 10  # of one message, so that it fits a frame
 _PREFIX_BYTES = 1024 + 64  # the most that an object adds to its entries
+_AT_ONCE_BYTES = 128 << 10  # opened in 50 µs, half of what handing it to a thread takes
 
 
 class PlainSide(Protocol):
@@ -206,6 +207,8 @@ class RangeUnit:
                 source.evidence.has(start, end)
             return leaves
 
+        if end - start <= _AT_ONCE_BYTES and source.whole is not None and spool is None:
+            return work()
         return await anyio.to_thread.run_sync(work, limiter=self._pool.openers)
 
 

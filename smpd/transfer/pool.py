@@ -150,7 +150,7 @@ class RemotePool:
         self.pacing.done(now, now - started, size)
         return answer
 
-    async def fetch_bytes(self, path: str, pin: str, start: int, end: int) -> bytearray:
+    async def fetch_bytes(self, path: str, pin: str, start: int, end: int) -> bytes:
         """Bytes ``[start, end)`` of an object in private memory; for envelopes, not for payloads."""
         data = bytearray(end - start)
         view = memoryview(data)
@@ -162,18 +162,16 @@ class RemotePool:
                 ring = self.ring(lane)
                 part = view[offset - start : offset - start + length]
                 await anyio.to_thread.run_sync(read_exact, ring.fd, part, ring.offset(lane.slot))
-        return data
+        return bytes(data)
 
-    async def tail(self, path: str, length: int) -> tuple[ObjectInfo, bytearray]:
+    async def tail(self, path: str, length: int) -> tuple[ObjectInfo, bytes]:
         """What an object is, and its last ``length`` bytes (all, where it has fewer) in private memory."""
         async with self.lane() as lane:
             length = min(length, self.settings.slot_bytes)
             request = fetching.Tail(path, length, lane.slot)
             info = await self._call(self.hosts[lane.worker], request, ObjectInfo, _READ_TIMEOUT_S)
-            data = bytearray(max(0, min(length, info.size)))
-            ring = self.ring(lane)
-            await anyio.to_thread.run_sync(read_exact, ring.fd, memoryview(data), ring.offset(lane.slot))
-        return info, data
+            with self.ring(lane).slot(lane.slot) as slot:
+                return info, bytes(slot[: max(0, min(length, info.size))])
 
     async def read_many(self, lane: Lane, objects: Sequence[fetching.Whole]) -> tuple[int, dict[int, SmpError]]:
         """Fetch whole objects into the lane's slot, each to its place.

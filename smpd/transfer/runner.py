@@ -5,7 +5,6 @@ are sealed into the spool before they are delivered, and are delivered under a n
 """
 
 import contextlib
-import glob
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -26,7 +25,7 @@ from smpd.jobs.job import Job, Progress
 from smpd.jobs.scheduler import RANKS
 from smpd.links import computing
 from smpd.transfer.arriving import find_objects, seal_arriving
-from smpd.transfer.box import Box, Meter, trust_at
+from smpd.transfer.box import Box, Meter
 from smpd.transfer.collection import Members, get_all
 from smpd.transfer.device import PlainRing, finish_results
 from smpd.transfer.evidence import Evidence
@@ -35,7 +34,7 @@ from smpd.transfer.opening import Opener
 from smpd.transfer.pipeline import bring_object
 from smpd.transfer.pool import RemotePool
 from smpd.transfer.refusing import Acceptance, Refusals
-from smpd.transfer.sealing import sealed_file
+from smpd.transfer.sealing import SealedFile, sealed_file
 from smpd.transfer.source import Source, naming, open_source
 from smpd.transfer.spool import Spool, remove
 from smpd.vault.objects import Adoption
@@ -80,8 +79,9 @@ class Runner:
 
     def discard(self, job_id: str) -> None:
         """Remove the files that a job left in the spool; blocking."""
-        for path in glob.glob(os.path.join(glob.escape(self._box.spool_dir), f"{job_id}.*")):
-            remove(path)
+        for name in os.listdir(self._box.spool_dir):
+            if name.startswith(f"{job_id}."):
+                remove(os.path.join(self._box.spool_dir, name))
 
     async def clean(self, job_id: str) -> None:
         """Remove what a job left in the spool, and what the journal knows of it: the job starts over."""
@@ -155,7 +155,6 @@ class Runner:
         result = await self._sealed(job)
         if result is None:
             result = await self._process(job, spec, meter)
-            await self._thread(partial(self._box.journal.set_source, job.id, "", 0, msgspec.msgpack.encode(result)))
         if not spec.target:
             return await self._keep(job, self.out(job.id), result, self._box.identity.public.key_id)
         return await self._deliver(job, spec.target, result, meter)
@@ -205,8 +204,14 @@ class Runner:
             done = await compute.of(spec.processor).run(request, writer, feed)
             meter.transfer.device = done.device
             writer.recipients = recipients()
-            info = await self._thread(finish_results, writer)
-        return result_of(info)
+            return await anyio.to_thread.run_sync(self._finish, job, writer)
+
+    def _finish(self, job: Job, writer: SealedFile) -> Result:
+        """In a thread: make the results durable, then note that they are."""
+        result = result_of(finish_results(writer))
+        writer.kept = True  # it may be noted even where the disk fails to say so
+        self._box.journal.set_source(job.id, "", 0, msgspec.msgpack.encode(result))
+        return result
 
     async def _deliver(self, job: Job, target: str, result: Result, meter: Meter) -> Result:
         pool, path = await self._locate(target)
@@ -243,16 +248,18 @@ class Runner:
         """Check the envelope of a remote object; the object is pinned from the job's first attempt on."""
         location = f"{pool.name}:{path}"
         journal = self._box.journal
-        senders = await self._thread(self._box.senders)
         evidence = Evidence("" if pool.mode == "streaming" else self.part(job.id), self._box.space)
 
-        async def check(info: ObjectInfo) -> None:
-            pin = partial(journal.pin, job.id, info.pin, info.size)
-            if await self._audit(job, "object.open", location, act=pin) != info.pin:
-                raise IntegrityError("source_changed", f"{location} is not the object this job began with")
+        async def check(info: ObjectInfo, act: Callable[[], Any]) -> Any:
+            def pin() -> Any:
+                if journal.pin(job.id, info.pin, info.size) != info.pin:
+                    raise IntegrityError("source_changed", f"{location} is not the object this job began with")
+                return act()
+
+            return await self._audit(job, "object.open", location, act=pin)
 
         async with self._reading(job, pool, location, evidence):
-            trust, acceptance = trust_at(senders, location), Acceptance(self._box, job)
+            trust, acceptance = self._box.trust_at(location), Acceptance(self._box, job)
             return await open_source(pool, path, self._box.identities, trust, check, acceptance, evidence)
 
     @contextlib.asynccontextmanager

@@ -10,7 +10,7 @@ import anyio
 
 from smp_proto import durable
 from smp_proto.errors import ResourceError, UsageError
-from smp_proto.sealed.bundle import BundleReader, BundleWriter
+from smp_proto.sealed.bundle import BundleInfo, BundleReader, BundleWriter
 from smp_proto.sealed.entries import Entry, guess_media_type
 from smp_proto.sealed.envelope import Trust
 from smp_proto.sealed.keys import Identity, PublicIdentity
@@ -23,48 +23,66 @@ _READ_BYTES = 4 << 20  # so that the thread that hashes is woken seldom
 @contextlib.asynccontextmanager
 async def sealed_file(
     space: Space, path: str, sender: Identity, recipients: Sequence[PublicIdentity]
-) -> AsyncIterator[BundleWriter]:
-    """A writer whose bytes go to a new file at ``path``, durable at the end; what was there before is replaced.
+) -> AsyncIterator["SealedFile"]:
+    """A writer whose bytes go to a new file at ``path``; what was there before is replaced.
 
-    The writer blocks: use it in threads. If the block fails the file is removed.
+    The writer blocks: use it in threads. If the block fails, or ends before the writer has finished, the file is
+    removed.
     """
-    fd = await anyio.to_thread.run_sync(_create, path)
-
-    def write(data: memoryview) -> None:
-        space.require(len(data), "the spool")
-        with disk_errors("the spool"):
-            durable.write_all(fd, data)
-
+    writer = SealedFile(space, path, sender, recipients)
     try:
-        writer = BundleWriter(write, sender=sender, recipients=recipients)
-        try:
-            yield writer
-        finally:
-            writer.abort()
-        await anyio.to_thread.run_sync(_sync, fd, path)
-    except BaseException:
-        with anyio.CancelScope(shield=True):
-            await anyio.to_thread.run_sync(_discard, fd, path)
-        raise
-    os.close(fd)
+        yield writer
+        writer.kept = writer.finished
+    finally:
+        writer.abort()
+        if not writer.kept:
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(writer.discard)
 
 
-def _create(path: str) -> int:
-    with disk_errors("the spool"):
-        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+class SealedFile(BundleWriter):
+    """Writes to a file, which is made when its first bytes come: that is in a thread already.
 
+    Attributes:
+        finished: the file is whole and durable: a job may count on it.
+        kept: a job does: it stays, whatever becomes of who wrote it.
+    """
 
-def _discard(fd: int, path: str) -> None:
-    with contextlib.suppress(OSError):
-        os.unlink(path)
-    os.close(fd)  # which frees its blocks, and takes as long as there are many
+    def __init__(self, space: Space, path: str, sender: Identity, recipients: Sequence[PublicIdentity]) -> None:
+        super().__init__(self._append, sender=sender, recipients=recipients)
+        self._space = space
+        self._path = path
+        self._fd = -1
+        self.finished = self.kept = False
 
+    def finish(self) -> BundleInfo:
+        """See :meth:`BundleWriter.finish`; the file is durable then."""
+        info = super().finish()
+        with disk_errors("the spool"):
+            durable.sync(self._fd)
+            durable.sync_folder(os.path.dirname(self._path))
+        self._close()
+        self.finished = True
+        return info
 
-def _sync(fd: int, path: str) -> None:
-    """Sync a file and the folder that names it: a job may count on it from now on."""
-    with disk_errors("the spool"):
-        durable.sync(fd)
-        durable.sync_folder(os.path.dirname(path))
+    def discard(self) -> None:
+        """Remove the file."""
+        with contextlib.suppress(OSError):
+            os.unlink(self._path)
+        self._close()  # which frees its blocks, and takes as long as there are many
+
+    def _append(self, data: memoryview) -> None:
+        self._space.require(len(data), "the spool")
+        with disk_errors("the spool"):
+            if self._fd < 0:
+                flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+                self._fd = os.open(self._path, flags, 0o600)
+            durable.write_all(self._fd, data)
+
+    def _close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
 
 def check_regular(fd: int, access: int, name: str) -> int:

@@ -236,7 +236,7 @@ def test_a_failed_write_wipes(fail_at: int) -> None:
     with pytest.raises(OSError, match="disk full"):
         run()
     assert not any(key)
-    assert not any(plain)
+    assert not any(plain[:])
     with pytest.raises(StateError):
         sealing.begin("b")
 

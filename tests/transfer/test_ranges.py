@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -117,8 +118,9 @@ async def pools(folder: Path, *, slots: int = 2, processes: int = 2) -> AsyncIte
             group.cancel_scope.cancel()
 
 
-async def unchecked(_info: ObjectInfo) -> None:
+async def unchecked(_info: ObjectInfo, act: Callable[[], Any]) -> Any:
     """It may be opened."""
+    return act()
 
 
 @contextlib.asynccontextmanager

@@ -6,6 +6,7 @@ processor busy; in an event loop, make it in a thread. Large pieces that are wri
 
 import contextlib
 import hashlib
+import mmap
 import os
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -74,7 +75,8 @@ class BundleWriter:
         subkey = self._file_key.payload_key()
         self._sealer = PayloadSealer(subkey, self._object_id)
         wipe(subkey)
-        self._plain, self._sealed = bytearray(SEGMENT_BYTES), bytearray(SEGMENT_BYTES)
+        # Mapped and not a bytearray: what a small bundle does not use is never touched.
+        self._plain, self._sealed = mmap.mmap(-1, SEGMENT_BYTES), mmap.mmap(-1, SEGMENT_BYTES)
         self._filled = self._used = self._segment = self._plain_bytes = self._index_bytes = 0
         self._leaves = blake3()
         self._entries: list[Entry] = []
@@ -291,7 +293,8 @@ class BundleReader:
             raise UsageError("bad_request", "the object has no entry of such a name")
         layout, leaves = self._opened.layout, blake3()
         split = _Splitter(self.entries, sink, wanted)
-        sealed, plain = bytearray(SEGMENT_BYTES), bytearray(SEGMENT_BYTES)
+        size = min(SEGMENT_BYTES, layout.payload_bytes)
+        sealed, plain = bytearray(size), bytearray(size)
         try:
             for k in range(layout.segments):
                 base, end = layout.leaf_span(k)
