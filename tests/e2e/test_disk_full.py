@@ -1,6 +1,5 @@
 """A disk that is full: the job says so, nothing is half done, and it goes on by itself when there is space again."""
 
-import contextlib
 import os
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import pytest
 from box import Box
 from refusals import PLAIN, marked
 from scene import Following, client
+from small_disk import Disk, no_small_disk, small_disk
 
 from smp_proto.control import GetSpec, LocalConfig, RunSpec
 from smp_proto.errors import SmpError
@@ -24,42 +24,13 @@ MIB = 1 << 20
 DISK_BYTES = 24 * MIB
 
 
-class Disk:
-    """A file system of 24 MiB with the state of a box on it."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._others = path / "others"
-
-    def leave(self, free: int) -> None:
-        """Fill all but so many bytes."""
-        stat = os.statvfs(self.path)
-        with self._others.open("ab") as file:
-            size = os.fstat(file.fileno()).st_size
-            more = stat.f_bavail * stat.f_frsize - free
-            with contextlib.suppress(OSError):  # the daemon may be faster
-                os.posix_fallocate(file.fileno(), size, max(more, 1))
-
-    def clear(self) -> None:
-        """Make space."""
-        self._others.unlink(missing_ok=True)
-
-
 @pytest.fixture(scope="module")
 def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Disk]:
-    """A small tmpfs, where this user may mount one."""
-    path = tmp_path_factory.mktemp("disk")
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES},mode=0700", "none", str(path)],
-        capture_output=True,
-        check=False,
-    )
-    if mounted.returncode:
-        pytest.skip(f"no tmpfs can be mounted: {mounted.stderr.decode().strip()}")
-    try:
-        yield Disk(path)
-    finally:
-        subprocess.run(["umount", "-l", str(path)], check=True)
+    """A small file system, where this user may mount one."""
+    if reason := no_small_disk():
+        pytest.skip(reason)
+    with small_disk(tmp_path_factory.mktemp("disk"), DISK_BYTES) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")

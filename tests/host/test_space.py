@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from small_disk import no_small_disk, small_disk
 
 from smp_proto.errors import ResourceError
 from smpd.config import load_config
@@ -27,16 +28,10 @@ RESERVE = 8 * MIB
 @pytest.fixture(scope="module")
 def mounted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A tmpfs of 24 MiB, where this user may mount one."""
-    path = tmp_path_factory.mktemp("disk")
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={DISK},mode=0700", "none", str(path)], capture_output=True, check=False
-    )
-    if done.returncode:
-        pytest.skip(f"no tmpfs can be mounted: {done.stderr.decode().strip()}")
-    try:
-        yield path
-    finally:
-        subprocess.run(["umount", "-l", str(path)], check=True)
+    if reason := no_small_disk():
+        pytest.skip(reason)
+    with small_disk(tmp_path_factory.mktemp("disk"), DISK) as found:
+        yield found.path
 
 
 @pytest.fixture
