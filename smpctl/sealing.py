@@ -13,7 +13,7 @@ from smp_proto import durable
 from smp_proto.durable import write_all
 from smp_proto.errors import IntegrityError, NotFoundError, SmpError, StateError
 from smp_proto.sealed.bundle import BundleInfo, BundleReader, BundleWriter
-from smp_proto.sealed.entries import Entry, guess_media_type
+from smp_proto.sealed.entries import PLACE, Attributes, Entry, Scalar, guess_media_type
 from smp_proto.sealed.envelope import Envelope, Trust, rewrap_envelope
 from smp_proto.sealed.filekey import wipe
 from smp_proto.sealed.keys import Identity, PublicIdentity
@@ -119,6 +119,7 @@ def seal_files(
     sender: Identity,
     recipients: Sequence[PublicIdentity],
     overwrite: bool = False,
+    place: str = "",
     progress: Progress | None = None,
 ) -> BundleInfo:
     """Seal files as one object into the file ``output``.
@@ -129,6 +130,7 @@ def seal_files(
         sender: signs.
         recipients: who can open it.
         overwrite: whether ``output`` may be there already.
+        place: the end of the path where it is to lie in the storage; a box refuses it anywhere else.
         progress: called with plaintext bytes done and in all.
 
     Raises:
@@ -142,8 +144,9 @@ def seal_files(
     with _new_file(output, overwrite=overwrite) as out:
         writer = BundleWriter(lambda view: write_all(out, view), sender=sender, recipients=recipients)
         try:
-            for file in files:
-                for count in _seal_one(writer, file, buffer):
+            for number, file in enumerate(files):
+                attributes: dict[str, Scalar | list[Scalar]] = {PLACE: place} if place and not number else {}
+                for count in _seal_one(writer, file, buffer, attributes):
                     done += count
                     if progress:
                         progress(done, max(done, total))
@@ -153,11 +156,11 @@ def seal_files(
             wipe(buffer)
 
 
-def _seal_one(writer: BundleWriter, file: LocalFile, buffer: bytearray) -> Iterator[int]:
+def _seal_one(writer: BundleWriter, file: LocalFile, buffer: bytearray, attributes: Attributes) -> Iterator[int]:
     fd, size = file.open()
     try:
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
-        writer.begin(file.name, guess_media_type(file.name, os.pread(fd, HEAD_BYTES, 0)))
+        writer.begin(file.name, guess_media_type(file.name, os.pread(fd, HEAD_BYTES, 0)), attributes)
         read = 0
         with memoryview(buffer) as view:
             while count := os.readv(fd, [buffer]):

@@ -170,6 +170,7 @@ CODES: dict[str, ErrorCode] = {
         IntegrityError, False, "the signer is unknown, expired, removed or out of its prefix"
     ),
     "older_version": ErrorCode(IntegrityError, False, "a newer object was accepted at this location before"),
+    "misplaced": ErrorCode(IntegrityError, False, "the object was sealed for another place than where it lies"),
     "source_changed": ErrorCode(IntegrityError, False, "the object changed while it was being read"),
     "disk_full": ErrorCode(ResourceError, True, "no space is left for the spool, the vault or the journal"),
     "disk_failed": ErrorCode(ResourceError, True, "the disk reported an error"),

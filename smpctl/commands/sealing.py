@@ -28,6 +28,7 @@ _AS = click.option("--as", "name", metavar="NAME", help="Which of your keys; by 
 @click.option("-o", "--output", required=True, metavar="FILE", help="The sealed file.")
 @click.option("--to", "keys", multiple=True, required=True, metavar="KEY", help="Who can open it; may be repeated.")
 @click.option("--from", "sender", metavar="NAME", help="Which of your keys signs; by default the only one.")
+@click.option("--place", default="", metavar="PATH", help="Where it is to lie; a box refuses it anywhere else.")
 @click.option("--force", is_flag=True, help="Replace FILE if it is there.")
 @unlocking
 def seal(
@@ -37,6 +38,7 @@ def seal(
     *,
     keys: tuple[str, ...],
     sender: str | None,
+    place: str,
     force: bool,
     passphrase_file: str | None,
     credential_file: str | None,
@@ -58,6 +60,7 @@ def seal(
                 sender=identity,
                 recipients=recipients,
                 overwrite=force,
+                place=place,
                 progress=lambda done, total: shown.update("sealing", done, total),
             )
     finally:

@@ -12,6 +12,7 @@ import anyio
 
 from smp_proto.control import ObjectInfo, PutSpec, QuarantineChange, QuarantineItem
 from smp_proto.errors import IntegrityError
+from smp_proto.sealed.entries import misplaced
 from smp_proto.sealed.envelope import OpenedEnvelope, Signed
 from smpd.jobs.job import Job
 from smpd.transfer.box import Box
@@ -42,8 +43,11 @@ class Refusals:
             kept, whole, left_out = await anyio.to_thread.run_sync(evidence.finish)
         info = evidence.info or ObjectInfo(location.partition(":")[2], 0)
         segment = error.details.get("segment", -1)
+        name = item_id(self._job.id, location)
+        error.details = {**error.details, "item": name}
+        error.hint = error.hint.replace("retry ID", f"retry {name}")
         item = QuarantineItem(
-            id=item_id(self._job.id, location),
+            id=name,
             job=self._job.id,
             location=location,
             code=error.code,
@@ -67,8 +71,6 @@ class Refusals:
 
         act = {"actor": self._job.owner, "job": self._job.id, "subject": location}
         item = await self._box.audit("quarantine.add", act=keep, reason=error.code, kept=kept, **act)
-        error.details = {**error.details, "item": item.id}
-        error.hint = error.hint.replace("retry ID", f"retry {item.id}")
         self.items.add(item.id)
         publish(self._box, self._job, item, "add")
 
@@ -99,10 +101,16 @@ class Acceptance:
         """The check of an object at a location; blocking.
 
         Raises (when called):
-            IntegrityError: ``older_version``.
+            IntegrityError: ``older_version``; ``misplaced``, which nobody can overrule but its sender.
         """
 
         def check(envelope: OpenedEnvelope) -> None:
+            if misplaced(envelope.entries, location.partition(":")[2]):
+                raise IntegrityError(
+                    "misplaced",
+                    "its sender sealed this object for another place",
+                    hint="somebody moved or copied it; ask the sender to seal it for this place",
+                )
             try:
                 self._box.versions.check(location, envelope.signed)
             except IntegrityError:

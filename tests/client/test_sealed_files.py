@@ -196,6 +196,15 @@ def test_inspect_with_and_without_a_key(smpctl: Smpctl, sealed: Path, ann: list[
     assert smpctl("inspect", "nothing").code == 5
 
 
+def test_an_object_can_be_bound_to_its_place(smpctl: Smpctl, home: Path, sealed: Path, ann: list[str]) -> None:
+    """The first entry says where it is to lie, under the signature; a file opens all the same."""
+    ran = smpctl("seal", "scans", "-o", "y.smp", "--to", "ann", "--place", "in/y.smp", *ann)
+    assert ran.code == 0, ran.err
+    (found,) = smpctl("inspect", "y.smp", "--as", "ann", "--json", *ann).lines
+    assert [each["attributes"] for each in found["entries"]] == [{"smp.place": "in/y.smp"}, {}, {}]
+    assert smpctl("open", "y.smp", "-o", "out", *ann).code == 0
+
+
 def test_seal_refuses_to_overwrite(smpctl: Smpctl, home: Path, sealed: Path, ann: list[str]) -> None:
     """A file of the name stays unless --force; a failure leaves nothing beside it."""
     before = sealed.read_bytes()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +195,83 @@ def test_a_streaming_remote_leaves_a_record_alone(bench: Bench) -> None:
     assert "disk" in item.left_out
     assert not bench.spool_of(view)
     bench.client.quarantine_remove(item.id)
+
+
+def dated(bench: Bench, content: bytes, created: int, place: str = "") -> bytes:
+    data = bytearray()
+    writer = BundleWriter(data.extend, sender=bench.sender, recipients=[bench.public], created=created)
+    writer.begin("a.bin", "", {"smp.place": place} if place else {})
+    writer.write(content)
+    writer.end()
+    writer.finish()
+    return bytes(data)
+
+
+@pytest.mark.parametrize("size", [10, 3 * S])
+@pytest.mark.parametrize("prefix", [False, True])
+def test_an_older_version(bench: Bench, size: int, prefix: bool) -> None:
+    """It is refused where a newer one was accepted; a person can have it taken, and then it is what counts."""
+    now = int(time.time())
+    folder = f"versions-{size}-{prefix}/"
+    place = bench.store(f"{folder}a.smp", dated(bench, os.urandom(size), now))
+    spec = GetSpec(f"disk:{folder}" if prefix else place)
+
+    def taken(spec: GetSpec) -> None:
+        view = bench.client.wait(bench.client.submit(spec).id)
+        assert view.state == "done", view.error
+        for kept in bench.client.vault(view.id):
+            bench.client.vault_remove(kept.id)
+
+    taken(spec)
+    taken(spec)  # the same object again is no replay
+    older = dated(bench, os.urandom(size), now - 100)
+    bench.store(f"{folder}a.smp", older)
+    view, (item,) = refused(bench, spec)
+    assert item.code == "older_version"
+    assert f"quarantine retry {item.id} --accept-older" in item.hint
+    # Accepting is for the very object that was shown: another in its place is refused again.
+    oldest = dated(bench, os.urandom(size), now - 200)
+    bench.store(f"{folder}a.smp", oldest)
+    bench.client.quarantine_retry(item.id, accept_older=True)
+    assert bench.client.wait(view.id).state == "quarantined"
+    bench.client.resume(view.id)  # the pin of a job of one object
+    assert bench.client.wait(view.id).state == "quarantined"
+    (again,) = bench.client.quarantine(view.id)
+    assert again.code == "older_version"
+    assert not again.accept_older
+    bench.box.ctl("quarantine", "retry", again.id, "--accept-older")
+    ended = bench.client.wait(view.id)
+    assert ended.state == "done", ended.error
+    for kept in bench.client.vault(view.id):
+        bench.client.vault_remove(kept.id)
+    bench.store(f"{folder}a.smp", older)  # newer than what counts now
+    taken(spec)
+    bench.store(f"{folder}a.smp", oldest)
+    taken(GetSpec(spec.source, accept_older=True))
+
+
+def test_what_an_older_job_took_does_not_count_as_newer(bench: Bench) -> None:
+    """The place is remembered, and not the name alone: another object elsewhere is not held against it."""
+    now = int(time.time())
+    first, second = bench.store("v/1.smp", dated(bench, b"1", now)), bench.store("v/2.smp", dated(bench, b"2", now - 9))
+    for place in (first, second, first):
+        view = bench.client.wait(bench.client.submit(GetSpec(place)).id)
+        assert view.state == "done", view.error
+        assert view.result
+        bench.client.vault_remove(view.result.vault_id)
+
+
+def test_an_object_bound_to_a_place(bench: Bench) -> None:
+    """Where its sender meant it to lie it is taken, elsewhere it is not, whatever a person accepts."""
+    data = dated(bench, b"bound", int(time.time()), "bound/right.smp")
+    view = bench.client.wait(bench.client.submit(GetSpec(bench.store("bound/right.smp", data))).id)
+    assert view.state == "done", view.error
+    assert view.result
+    bench.client.vault_remove(view.result.vault_id)
+    for name in ("right.smp", "unbound/right.smp", "bound/right.smp.bak"):
+        view, (item,) = refused(bench, GetSpec(bench.store(name, data), accept_older=True))
+        assert item.code == "misplaced"
+        bench.client.cancel(view.id)
 
 
 def test_a_person_sees_why(bench: Bench) -> None:

@@ -14,6 +14,8 @@ COMPONENT_MAX_BYTES = 255
 # Control characters, lone surrogates, line and paragraph separators: nothing a terminal or a log may obey.
 _REFUSED_CATEGORIES = frozenset({"Cc", "Cs", "Zl", "Zp"})
 
+PLACE = "smp.place"  # attribute of the first entry: where its sender means the object to lie
+
 Scalar = str | int | float | bool
 Attributes = dict[str, Scalar | list[Scalar]]
 
@@ -113,6 +115,12 @@ def check_entries(entries: Sequence[Entry], plain_bytes: int) -> None:
         position += entry.size
     if position != plain_bytes:
         raise ValueError(f"the entries are {position} bytes in all, not {plain_bytes}")
+
+
+def misplaced(entries: Sequence[Entry], path: str) -> bool:
+    """Whether a sender bound the object to another place than this path: one that does not end so."""
+    place = entries[0].attributes.get(PLACE)
+    return place is not None and not (isinstance(place, str) and place and f"/{path}".endswith(f"/{place}"))
 
 
 def guess_media_type(name: str, head: bytes = b"") -> str:
