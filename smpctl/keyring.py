@@ -162,7 +162,7 @@ class Keyring:
         if self.find(name) is not None:
             raise StateError("exists", f"you have a key named {name}", hint="choose another name")
         try:
-            os.makedirs(self.folder, 0o700, exist_ok=True)
+            durable.make_folders(self.folder, 0o700)
             folder = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
             raise ResourceError("disk_failed", f"{self.folder} cannot be used: {error.strerror}") from None

@@ -294,6 +294,16 @@ def make_folder(path: str, mode: int, parent: int | None = None) -> None:
         os.fsync(parent)
 
 
+def make_folders(path: str, mode: int) -> bool:
+    """Make a folder durably, and those above it with mode 0755; False when it is there."""
+    if os.path.lexists(path):
+        return False
+    if above := os.path.dirname(path):
+        make_folders(above, 0o755)
+    make_folder(path, mode)
+    return True
+
+
 def remove(name: str, folder: int) -> None:
     """Remove a file durably; one that is not there is gone already, but perhaps not durably."""
     with contextlib.suppress(FileNotFoundError):

@@ -15,7 +15,8 @@ def ensure_dir(path: str, mode: int = 0o700) -> None:
         ResourceError: ``disk_failed`` when it is a symbolic link, belongs to someone else, or is open to others.
     """
     try:
-        _make(path, mode)
+        if durable.make_folders(path, mode):
+            os.chmod(path, mode)  # whatever the umask made of it
         found = os.lstat(path)
     except OSError as error:
         raise _unfit(path, f"cannot be made: {error.strerror}") from error
@@ -25,14 +26,6 @@ def ensure_dir(path: str, mode: int = 0o700) -> None:
         raise _unfit(path, f"belongs to user {found.st_uid}")
     if excess := stat.S_IMODE(found.st_mode) & 0o777 & ~mode:
         raise _unfit(path, f"gives others rights ({excess:04o} too many)")
-
-
-def _make(path: str, mode: int) -> None:
-    if os.path.lexists(path):
-        return
-    _make(os.path.dirname(path), 0o755)
-    durable.make_folder(path, mode)
-    os.chmod(path, mode)  # whatever the umask made of it
 
 
 def lock_state(path: str) -> int:
