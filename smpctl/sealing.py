@@ -90,11 +90,11 @@ def _new_file(path: str, *, overwrite: bool, mode: int = 0o666) -> Iterator[int]
     folder = -1
     try:
         folder = os.open(folder_path or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        durable.sweep(folder)
         if overwrite:
             _check_replaceable(path, name, folder)
         elif _is_there(name, folder):
             raise FileExistsError(17, "file exists")
-        durable.sweep(folder)
         with durable.new_file(folder, name, mode, replace=overwrite) as fd:
             yield fd
     except FileExistsError:

@@ -100,6 +100,8 @@ MIGRATIONS: tuple[str, ...] = (
         body BLOB NOT NULL                          -- sealed: object id, when it was signed, by whom
     );
     """,
+    # A removal that a crash cut off is known for one, and finished at the next start.
+    "ALTER TABLE vault ADD COLUMN removing INTEGER NOT NULL DEFAULT 0",
 )
 
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}

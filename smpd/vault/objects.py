@@ -1,8 +1,8 @@
 """Sealed objects on this box: one file each, named by the job that brought it, with a row in the database.
 
 Adopting goes: sync the file, rename it here, sync the folder, commit the row. The name follows from the job, so doing
-it again after a crash at any step ends with the same one item. Removing goes: unlink, sync the folder, delete the row;
-a crash in between leaves a row without a file, and removing once more finishes it. All calls block.
+it again after a crash at any step ends with the same one item. Removing goes: commit that the item is being removed,
+unlink, sync the folder, delete the row; what a crash cuts off is finished at the next start. All calls block.
 """
 
 import os
@@ -46,7 +46,7 @@ class Adoption(NamedTuple):
 
 
 class Findings(NamedTuple):
-    """What does not fit together in the vault. Nothing was changed; a person decides.
+    """What does not fit together in the vault. It was not touched; a person decides.
 
     Args:
         orphans: names of files without a row. One may belong to a job that is still to be resumed.
@@ -126,13 +126,15 @@ class Vault:
 
     def list(self, job: str = "", before: str = "", limit: int = -1) -> list[VaultItem]:
         """Return items, newest first: those of a job where one is named, and those older than ``before``."""
-        wanted = " WHERE (?1='' OR job=?1) AND (?2='' OR number < (SELECT number FROM vault WHERE id=?2))"
+        wanted = (
+            " WHERE removing=0 AND (?1='' OR job=?1) AND (?2='' OR number < (SELECT number FROM vault WHERE id=?2))"
+        )
         sql = f"{_SELECT}{wanted} ORDER BY number DESC LIMIT ?3"
         return [_item(row) for row in self._db.rows(sql, (job, before, limit))]
 
     def count(self) -> int:
         """Return how many items there are."""
-        return int(self._db.rows("SELECT count(*) FROM vault")[0][0])
+        return int(self._db.rows("SELECT count(*) FROM vault WHERE removing=0")[0][0])
 
     def get(self, item_id: str) -> VaultItem:
         """Return one item.
@@ -140,7 +142,10 @@ class Vault:
         Raises:
             NotFoundError: ``no_such_object``.
         """
-        rows = self._db.rows(f"{_SELECT} WHERE id=?", (item_id,))
+        return self._find(item_id, "AND removing=0")
+
+    def _find(self, item_id: str, also: str = "") -> VaultItem:
+        rows = self._db.rows(f"{_SELECT} WHERE id=? {also}", (item_id,))
         if not rows:
             raise unknown_item(item_id)
         return _item(rows[0])
@@ -173,27 +178,35 @@ class Vault:
         return descriptor
 
     def remove(self, item_id: str) -> VaultItem:
-        """Delete an item, its file first; return what it was.
+        """Delete an item; return what it was.
 
         Raises:
             NotFoundError: ``no_such_object``.
-            ResourceError: ``disk_failed``; remove again.
+            ResourceError: ``disk_failed``. It is no longer listed; remove it again, or the next start does.
         """
-        item = self.get(item_id)
+        item = self._find(item_id)
+        with self._db.transaction() as connection:
+            connection.execute("UPDATE vault SET removing=1 WHERE id=?", (item_id,))
+        self._finish_removing(item_id)
+        return item
+
+    def _finish_removing(self, item_id: str) -> None:
         try:
             durable.remove(_file_name(item_id), self._folder)
         except OSError as error:
             raise disk_error(error, f"vault object {item_id}") from error
         with self._db.transaction() as connection:
             connection.execute("DELETE FROM vault WHERE id=?", (item_id,))
-        return item
 
     def recover(self) -> Findings:
-        """Compare files and rows at start. Changes nothing.
+        """Finish at start the removals that a crash cut off; then compare files and rows.
 
         Raises:
             ResourceError: ``disk_failed``.
         """
+        removing = [str(row[0]) for row in self._db.rows("SELECT id FROM vault WHERE removing=1")]
+        for item_id in removing:
+            self._finish_removing(item_id)
         try:
             files = {entry.name: entry.stat(follow_symlinks=False).st_size for entry in os.scandir(self._path)}
         except OSError as error:

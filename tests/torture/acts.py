@@ -4,7 +4,6 @@ An act is done as its caller in the daemon or the client does it. It *says* what
 everything again and finds each of these things, or raises.
 """
 
-import contextlib
 import hashlib
 import os
 import random
@@ -18,29 +17,28 @@ import anyio
 import msgspec
 
 from smp_proto import durable
-from smp_proto.audit.note import VerifierKey
 from smp_proto.audit.record import parse_line
 from smp_proto.audit.verify import verify_log
 from smp_proto.control import GetSpec, LocalConfig, Result
-from smp_proto.errors import SmpError
+from smp_proto.errors import one_error
 from smp_proto.sealed.bundle import BundleWriter
 from smp_proto.sealed.keys import Identity
 from smpctl.files import LocalFile
 from smpctl.keyring import Keyring
 from smpctl.sealing import open_file, seal_files, sealed_file
-from smpd.audit import AuditLog
-from smpd.config import Keys
+from smpd.config import load_config
 from smpd.fetch.local import LocalRemote
 from smpd.host.folders import ensure_dir
-from smpd.jobs.database import Database
+from smpd.host.space import disk_errors
 from smpd.jobs.journal import Journal
 from smpd.jobs.seal import StateSeal
+from smpd.state import open_state
 from smpd.transfer.spool import Spool
-from smpd.vault.keys import load_keys
 from smpd.vault.objects import Adoption, Vault
 from smpd.vault.remotes import RemoteStore
 from smpd.vault.trust import TrustStore
 
+RESERVE_BYTES = 1 << 20
 PIECE = 40_000  # bytes of a range
 TAIL = b"the envelope"
 OWNER = "0:root"
@@ -94,36 +92,27 @@ class State:
     """The state folder of a box, its rooms open."""
 
     def __init__(self, root: Path) -> None:
-        state = self.path = root / "state"
-        with contextlib.ExitStack() as undo:
-            for folder in (state, state / "keys"):
-                ensure_dir(str(folder))
-            keys = load_keys(str(state / "keys"), Keys())
-            self.verifier = VerifierKey("smpd/box", keys.identity.public.verify_key)
-            self.audit = AuditLog(
-                str(state / "audit"),
-                sign=keys.identity.sign,
-                key=self.verifier,
-                pseudonym_key=keys.pseudonym,
-                detail_key=keys.detail,
-                checkpoint_records=3,
-            )
-            undo.callback(self.audit.close)
-            self.db = Database(str(state / "smpd.db"))
-            undo.callback(self.db.close)
-            seal = StateSeal(keys.state)
-            self.journal, self.vault = Journal(self.db, seal), Vault(str(state / "vault"), self.db)
-            undo.callback(self.vault.close)
-            self.remotes, self.trust = RemoteStore(self.db, seal), TrustStore(self.db, seal)
-            ensure_dir(str(state / "spool"))
-            undo.pop_all()
+        self.path = root / "state"
+        ensure_dir(str(self.path))
+        settings = {"PATHS_STATE": self.path, "SPACE_RESERVE_BYTES": RESERVE_BYTES, "AUDIT_CHECKPOINT_RECORDS": 3}
+        environ = {f"SMPD_{key}": str(value) for key, value in settings.items()}
+        config = load_config(None, {**environ, "HOME": str(root), "XDG_RUNTIME_DIR": "/run/user/0"})
+        self._opened = open_state(config)
+        seal = StateSeal(self._opened.keys.state)
+        self.audit, self.verifier, self.space = self._opened.audit, self._opened.verifier, self._opened.space
+        database = self._opened.database
+        try:
+            self.journal, self.vault = Journal(database, seal), Vault(str(self.path / "vault"), database)
+            self.remotes, self.trust = RemoteStore(database, seal), TrustStore(database, seal)
+            ensure_dir(str(self.path / "spool"))
+        except BaseException:
+            self._opened.close()
+            raise
 
     def close(self) -> None:
         """As at a stop."""
         self.vault.close()
-        with contextlib.suppress(SmpError):
-            self.audit.close()
-        self.db.close()
+        self._opened.close()
 
     def record(self, event: str, **more: Any) -> int:
         """As the daemon writes one: a log that failed is tried again first."""
@@ -165,17 +154,19 @@ def spool(state: State, n: int) -> Said:
         marked.extend(ranges)
 
     async def fill() -> None:
-        file = await Spool.open(str(state.part(n)), len(body(n)), mark)
+        file = await Spool.open(state.space, str(state.part(n)), len(body(n)), mark)
         try:
             async with file.flushing():
                 for index in range(2):
-                    os.pwrite(file.fd, body(n)[index * PIECE : (index + 1) * PIECE], index * PIECE)
+                    with disk_errors("the spool"):
+                        os.pwrite(file.fd, body(n)[index * PIECE : (index + 1) * PIECE], index * PIECE)
                     await file.add(index, bytes([index]) * 32)
             await file.finish(TAIL, 2 * PIECE)
         finally:
             file.close()
 
-    anyio.run(fill)
+    with one_error():
+        anyio.run(fill)
     assert sorted(marked) == [0, 1]
     return Said("ranges", n)
 
@@ -193,7 +184,8 @@ def keep(state: State, n: int) -> Said:
 def many(state: State, n: int) -> Said:
     """Five objects of one job, synced as one; the numbers after it are theirs."""
     for each in range(n, n + 5):
-        state.part(each).write_bytes(body(each))
+        with disk_errors("the spool"):
+            state.part(each).write_bytes(body(each))
     state.vault.adopt(name_of(n), [adoption(state, each) for each in range(n, n + 5)])
     return Said("many", n)
 
@@ -267,7 +259,8 @@ def upload(root: Path, n: int) -> Said:
             return
 
         store = LocalRemote(LocalConfig(str(remote)))
-        fd = os.open(root / "made" / "plain", os.O_RDONLY)
+        with disk_errors("the source"):
+            fd = os.open(root / "made" / "plain", os.O_RDONLY)
         try:
             for _ in range(2):
                 await store.write(f"d/{n}", fd, len(body(0)), progress)

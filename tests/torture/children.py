@@ -100,6 +100,7 @@ def _be(work: Callable[[Say, Any], None], before: Callable[[], Any], told: socke
             told.sendall(msgspec.json.encode(what) + b"\n")
 
     try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # structlog's default: what matters is said
         made = before()
         say(READY)
         told.recv(1)

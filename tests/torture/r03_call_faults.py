@@ -6,15 +6,17 @@ and nothing is left over. The first trials compare the order of the calls of eac
 """
 
 import contextlib
-import functools
 import re
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from smp_proto import durable
 from smp_proto.errors import NotFoundError, SmpError, StateError
+from smpd.jobs import database
 from torture import acts, strace
 from torture.acts import Said, State
 from torture.children import Child, Say
@@ -61,10 +63,13 @@ ROOMS = {
 }
 
 
-class Point(NamedTuple):
-    """One trial: a call of a room and the fault in it; without a fault the order of the room's calls."""
+looked_at = tuple(ROOMS)  # a planted fault is looked for in its room, so that few trials find it
 
-    room: str
+
+class Point(NamedTuple):
+    """One trial: a call of a room and the fault in it; without any the order of the calls of all rooms."""
+
+    room: str = ""
     fault: str = ""
     call: str = ""
     nth: int = 0
@@ -138,6 +143,7 @@ def judge(root: Path, room: Room, said: list[Said]) -> None:
     try:
         if state is not None:
             state.journal.recover()
+            assert not state.vault.recover().missing
         again = [act(root, state, name, n) for name, n in room.acts]
         if state is not None:
             assert state.vault.recover() == ([], [], [])
@@ -150,8 +156,9 @@ def judge(root: Path, room: Room, said: list[Said]) -> None:
 
 def before_of(room: Room) -> list[Said]:
     """What was acknowledged before the acts."""
-    kinds = {"submit": "job", "spool": "ranges", "keep": "done", "record": "record"}
-    return [Said(kinds[name], n) for name, n in room.before if name != "record"]
+    kinds = {"submit": "job", "spool": "ranges", "keep": "done"}
+    removing = [Said("removing", n) for name, n in room.acts if name == "remove"]  # it may be there or not
+    return removing + [Said(kinds[name], n) for name, n in room.before if name in kinds]
 
 
 # ── all of them ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -197,12 +204,12 @@ class Bench:
         return child.said, status
 
     def points(self) -> list[Point]:
-        """Every call of every room that is about its files, with each fault, after the orders."""
+        """The order of all calls; then every call that is about a room's files, with each fault."""
         root = str(self.folder / "root")
-        found = [Point(name) for name in ROOMS]
-        for name in ROOMS:
+        found = [Point()]
+        for name in looked_at:
             mine = {(call.name, call.nth) for call in self.count(name) if any(p.startswith(root) for p in call.paths)}
-            found += [Point(name, fault, *each) for each in sorted(mine) for fault in FAULTS]
+            found += [Point(name, fault, *each) for fault in FAULTS for each in sorted(mine)]
         return found
 
 
@@ -210,7 +217,7 @@ def run(trials: Trials) -> None:
     """Spread the trials over all points; at full count each is tried."""
     bench = Bench(trials.folder)
     points = bench.points()
-    trials.figures |= {"calls": len(points) // len(FAULTS), "faults": len(points) - len(ROOMS), "named": 0}
+    trials.figures |= {"calls": len(points) // len(FAULTS), "faults": len(points) - 1}
     if trials.count == EXPERIMENT.trials:
         assert len(points) <= trials.count, f"there are {len(points)} points by now"
     for trial in trials:
@@ -220,11 +227,11 @@ def run(trials: Trials) -> None:
 
 def try_point(bench: Bench, point: Point, trial: Trial, figures: dict[str, Any]) -> None:
     """One trial."""
-    room = ROOMS[point.room]
     if not point.fault:
-        named = strace.check_order(bench.count(point.room), bench.folder / "root", PART)
-        figures["named"] += named
+        named = [strace.check_order(bench.count(name), bench.folder / "root", PART) for name in looked_at]
+        figures["files named in order"] = sum(named)
         return
+    room = ROOMS[point.room]
     root, log = bench.fresh(point.room), trial.folder / "log"
     options = ("-e", f"trace={point.call}", "-e", f"inject={point.call}:{point.fault}:when={point.nth}")
     said, status = bench.trace(root, point.room, log, *options)
@@ -240,14 +247,42 @@ def try_point(bench: Bench, point: Point, trial: Trial, figures: dict[str, Any])
     figures["hit"] = figures.get("hit", 0) + 1
 
 
+# ── faults ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _name_first(fd: int, part: str, name: str, folder: int, *, replace: bool = True) -> None:
+    durable.give_name(part, name, folder, replace=replace)
+    durable.sync(fd)
+    durable.sync(folder)
+
+
+def _folder_left_out(fd: int, part: str, name: str, folder: int, *, replace: bool = True) -> None:
+    durable.sync(fd)
+    durable.give_name(part, name, folder, replace=replace)
+
+
+_NEVER = property(lambda _group: None, lambda _group, _error: None)
+
+
+@contextmanager
+def _planted(room: str, owner: Any, name: str, value: Any) -> Iterator[None]:
+    with replaced(owner, name, value), replaced(sys.modules[__name__], "looked_at", (room,)):
+        yield
+
+
 EXPERIMENT = Experiment(
     id="R3",
     title="EIO, ENOSPC and SIGKILL at every call that changes or syncs a file, of each room of smpd and of smpctl",
     passes="state opens clean afterwards; order is fsync(file), rename, fsync(dir)",
-    trials=1200,
-    short=40,
+    trials=2000,
+    short=16,
     run=run,
-    plants={},
-    planted_trials=20,
+    plants={
+        "named before it is synced": lambda: _planted("keyring", durable, "publish", _name_first),
+        "folder not synced": lambda: _planted("keyring", durable, "publish", _folder_left_out),
+        "a commit that failed is acknowledged": lambda: _planted("journal", database._Group, "error", _NEVER),
+        "parts not swept": lambda: _planted("keyring", durable, "sweep", lambda _folder: None),
+    },
+    planted_trials=12,
     missing=strace.missing,
 )

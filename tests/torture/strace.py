@@ -12,10 +12,36 @@ from pathlib import Path
 from typing import NamedTuple
 
 # All that smpd and smpctl change files by, and a few that they might one day.
-CALLS = (
-    "openat openat2 write writev pwrite64 pwritev ftruncate fallocate sendfile copy_file_range fsync fdatasync syncfs "
-    "sync_file_range rename renameat renameat2 link linkat unlink unlinkat mkdir mkdirat rmdir chmod fchmod fchmodat"
-).split()
+CALLS = [
+    "openat",
+    "openat2",
+    "write",
+    "writev",
+    "pwrite64",
+    "pwritev",
+    "ftruncate",
+    "fallocate",
+    "sendfile",
+    "copy_file_range",
+    "fsync",
+    "fdatasync",
+    "syncfs",
+    "sync_file_range",
+    "rename",
+    "renameat",
+    "renameat2",
+    "link",
+    "linkat",
+    "unlink",
+    "unlinkat",
+    "mkdir",
+    "mkdirat",
+    "rmdir",
+    "chmod",
+    "fchmod",
+    "fchmodat",
+]
+_NAMED = re.compile(r"(open|rename|link|unlink|mkdir|rmdir|chmod|fchmodat)")
 _LINE = re.compile(r"(\d+) +(\w+)\((.*)")
 _PATH = re.compile(r'(?:(\d+|AT_FDCWD)<([^>]*)>)|"((?:[^"\\]|\\.)*)"')
 
@@ -69,13 +95,15 @@ def parse(log: Path) -> list[Call]:
             thread, name, arguments = match.groups()
             counts[thread, name] += 1
             arguments = arguments.rsplit(" = ", 1)[0]
-            found.append(Call(name, counts[thread, name], _paths(arguments), line))
+            found.append(Call(name, counts[thread, name], _paths(name, arguments), line))
     return found
 
 
-def _paths(arguments: str) -> tuple[str, ...]:
+def _paths(name: str, arguments: str) -> tuple[str, ...]:
     found: list[str] = []
     folder = ""
+    if not _NAMED.match(name):  # what it quotes is data
+        return tuple(match[2] for match in _PATH.finditer(arguments) if match[3] is None)
     for match in _PATH.finditer(arguments):
         if match[3] is None:
             folder = match[2]

@@ -252,6 +252,7 @@ def finish(root: Path, act: str) -> None:
         os.close(fd)
         assert [path.name for path in place.files.iterdir()] == [f"{JOB}.smp"]
     else:
+        assert place.vault.recover() == ([], [], [])
         with contextlib.suppress(NotFoundError):
             place.vault.remove(JOB)
         assert (place.vault.list(), list(place.files.iterdir())) == ([], [])
