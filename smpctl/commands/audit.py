@@ -39,6 +39,14 @@ def _line(record: dict[str, Any]) -> str:
 
 
 @audit.command()
+def checkpoint(session: Session) -> None:
+    """Sign a checkpoint over the log as it is now, and print it, to be kept where the box cannot change it."""
+    _, proof = session.client.audit_read(session.client.status().audit_size)
+    note = proof.checkpoints[-1]
+    session.show({"checkpoint": note}, lambda: click.echo(note, nl=False))
+
+
+@audit.command()
 @click.option("--dir", "folder", metavar="DIR", help="Verify the files of a log instead of asking a daemon.")
 @click.option("--key", "key_file", metavar="FILE", help="The log's public keys, kept elsewhere, one a line.")
 @click.option("--checkpoint", metavar="FILE", help="A checkpoint that was kept elsewhere.")

@@ -78,6 +78,16 @@ def test_a_log_signed_again_shows_against_an_outside_checkpoint(
     assert smpctl("audit", "verify", "--checkpoint", tmp_path / "kept").code == 0
 
 
+def test_a_checkpoint_can_be_taken_away(smpctl: Smpctl, daemon: StandIn, tmp_path: Path) -> None:
+    """What ``audit checkpoint`` prints is the newest, byte for byte, and good for ``--checkpoint`` later."""
+    keep(daemon, lines_of(7))
+    ran = smpctl("audit", "checkpoint")
+    assert ran.out.encode() == checkpoint(lines_of(7))
+    (tmp_path / "kept").write_text(ran.out)
+    keep(daemon, lines_of(10))
+    assert smpctl("audit", "verify", "--checkpoint", tmp_path / "kept").code == 0
+
+
 def test_another_key_is_not_believed(smpctl: Smpctl, daemon: StandIn, tmp_path: Path) -> None:
     """With a key kept elsewhere, the log's own word for its key does not count."""
     keep(daemon, lines_of(3))
