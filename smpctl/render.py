@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 
 import click
 
+from smp_proto.control import RemoteHealth
+
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 _COLOURS = {"ok": "green", "done": "green", "warn": "yellow", "fail": "red", "failed": "red", "quarantined": "red"}
 
@@ -50,6 +52,14 @@ def state(word: str) -> str:
     if colour is None or "NO_COLOR" in os.environ or not sys.stdout.isatty():
         return word
     return click.style(word, fg=colour)
+
+
+def remote_health(health: RemoteHealth) -> str:
+    """How a remote is that cannot be asked now: what is wrong, since when, and when it is tried again."""
+    if health.state == "paused":
+        return f"{health.name}: paused, asked again in {duration(health.next_try_s)} ({health.code})"
+    since, again = duration(health.since_s), duration(health.next_try_s)
+    return f"{health.name}: DOWN for {since}, {health.failures} failures, last {health.code}, next try in {again}"
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[str]], right: Iterable[int] = ()) -> None:

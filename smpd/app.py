@@ -15,7 +15,7 @@ import structlog
 from anyio.abc import TaskGroup
 
 from smp_proto import __version__
-from smp_proto.control import JobState, JobView, PutSpec, QuarantineChange, Result
+from smp_proto.control import JobState, JobView, PutSpec, QuarantineChange, RemoteHealth, Result
 from smp_proto.errors import ErrorBody, IntegrityError, SmpError
 from smp_proto.sealed.keys import PublicIdentity
 from smpd.audit.log import AuditLog
@@ -40,8 +40,10 @@ from smpd.jobs.states import ENDED
 from smpd.links.fetching import Deadlines
 from smpd.state import State, open_state
 from smpd.transfer.box import Box, Senders
+from smpd.transfer.breaker import BreakerSettings
 from smpd.transfer.device import ComputePools, ComputeSettings
-from smpd.transfer.pool import FetchSettings, Pools
+from smpd.transfer.pool import FetchSettings
+from smpd.transfer.pools import Pools
 from smpd.transfer.refusing import Refusals
 from smpd.transfer.runner import Runner
 from smpd.vault.keys import BoxKeys
@@ -133,7 +135,14 @@ def _compose(config: Config, state: State, group: TaskGroup) -> Daemon:
     ensure_dir(spool)
     journal, vault = Journal(database, seal), Vault(os.path.join(state.folder, "vault"), database)
     remotes, trust = RemoteStore(database, seal), TrustStore(database, seal)
-    pools = Pools(remotes.get, _fetch(config), group)
+
+    def health_changed(health: RemoteHealth) -> None:
+        _log.warning("remote", remote=health.name, state=health.state, code=health.code)
+        events.publish("remote", health, remotes=(health.name,))
+        if health.state != "down":
+            scheduler.release()
+
+    pools = Pools(remotes.get, _fetch(config), group, health_changed)
 
     async def snapshot(actor: Actor, ids: list[str]) -> list[JobView]:
         def views() -> list[JobView]:
@@ -197,7 +206,8 @@ def _compose(config: Config, state: State, group: TaskGroup) -> Daemon:
         on_change=changed,
         on_final=final,
         on_fault=lambda job_id, error: _log.error("job fault", job_id=job_id, exc_info=error),
-        room=partial(_room, state.space),
+        room=partial(_room, state.space, pools),
+        hold_max_s=config.jobs.remote_wait_s,
     )
     return Daemon(
         config=config,
@@ -229,8 +239,11 @@ def _notes(keys: BoxKeys, vault: Vault, journal: Journal) -> list[str]:
     return notes + [f"the record of job {job} is damaged" for job in journal.damaged()]
 
 
-def _room(space: Space, job: Job) -> SmpError | None:
-    """Why a job cannot start for want of space. A put's files are sealed already; of others it may be known."""
+def _room(space: Space, pools: Pools, job: Job) -> SmpError | None:
+    """Why a job had better not start: for want of space, or since a remote of it is down.
+
+    A put's files are sealed already; of others the size may be known.
+    """
     needed = 0 if isinstance(job.spec, PutSpec) else _JOB_BYTES
     if needed and job.error is not None:
         needed = max(needed, int(job.error.details.get("needed_bytes", 0)))
@@ -238,7 +251,7 @@ def _room(space: Space, job: Job) -> SmpError | None:
         space.require(needed, "this job")
     except SmpError as error:
         return error
-    return None
+    return pools.held(remotes_of(getattr(job.spec, "source", ""), getattr(job.spec, "target", "")))
 
 
 def _fetch(config: Config) -> FetchSettings:
@@ -258,6 +271,7 @@ def _fetch(config: Config) -> FetchSettings:
             window_s=fetch.window_s,
             answer_s=fetch.answer_s,
         ),
+        breaker=BreakerSettings(fetch.breaker_failures, fetch.probe_s, fetch.probe_max_s),
     )
 
 

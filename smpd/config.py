@@ -81,6 +81,9 @@ class Fetch(Section, frozen=True):
     rate_min: Annotated[int, Meta(ge=0, le=MIB)] = 256
     window_s: Seconds = 60.0
     answer_s: Seconds = 120.0
+    breaker_failures: Count = 5
+    probe_s: Seconds = 1.0
+    probe_max_s: Seconds = 60.0
 
 
 class Compute(Section, frozen=True):
@@ -104,6 +107,7 @@ class Jobs(Section, frozen=True):
     attempts: Annotated[int, Meta(ge=1, le=100)] = 4
     backoff_base_s: Seconds = 2.0
     backoff_max_s: Seconds = 60.0
+    remote_wait_s: Seconds = 86_400.0
 
 
 class Quarantine(Section, frozen=True):
@@ -334,6 +338,8 @@ def _check(config: Config, environ: Mapping[str, str]) -> None:
         raise _bad("paths.socket is longer than the 107 bytes of unix(7)", "choose a shorter path")
     if config.jobs.backoff_max_s < config.jobs.backoff_base_s:
         raise _bad("jobs.backoff_max_s is less than jobs.backoff_base_s", "raise the first or lower the second")
+    if config.fetch.probe_max_s < config.fetch.probe_s:
+        raise _bad("fetch.probe_max_s is less than fetch.probe_s", "raise the first or lower the second")
     if config.control.connections_user_max > config.control.connections_max:
         raise _bad("control.connections_user_max is more than control.connections_max", "lower it")
     if len(set(config.compute.processors)) != len(config.compute.processors):

@@ -35,6 +35,7 @@ class Link:
         self.process = process
         self.walls = walls
         self.progress: list[int] = []
+        self.busy: list[float] = []
 
     async def _call(self, request: fetching.Request, kind: type[T]) -> T:
         return await self.caller.call(request, kind, timeout=ANSWER_S)
@@ -90,7 +91,10 @@ class Link:
             with anyio.fail_after(ANSWER_S):
                 async with self.caller.open(request, [file.fileno()]) as exchange:
                     async for message in exchange.messages(fetching.Progress):
-                        self.progress.append(message.done)
+                        if message.busy_s:
+                            self.busy.append(message.busy_s)
+                        else:
+                            self.progress.append(message.done)
                     return await exchange.result(ObjectInfo)
 
     async def write_and_cancel(self, path: str, data: bytes) -> None:

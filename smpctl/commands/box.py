@@ -4,7 +4,7 @@ import click
 
 from smp_proto.control import Check, ProcessorInfo, Status
 from smp_proto.errors import DaemonError, NotFoundError
-from smpctl.render import duration, facts, plain, size, state, table
+from smpctl.render import duration, facts, plain, remote_health, size, state, table
 from smpctl.session import Session, verb
 
 
@@ -30,6 +30,9 @@ def _status(found: Status) -> None:
             ("memory", f"{size(found.peak_rss_bytes)} at most"),
         ]
     )
+    for each in found.health:
+        if each.state != "up":
+            click.echo(f"remote {remote_health(each)}")
     if found.workers:
         click.echo()
         rows = [

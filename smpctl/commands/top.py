@@ -10,7 +10,7 @@ import msgspec
 
 from smp_proto.control import JobView, RemoteLoad, Status
 from smp_proto.errors import DaemonError
-from smpctl.render import duration, plain, size
+from smpctl.render import duration, plain, remote_health, size
 from smpctl.session import Session, on_terminal, verb
 
 _SHOWN = 20
@@ -145,6 +145,7 @@ def _lines(found: Look) -> list[str]:
         f"{each.ranges_per_s:.0f} ranges/s, {size(each.bytes_per_s)}/s"
         for each in found.remotes
     ]
+    lines += [f"remote {remote_health(each)}" for each in status.health if each.state != "up"]
     order = {"running": 0, "waiting": 1, "queued": 2, "paused": 3}
     listed = sorted(found.jobs, key=lambda each: order.get(each.job.state, 4))
     lines += [_job(each) for each in listed[:_SHOWN]]

@@ -18,7 +18,7 @@ from smp_proto.aio import Exchange, encode
 from smp_proto.control import FINAL_STATES, Event, JobView, Watch
 from smp_proto.errors import DaemonError
 from smpd.control.actor import Actor
-from smpd.control.permissions import remotes_of
+from smpd.control.permissions import Need, remotes_of
 
 Snapshot = Callable[[Actor, list[str]], Awaitable[Sequence[JobView]]]
 HISTORY = 4096
@@ -34,7 +34,9 @@ class _Entry(NamedTuple):
     remotes: tuple[str, ...]
 
     def shown_to(self, actor: Actor) -> bool:
-        return not self.job_id or actor.sees(self.owner, self.remotes)
+        if not self.job_id:
+            return all(actor.rights.allow(Need("any", name)) for name in self.remotes)
+        return actor.sees(self.owner, self.remotes)
 
 
 class Events:
@@ -83,7 +85,8 @@ class Events:
             body: what it carries.
             job_id: the job it is about; empty when it is about none.
             progress: that a later one of the same job makes this one moot.
-            owner, remotes: of that job, which say who may see it; a JobView says them itself.
+            owner, remotes: of that job, which say who may see it; a JobView says them itself. Without a job, what
+                it is about is for those who may use these remotes.
         """
         self._seq += 1
         event = Event(self._seq, kind, msgspec.Raw(encode(body)))

@@ -21,6 +21,7 @@ from smp_proto.control import S3Config, S3Secret
 from smp_proto.errors import RemoteError, SmpError, UsageError
 from smpd.fetch.exchange import Answer, Unspoken
 from smpd.fetch.http import Origin, Pool, connect_error
+from smpd.fetch.pausing import Steps
 from smpd.fetch.refusals import refusal
 from smpd.fetch.remote import ANEW, unreachable
 from smpd.fetch.signing import EMPTY_SHA256, Signer
@@ -94,6 +95,7 @@ class Bucket:
         self._stack = contextlib.AsyncExitStack()
         self._session: AioSession
         self._opened: Any = None
+        self.steps = Steps()
         self._place: Place | None = None
         self._pools: dict[Origin, Pool] = {}
         self._signer: tuple[tuple[str, str, str], Signer] | None = None

@@ -108,6 +108,9 @@ class LocalRemote:
             return UsageError("bad_name", f"a part of {path[:80]!r} is too long for this file system")
         return unwritable(error, path)
 
+    def hold(self, seconds: float) -> None:
+        """See :class:`smpd.fetch.remote.Remote`. Nobody asks for that here."""
+
     async def aclose(self) -> None:
         """Nothing stays open between calls."""
 

@@ -54,6 +54,10 @@ class Remote(Protocol):
         """Connect, authenticate, list at most one object; return what was seen of the server."""
         ...
 
+    def hold(self, seconds: float) -> None:
+        """Begin no part of what is under way for so long: the server asked for patience."""
+        ...
+
     async def aclose(self) -> None:
         """Close what is open."""
         ...

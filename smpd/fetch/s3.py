@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import AsyncGenerator
+from functools import partial
 from typing import Any
 
 from smp_proto.control import SIZE_MAX, ObjectInfo, S3Config, S3Secret
@@ -28,6 +29,10 @@ class S3Remote:
         self._bucket = Bucket(config, secret, connections, deadlines, trust(config.ca_pem))
         self._uploader = Uploader(self._bucket, connections, deadlines)
         self._by_client = False
+
+    def hold(self, seconds: float) -> None:
+        """See :class:`smpd.fetch.remote.Remote`."""
+        self._bucket.steps.hold(seconds)
 
     async def aclose(self) -> None:
         """Close all connections."""
@@ -57,7 +62,9 @@ class S3Remote:
         """See :class:`smpd.fetch.remote.Remote`."""
         more: dict[str, Any] = {} if recursive else {"Delimiter": "/"}
         while True:
-            page = await self._bucket.call("list_objects_v2", Prefix=self._root + prefix, **more)
+            page = await self._bucket.steps.do(
+                partial(self._bucket.call, "list_objects_v2", Prefix=self._root + prefix, **more)
+            )
             try:
                 found = self._listed(page, prefix)
             except (KeyError, TypeError, AttributeError) as error:

@@ -24,6 +24,7 @@ from smp_proto.control import (
 )
 from smp_proto.errors import DaemonError, SmpError, UsageError
 from smpd.fetch import sandbox
+from smpd.fetch.pausing import tell
 from smpd.fetch.remote import BATCH_OBJECTS, Remote, changed, check_path
 from smpd.links import fetching
 from smpd.links.ring import Ring
@@ -104,10 +105,15 @@ class Service:
                 check_path(request.path)
                 return await remote.stat(request.path)
             case fetching.List():
+                tell.set(lambda busy_s: exchange.send(fetching.Listed([], busy_s)))
                 await _list(request, remote, exchange)
             case fetching.Write():
                 check_path(request.path)
-                return await remote.write(request.path, fds[0], request.size, _Reporter(exchange))
+                reporter = _Reporter(exchange)
+                tell.set(reporter.busy)
+                return await remote.write(request.path, fds[0], request.size, reporter)
+            case fetching.Hold():
+                remote.hold(request.seconds)
             case fetching.Delete():
                 check_path(request.path)
                 await remote.delete(request.path)
@@ -123,9 +129,15 @@ class _Reporter:
 
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
+        self._done = 0
 
     async def __call__(self, done: int) -> None:
+        self._done = done
         await self._exchange.send(fetching.Progress(done))
+
+    async def busy(self, seconds: float) -> None:
+        """The server asked for patience."""
+        await self._exchange.send(fetching.Progress(self._done, seconds))
 
 
 async def _read(request: fetching.Read, remote: Remote, ring: Ring) -> None:

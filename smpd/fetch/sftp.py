@@ -91,6 +91,9 @@ class SftpRemote:
         with line.patience(patience_s):
             return await call
 
+    def hold(self, seconds: float) -> None:
+        """See :class:`smpd.fetch.remote.Remote`. Nobody asks for that here."""
+
     async def aclose(self) -> None:
         """Close the connections and the agent."""
         self._lines.abort()

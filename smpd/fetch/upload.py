@@ -1,6 +1,7 @@
 """Uploads: whole where small, else in parts, several at a time, aborted unless completed."""
 
 import contextlib
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
@@ -41,12 +42,13 @@ class Uploader:
     async def upload(self, path: str, key: str, fd: int, size: int, progress: Progress) -> None:
         """Write bytes ``[0, size)`` of ``fd`` to ``key``; ``path`` is its name in errors."""
         if size <= PART_BYTES:
-            await self._put("put_object", path, key, fd, 0, size)
+            await self._bucket.steps.do(partial(self._put, "put_object", path, key, fd, 0, size))
             await progress(size)
             return
         # Shielded: were it cancelled on its way, an upload would stay behind whose id nobody knows.
         with anyio.CancelScope(shield=True):
-            upload = (await self._bucket.call("create_multipart_upload", path, Key=key))["UploadId"]
+            create = partial(self._bucket.call, "create_multipart_upload", path, Key=key)
+            upload = (await self._bucket.steps.do(create))["UploadId"]
         try:
             parts = await self._put_parts(path, key, upload, fd, size, progress)
             await self._bucket.call(
@@ -74,9 +76,8 @@ class Uploader:
             nonlocal sent
             for number, start in starts:
                 count = min(length, size - start)
-                etags[number] = await self._put(
-                    "upload_part", path, key, fd, start, count, PartNumber=number, UploadId=upload
-                )
+                put = partial(self._put, "upload_part", path, key, fd, start, count, PartNumber=number, UploadId=upload)
+                etags[number] = await self._bucket.steps.do(put)
                 sent += count
                 await progress(sent)
 

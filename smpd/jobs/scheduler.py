@@ -18,6 +18,7 @@ import anyio.abc
 
 from smp_proto.control import FINAL_STATES, Priority, Result
 from smp_proto.errors import IntegrityError, SmpError, StateError
+from smpd.jobs.holding import Holding, is_held
 from smpd.jobs.job import Job, Progress
 from smpd.jobs.journal import Journal
 from smpd.jobs.states import MOVES, Move
@@ -27,17 +28,12 @@ T = TypeVar("T")
 RANKS: dict[Priority, int] = {"critical": 0, "high": 1, "normal": 2, "low": 3}
 RETRY_AFTER_MAX_S = 3_600.0  # a server may ask for patience, not for ever
 DISK_RETRY_S = 1.0
-ROOM_RETRY_S = 1.0
 FINAL_MAX_S = 60.0
-
-# The box's own trouble, which passes: the job waits for as long as it takes, and no attempt is counted.
-PATIENT_CODES = frozenset({"disk_full", "audit_unwritable"})
-
 
 # Returns once everything is delivered.
 Runner = Callable[[Job, Progress], Awaitable[Result]]
 
-# Says why there is no room for a job on this box, or nothing. Blocking.
+# Says why a job had better not begin: no room on this box, or a remote that is down; or nothing. Blocking.
 Room = Callable[[Job], SmpError | None]
 
 
@@ -67,7 +63,8 @@ class Scheduler:
         on_fault: called with a job's id and what was unexpected, for the log.
         clock: the monotonic clock.
         rng: the source of jitter.
-        room: asked before a job starts, and while it waits for want of room.
+        room: asked before a job starts, and while it waits for room or for a remote.
+        hold_max_s: how long a job waits for a remote before it fails.
     """
 
     def __init__(
@@ -85,6 +82,7 @@ class Scheduler:
         clock: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
         room: Room = lambda job: None,
+        hold_max_s: float = math.inf,
     ) -> None:
         self._journal = journal
         self._runner = runner
@@ -98,6 +96,7 @@ class Scheduler:
         self._clock = clock
         self._rng = rng or random.Random()
         self._room = room
+        self._holding = Holding(hold_max_s, clock)
         self._heap: list[tuple[int, int, str]] = []  # rank, number, id; may hold ids no longer queued
         self._queued: dict[str, Priority] = {}
         self._waiting: dict[str, float] = {}  # due, by the clock
@@ -114,6 +113,13 @@ class Scheduler:
     def poke(self) -> None:
         """Look again at what can run."""
         self._wake.set()
+
+    def release(self) -> None:
+        """A remote is back: look at the jobs that wait for one. Call on the event loop."""
+        for job_id in self._holding.held():
+            if job_id in self._waiting:
+                self._waiting[job_id] = self._clock()
+        self.poke()
 
     async def pause(self, job_id: str) -> Job:
         """Pause a job; a running one is stopped first and keeps what it spooled.
@@ -199,8 +205,8 @@ class Scheduler:
         for job_id in [job_id for job_id, due in self._waiting.items() if due <= now]:
             try:
                 job = await self._thread(self._due, job_id)
-                if job is None:
-                    self._waiting[job_id] = now + ROOM_RETRY_S
+                if isinstance(job, SmpError):
+                    self._waiting[job_id] = now + self._holding.again_s(job)
                     continue
             except SmpError as error:
                 self._on_fault(job_id, error)
@@ -212,13 +218,16 @@ class Scheduler:
                 self._track(job)
                 self._tell(job, progress=False)
 
-    def _due(self, job_id: str) -> Job | None:
-        """Queue a job again whose wait is over; None while it waits for room and there is none."""
+    def _due(self, job_id: str) -> Job | SmpError:
+        """Queue a job again whose wait is over; or why it goes on waiting."""
         job = self._journal.get(job_id)
-        short = job.error if job.error is not None and job.error.code == "disk_full" else None
-        if short is not None and self._room(job) is not None:
-            return None
-        return self._journal.move(job_id, "due", error=short)  # it still says how much is needed
+        error = job.error
+        if error is not None and (error.code == "disk_full" or is_held(error)):
+            short = self._room(job)
+            if short is not None and self._holding.waits(job_id, short):
+                return short
+        kept = error if error is not None and error.code == "disk_full" else None  # it still says how much is needed
+        return self._journal.move(job_id, "due", error=kept)
 
     def _start_what_fits(self, group: anyio.abc.TaskGroup) -> None:
         while self._heap:
@@ -239,6 +248,8 @@ class Scheduler:
             return  # read before it got its slot
         self._queued.pop(job.id, None)
         self._waiting.pop(job.id, None)
+        if job.state not in ("queued", "waiting"):
+            self._holding.forget(job.id)
         if job.state == "queued":
             self._queued[job.id] = job.priority
             heapq.heappush(self._heap, (RANKS[job.priority], job.number, job.id))
@@ -275,10 +286,10 @@ class Scheduler:
         failure: Exception | None = None
         started: Job | None = None
         with run.scope:
-            short = await self._thread(self._short, job_id)
-            if short is not None and run.asked is None:
-                due = self._clock() + ROOM_RETRY_S
-                held = await self._settle(job_id, "hold", error=short.body(), delay=ROOM_RETRY_S, due=due)
+            short = await self._thread(lambda: self._room(self._journal.get(job_id)))
+            if short is not None and run.asked is None and self._holding.waits(job_id, short):
+                delay = self._holding.again_s(short)
+                held = await self._settle(job_id, "hold", error=short.body(), delay=delay, due=self._clock() + delay)
                 await self._announce(held)
                 return held
             started = await self._settle(job_id, "start")
@@ -305,14 +316,14 @@ class Scheduler:
             return await self._settle(job.id, "quarantine", error=error.body())
         if run.asked is not None:  # what broke, broke because it was stopped
             return await self._settle(job.id, run.asked)
-        if error.retryable and (job.attempt < self._attempts or error.code in PATIENT_CODES):
+        waits = self._holding.waits(job.id, error)
+        if not is_held(error):
+            self._holding.forget(job.id)
+        if error.retryable and (waits or (job.attempt < self._attempts and not is_held(error))):
             delay = self._backoff(job.attempt, error)
-            facts = {"delay": delay, "due": self._clock() + delay, "counted": error.code not in PATIENT_CODES}
+            facts = {"delay": delay, "due": self._clock() + delay, "counted": not waits}
             return await self._settle(job.id, "retry", error=error.body(), **facts)
         return await self._settle(job.id, "fail", error=error.body())
-
-    def _short(self, job_id: str) -> SmpError | None:
-        return self._room(self._journal.get(job_id))
 
     def _backoff(self, attempt: int, error: SmpError) -> float:
         """Seconds to wait: full jitter, and not less than the server asked for."""

@@ -13,6 +13,9 @@ from smp_proto.control import SIZE_MAX, AnyRemoteConfig, AnyRemoteSecret, Object
 from smp_proto.errors import ErrorBody
 
 
+BusySeconds = Annotated[float, msgspec.Meta(ge=0, le=3600)]
+
+
 class Request(msgspec.Struct, tag_field="op"):
     """Base of the requests."""
 
@@ -83,9 +86,10 @@ class List(Request, tag="list"):
 
 
 class Listed(msgspec.Struct):
-    """A batch of a listing."""
+    """A batch of a listing; none, and for how long, where the server asked for patience, which the process has."""
 
     objects: list[ObjectInfo]
+    busy_s: BusySeconds = 0.0
 
 
 class More(msgspec.Struct):
@@ -157,9 +161,16 @@ class Write(Request, tag="write"):
 
 
 class Progress(msgspec.Struct):
-    """Bytes moved so far."""
+    """Bytes moved so far, and for how long the server asked for patience, which the process has."""
 
     done: Annotated[int, msgspec.Meta(ge=0, le=SIZE_MAX)]
+    busy_s: BusySeconds = 0.0
+
+
+class Hold(Request, tag="hold"):
+    """The server asked for patience, here or in another process: send it nothing for so long. Reply: None."""
+
+    seconds: float
 
 
 class Delete(Request, tag="delete"):
@@ -179,4 +190,4 @@ class Probed(msgspec.Struct):
     facts: dict[str, str] = {}
 
 
-AnyRequest = Setup | Stat | List | Read | Tail | ReadMany | Write | Delete | Probe
+AnyRequest = Setup | Stat | List | Read | Tail | ReadMany | Write | Hold | Delete | Probe

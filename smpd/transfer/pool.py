@@ -14,21 +14,20 @@ from typing import NamedTuple, TypeVar
 import anyio
 from anyio.abc import TaskGroup
 
-from smp_proto.aio import Exchange, close_all
-from smp_proto.control import ObjectInfo
+from smp_proto.aio import Caller, Exchange
+from smp_proto.control import ObjectInfo, RemoteHealth
 from smp_proto.errors import NotFoundError, RemoteError, SmpError
 from smpd.links import fetching
 from smpd.links.ring import Ring
+from smpd.transfer.asking import ATTEMPTS, messages, persist, until_answered
+from smpd.transfer.breaker import BreakerSettings
+from smpd.transfer.gate import Gate
 from smpd.transfer.lanes import Lane, Lanes
 from smpd.transfer.pacing import Pacing
 from smpd.transfer.workers import Worker, WorkerHost, kill
 from smpd.vault.remotes import Remote
 
-# A fetch process notices a silent server itself, by progress; these only catch a process that hangs.
-_ANSWER_TIMEOUT_S = 120.0
-_READ_TIMEOUT_S = 900.0
 _SETTLE_S = 5.0
-RANGE_ATTEMPTS = 3
 T = TypeVar("T")
 
 
@@ -42,6 +41,7 @@ class FetchSettings(NamedTuple):
     idle_s: float
     sandbox: str
     deadlines: fetching.Deadlines = fetching.Deadlines()
+    breaker: BreakerSettings = BreakerSettings()
 
 
 class RemotePool:
@@ -53,7 +53,12 @@ class RemotePool:
     """
 
     def __init__(
-        self, remote: Remote, settings: FetchSettings, group: TaskGroup, openers: anyio.CapacityLimiter
+        self,
+        remote: Remote,
+        settings: FetchSettings,
+        group: TaskGroup,
+        openers: anyio.CapacityLimiter,
+        changed: Callable[[RemoteHealth], None],
     ) -> None:
         self.openers = openers
         self.name = remote.name
@@ -72,6 +77,10 @@ class RemotePool:
         self._lanes = Lanes(lanes, self.pacing)
         self._next = 0
         self._closed = False
+        self._group = group
+        self.gate = Gate(
+            remote.name, settings.breaker, probe=self.probe, paused=self._pause, changed=changed, group=group
+        )
 
     @property
     def lanes(self) -> int:
@@ -124,24 +133,18 @@ class RemotePool:
         not the job.
 
         Raises:
-            SmpError: what the remote said, after :data:`RANGE_ATTEMPTS` tries.
+            SmpError: what the remote said, after :data:`ATTEMPTS` tries.
         """
         request = fetching.Read(path, pin, offset, length, lane.slot)
-        for attempt in range(1, RANGE_ATTEMPTS + 1):
-            try:
-                await self._paced(lane, request, type(None), length)
-                return attempt * length
-            except SmpError as error:
-                if not error.retryable or error.code == "remote_busy" or attempt == RANGE_ATTEMPTS:
-                    raise
-        raise AssertionError
+        tries = await persist(lambda: self._paced(lane, request, type(None), length))
+        return tries.made * length
 
     async def _paced(self, lane: Lane, request: object, kind: type[T], size: int) -> T:
         """Ask for bytes into a lane's slot, and learn from how long they take."""
         started = time.monotonic()
         self.pacing.started(started, self._lanes.in_use)
         try:
-            answer = await self._call(self.hosts[lane.worker], request, kind, _READ_TIMEOUT_S)
+            answer = await self._call(self.hosts[lane.worker], request, kind)
         except SmpError as error:
             if error.code == "remote_busy":
                 self.pacing.busy(time.monotonic())
@@ -169,7 +172,8 @@ class RemotePool:
         async with self.lane() as lane:
             length = min(length, self.settings.slot_bytes)
             request = fetching.Tail(path, length, lane.slot)
-            info = await self._call(self.hosts[lane.worker], request, ObjectInfo, _READ_TIMEOUT_S)
+            host = self.hosts[lane.worker]
+            info = (await persist(lambda: self._call(host, request, ObjectInfo))).answer
             with self.ring(lane).slot(lane.slot) as slot:
                 return info, bytes(slot[: max(0, min(length, info.size))])
 
@@ -179,19 +183,21 @@ class RemotePool:
         What may pass is tried again here, as by :meth:`read`. Returns how many bytes were asked for in all, and what
         went wrong, by index.
         """
-        asked = 0
+        asked = tries = 0
         failed: dict[int, SmpError] = {}
         wanted = list(range(len(objects)))
-        for _ in range(RANGE_ATTEMPTS):
-            asked += sum(objects[number].size for number in wanted)
+        while wanted and tries < ATTEMPTS:
             errors = await self._read_many_once(lane, [objects[number] for number in wanted])
+            if any("held" in error.details for error in errors.values()):  # nothing was asked
+                return asked, dict(zip(wanted, errors.values(), strict=True)) | failed
             for index, number in enumerate(wanted):
                 failed.pop(number, None)
                 if index in errors:
                     failed[number] = errors[index]
-            wanted = [n for n in wanted if n in failed and failed[n].retryable and failed[n].code != "remote_busy"]
-            if not wanted:
-                break
+                if number not in failed or failed[number].code != "remote_busy":
+                    asked += objects[number].size
+            wanted = [number for number in wanted if number in failed and failed[number].retryable]
+            tries += any(failed[number].code != "remote_busy" for number in wanted)  # the gate knows how long they wait
         return asked, failed
 
     async def _read_many_once(self, lane: Lane, objects: Sequence[fetching.Whole]) -> dict[int, SmpError]:
@@ -203,6 +209,9 @@ class RemotePool:
         errors = {index: SmpError.from_body(body) for index, body in answer.errors.items()}
         for failure in errors.values():
             self._name(failure)
+            self.gate.note(failure)
+        if not errors:
+            self.gate.note(None)
         if any(failure.code == "remote_busy" for failure in errors.values()):
             self.pacing.busy(time.monotonic())
         return errors
@@ -212,39 +221,56 @@ class RemotePool:
 
     async def stat(self, path: str) -> ObjectInfo:
         """Size and pin of an object."""
-        return await self._call(self._any(), fetching.Stat(path), ObjectInfo, _ANSWER_TIMEOUT_S)
+        request = fetching.Stat(path)
+        tries = await persist(lambda: self._call(self._any(), request, ObjectInfo))
+        return tries.answer
 
     async def delete(self, path: str) -> None:
         """Remove an object."""
-        await self._call(self._any(), fetching.Delete(path), type(None), _ANSWER_TIMEOUT_S)
+        await self._call(self._any(), fetching.Delete(path), type(None))
 
     async def probe(self) -> fetching.Probed:
         """Connect, authenticate and list at most one object."""
-        return await self._call(self._any(), fetching.Probe(), fetching.Probed, _ANSWER_TIMEOUT_S)
+        return await self._call(self._any(), fetching.Probe(), fetching.Probed, gated=False)
 
-    async def list(self, prefix: str, *, recursive: bool = True) -> AsyncGenerator[list[ObjectInfo], None]:
-        """Batches of the objects below a prefix."""
+    async def list(
+        self, prefix: str, *, recursive: bool = True, gated: bool = True
+    ) -> AsyncGenerator[list[ObjectInfo], None]:
+        """Batches of the objects below a prefix. With ``gated`` False also of a remote that is down, as one asks."""
         request = fetching.List(prefix, recursive)
         async with (
-            self._ask(self._any(), request) as exchange,
-            contextlib.aclosing(_messages(exchange, fetching.Listed)) as batches,
+            self._ask(self._any(), request, gated=gated) as (worker, exchange),
+            contextlib.aclosing(messages(worker, exchange, fetching.Listed)) as batches,
         ):
             async for batch in batches:
+                if batch.busy_s:
+                    self.gate.busy(batch.busy_s)
+                    continue
                 yield batch.objects
                 await exchange.send(fetching.More())
+        self.gate.note(None)
 
     async def write(self, path: str, fd: int, size: int, progress: Callable[[int], None]) -> ObjectInfo:
-        """Upload a sealed file from its descriptor."""
+        """Upload a sealed file from its descriptor; from its beginning again, where a fault may pass."""
         request = fetching.Write(path, size)
-        async with self._ask(self._any(), request, [fd]) as exchange:
-            async with contextlib.aclosing(_messages(exchange, fetching.Progress)) as messages:
-                async for message in messages:
-                    progress(message.done)
-            return await exchange.result(ObjectInfo)
+
+        async def once() -> ObjectInfo:
+            async with self._ask(self._any(), request, [fd]) as (worker, exchange):
+                async with contextlib.aclosing(messages(worker, exchange, fetching.Progress)) as steps:
+                    async for step in steps:
+                        if step.busy_s:
+                            self.gate.busy(step.busy_s)
+                        progress(step.done)
+                info = await exchange.result(ObjectInfo)
+            self.gate.note(None)
+            return info
+
+        return (await persist(once)).answer
 
     async def aclose(self) -> None:
         """Stop the processes, and give the rings back once nobody holds a lane."""
         self._closed = True
+        self.gate.close()
         for host in self.hosts:
             host.stop()
         await self._lanes.until_idle()
@@ -257,29 +283,50 @@ class RemotePool:
         self._next = (self._next + 1) % len(self.hosts)
         return self.hosts[self._next]
 
-    async def _call(self, host: WorkerHost, request: object, kind: type[T], timeout: float) -> T:
-        async with self._ask(host, request) as exchange:
-            with anyio.fail_after(timeout):
-                return await exchange.result(kind)
+    def _pause(self, seconds: float) -> None:
+        """Have all processes hold what they do on their own: parts of uploads, pages of listings."""
+
+        async def hold(caller: Caller) -> None:
+            with contextlib.suppress(SmpError, TimeoutError):
+                await caller.call(fetching.Hold(seconds), type(None), timeout=_SETTLE_S)
+
+        for host in self.hosts:
+            if host.worker is not None and host.worker.caller.alive:
+                self._group.start_soon(hold, host.worker.caller)
+
+    async def _call(self, host: WorkerHost, request: object, kind: type[T], *, gated: bool = True) -> T:
+        async with self._ask(host, request, gated=gated) as (worker, exchange):
+            answer = await until_answered(worker, lambda: exchange.result(kind))
+        if not isinstance(answer, fetching.ManyRead):  # which tells of each object
+            self.gate.note(None)
+        return answer
 
     @contextlib.asynccontextmanager
-    async def _ask(self, host: WorkerHost, request: object, fds: Sequence[int] = ()) -> AsyncIterator[Exchange]:
+    async def _ask(
+        self, host: WorkerHost, request: object, fds: Sequence[int] = (), *, gated: bool = True
+    ) -> AsyncIterator[tuple[Worker, Exchange]]:
         """Send a request; when the block is left the process is done with it, also with the slot that it named."""
+        if gated:
+            await self.gate.enter()
         if self._closed:
             raise NotFoundError("no_such_remote", f"remote {self.name} was removed", hint="run: smpctl remote list")
         async with host.use() as worker, worker.caller.open(request, fds) as exchange:
             try:
-                yield exchange
+                yield worker, exchange
             except SmpError as error:
                 self._name(error)
+                if gated:
+                    self.gate.note(error)
                 raise
             except TimeoutError:
                 kill(worker.process)
-                raise RemoteError(
+                hung = RemoteError(
                     "remote_unreachable",
                     f"the fetch process for remote {self.name} stopped answering and was ended",
                     hint=f"run: smpctl remote test {self.name}",
-                ) from None
+                )
+                self.gate.note(hung)
+                raise hung from None
             finally:
                 with anyio.move_on_after(_SETTLE_S, shield=True) as settling:
                     await exchange.cancel()
@@ -317,67 +364,6 @@ class RemotePool:
             self.walls = (await worker.caller.call(request, fetching.Walls, fds=[ring.fd])).sandbox
 
         return set_up
-
-
-class Pools:
-    """The pools of all remotes, each made when it is first asked for.
-
-    Args:
-        load: gives a remote with its secret (blocking); raises ``no_such_remote``.
-        settings: size of each pool.
-        group: where the workers live.
-    """
-
-    def __init__(
-        self,
-        load: Callable[[str], Remote],
-        settings: FetchSettings,
-        group: TaskGroup,
-    ) -> None:
-        self._load = load
-        self._settings = settings
-        self._group = group
-        self._openers = anyio.CapacityLimiter(len(os.sched_getaffinity(0)))
-        self._lock = anyio.Lock()
-        self.open: dict[str, RemotePool] = {}
-
-    async def get(self, name: str) -> RemotePool:
-        """The pool of a remote.
-
-        Raises:
-            NotFoundError: ``no_such_remote``.
-        """
-        async with self._lock:
-            if name not in self.open:
-                remote = await anyio.to_thread.run_sync(self._load, name)
-                self.open[name] = RemotePool(remote, self._settings, self._group, self._openers)
-            return self.open[name]
-
-    async def forget(self, name: str) -> None:
-        """Stop a remote's processes; the next use starts anew."""
-        async with self._lock:
-            pool = self.open.pop(name, None)
-        if pool:
-            await pool.aclose()
-
-    async def aclose(self) -> None:
-        """Stop all."""
-        for name in list(self.open):
-            await self.forget(name)
-
-
-async def _messages(exchange: Exchange, kind: type[T]) -> AsyncGenerator[T, None]:
-    """DATA messages until END, each due before the process counts as hung.
-
-    Raises:
-        TimeoutError: it is.
-    """
-    with contextlib.suppress(anyio.EndOfStream):
-        while True:
-            with anyio.fail_after(_READ_TIMEOUT_S):
-                message, fds = await exchange.receive(kind)
-            close_all(fds)
-            yield message
 
 
 def read_exact(fd: int, into: memoryview, offset: int) -> None:

@@ -16,7 +16,7 @@ from smpd.control.permissions import Permissions
 from smpd.control.watch import Events
 from smpd.jobs.scheduler import Scheduler
 from smpd.transfer.box import Box
-from smpd.transfer.pool import Pools
+from smpd.transfer.pools import Pools
 from smpd.transfer.runner import Runner
 from smpd.vault.remotes import RemoteStore
 from smpd.vault.trust import TrustStore

@@ -81,6 +81,7 @@ async def status(daemon: Daemon, actor: Actor, request: StatusRequest, exchange:
         claimed_bytes=room.claimed,
         short_jobs=len(short),
         short_bytes=sum(short),
+        health=[pool.gate.health for pool in pools],
     )
 
 

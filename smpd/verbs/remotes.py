@@ -87,7 +87,7 @@ async def ls(daemon: Daemon, actor: Actor, request: ListObjects, exchange: Excha
     """List objects of a remote."""
     name, prefix = parse_location(request.location, prefix=True)
     pool = await daemon.pools.get(name)
-    async with contextlib.aclosing(pool.list(prefix, recursive=request.recursive)) as batches:
+    async with contextlib.aclosing(pool.list(prefix, recursive=request.recursive, gated=False)) as batches:
         async for batch in batches:
             await exchange.send(Objects(batch))
 

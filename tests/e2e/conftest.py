@@ -62,7 +62,7 @@ def bench_of_the_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench
     config = {
         "fetch": {"slots": 2, "slot_bytes": 1 << 20, "processes": 1},
         "compute": {"slots": 2, "processors": ["digest", *WRONG], "timeout_s": 2.0, "memory_bytes": 1 << 28},
-        "jobs": {"running_max": 4, "attempts": 2},
+        "jobs": {"running_max": 4, "attempts": 2, "remote_wait_s": 0.5},
     }
     with contextlib.ExitStack() as stack:
         s3 = stack.enter_context(rclone_s3(folder / "s3"))

@@ -14,6 +14,7 @@ from servers import Served, make_certificate
 
 from smp_proto.control import S3Config, S3Secret
 from smp_proto.errors import SmpError
+from smpd.fetch import pausing
 from smpd.links.fetching import Deadlines
 
 MIB = 1 << 20
@@ -107,8 +108,9 @@ async def test_a_server_that_wants_the_hash_gets_it() -> None:
         (refusal("204 No Content", more='ETag: "0f"\r\n'), "remote_failed"),
     ],
 )
-async def test_a_refused_body_is_its_error(script: Script, code: str) -> None:
+async def test_a_refused_body_is_its_error(script: Script, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each refusal is told as it is for reads."""
+    monkeypatch.setattr(pausing, "PATIENCE_S", 0.0)
     async with scripted({"x": stores([], lambda _: script)}) as endpoint:
         async with fetch_in_process(config_of(endpoint), SECRET) as link:
             with pytest.raises(SmpError) as caught:
@@ -116,8 +118,9 @@ async def test_a_refused_body_is_its_error(script: Script, code: str) -> None:
     assert caught.value.code == code
 
 
-async def test_an_early_refusal_ends_the_body() -> None:
+async def test_an_early_refusal_ends_the_body(monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that answers before it has read the body is heard, and its connection not used again."""
+    monkeypatch.setattr(pausing, "PATIENCE_S", 0.0)
     answers: list[int] = []
 
     async def early(peer: Peer, asked: Asked) -> None:

@@ -18,7 +18,8 @@ from smp_proto.errors import (
     SmpError,
     StateError,
 )
-from smpd.jobs import scheduler as room
+from smpd.jobs import scheduler as scheduling
+from smpd.jobs.holding import LOOK_AGAIN_S
 from smpd.jobs.scheduler import RETRY_AFTER_MAX_S, Scheduler
 
 DONE = Result(vault_id="v")
@@ -324,11 +325,11 @@ async def test_a_job_without_room_does_not_start(store) -> None:
         assert kept.attempt == 0
         with anyio.fail_after(10):
             while len(asked) < 4:
-                bench.advance(room.ROOM_RETRY_S)
+                bench.advance(LOOK_AGAIN_S)
                 await anyio.lowlevel.checkpoint()
         free = True
         while bench.state(job) != "done":
-            bench.advance(room.ROOM_RETRY_S)
+            bench.advance(LOOK_AGAIN_S)
             await anyio.lowlevel.checkpoint()
         await bench.until(job, "done")
     assert bench.events == [(job, state) for state in ("waiting", "queued", "running", "done")]
@@ -349,7 +350,7 @@ async def test_a_job_without_room_can_be_cancelled(store) -> None:
 
 async def test_a_journal_that_cannot_write_is_waited_for(store, monkeypatch) -> None:
     """A result that cannot be recorded yet is recorded once there is space, announced once."""
-    monkeypatch.setattr(room, "DISK_RETRY_S", 0.001)
+    monkeypatch.setattr(scheduling, "DISK_RETRY_S", 0.001)
     move, left = store.journal.move, {"start": 2, "succeed": 3, "due": 1, "retry": 1}
 
     def flaky(job_id, name, **facts):
@@ -685,3 +686,58 @@ async def test_submitting_again_while_it_starts(store, monkeypatch) -> None:
         await bench.until(bench.add("a:2"), "done")
     assert bench.started.count(job) == 1
     assert not bench.faults
+
+
+def down(seconds: float = 5.0) -> RemoteError:
+    return RemoteError("remote_unreachable", "remote a is down", details={"held": "a", "retry_after": seconds})
+
+
+async def test_a_job_waits_for_a_remote_that_is_down(store) -> None:
+    """It does not start, burns no attempt, is asked about when the remote is tried, and goes when it is back."""
+    is_down = True
+    async with Bench(store, attempts=1, room=lambda job: down() if is_down else None).on() as bench:
+        job = bench.add("a:b")
+        await bench.until(job, "waiting")
+        for _ in range(5):
+            bench.advance(5.0)
+            await anyio.sleep(0.01)
+        is_down = False
+        bench.scheduler.release()
+        await bench.until(job, "done")
+    assert bench.events == [(job, state) for state in ("waiting", "queued", "running", "done")]
+    assert store.journal.get(job).attempt == 1
+
+
+async def test_others_go_on_while_a_remote_is_down(store) -> None:
+    """A job that waits for its remote takes no slot."""
+    async with Bench(store, running_max=1, room=lambda job: down() if job.spec.source == "a:b" else None).on() as bench:
+        waiting = [bench.add("a:b") for _ in range(3)]
+        other = bench.add("b:b")
+        await bench.until(other, "done")
+        for job in waiting:
+            await bench.until(job, "waiting")
+
+
+async def test_an_attempt_that_was_turned_away_does_not_count(store) -> None:
+    """However often; one that failed by itself does."""
+    async with Bench(store, attempts=2).on() as bench:
+        job = bench.add("a:b", down(), down(), down(), BUSY, down(), DONE)
+        for n in range(1, 6):
+            await bench.until(job, "waiting", n)
+            assert store.journal.get(job).attempt == (n > 3)
+            bench.advance(60)
+        await bench.until(job, "done")
+        assert store.journal.get(job).attempt == 2
+
+
+async def test_a_job_does_not_wait_for_ever(store) -> None:
+    """After so long it fails, with what was wrong with the remote."""
+    async with Bench(store, hold_max_s=30.0, room=lambda job: down()).on() as bench:
+        job = bench.add("a:b", *[down()] * 9)
+        await bench.until(job, "waiting")
+        bench.advance(29.0)
+        await anyio.sleep(0.01)
+        assert bench.state(job) == "waiting"
+        bench.advance(10.0)
+        await bench.until(job, "failed")
+        assert store.journal.get(job).error.code == "remote_unreachable"

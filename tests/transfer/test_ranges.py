@@ -19,7 +19,8 @@ from smpd.host.space import Space
 from smpd.links.computing import InputObject
 from smpd.transfer.arriving import find_objects, seal_arriving
 from smpd.transfer.pipeline import bring_object
-from smpd.transfer.pool import FetchSettings, Pools, RemotePool
+from smpd.transfer.pool import FetchSettings, RemotePool
+from smpd.transfer.pools import Pools
 from smpd.transfer.sealing import sealed_file
 from smpd.transfer.source import Source, open_source
 from smpd.transfer.spool import Spool
@@ -109,7 +110,7 @@ async def pools(folder: Path, *, slots: int = 2, processes: int = 2) -> AsyncIte
     settings = FetchSettings(processes, slots, MIB, 4, 60.0, "auto")
     with anyio.fail_after(60):
         async with anyio.create_task_group() as group:
-            found = Pools(lambda name: remote, settings, group)
+            found = Pools(lambda name: remote, settings, group, lambda health: None)
             try:
                 yield found
             finally:

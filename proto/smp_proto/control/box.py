@@ -37,6 +37,21 @@ class RemoteLoad(msgspec.Struct):
     bytes: int = 0
 
 
+class RemoteHealth(msgspec.Struct):
+    """Whether a remote in use can be asked: ``up``; ``paused``, because it asked for patience; or ``down``.
+
+    One that failed too often in a row is ``down``: jobs wait for it, and it is tried again in ``next_try_s`` seconds.
+    ``since_s`` is how long ago it went down or came back, 0 where it never did; ``code`` is of the last failure.
+    """
+
+    name: str
+    state: Literal["up", "paused", "down"] = "up"
+    since_s: float = 0.0
+    code: str = ""
+    failures: int = 0
+    next_try_s: float = 0.0
+
+
 class Status(msgspec.Struct):
     """What ``smpctl status`` and ``smpctl top`` show.
 
@@ -71,6 +86,7 @@ class Status(msgspec.Struct):
     claimed_bytes: int = 0
     short_jobs: int = 0
     short_bytes: int = 0
+    health: list[RemoteHealth] = msgspec.field(default_factory=list)
 
 
 class DoctorRequest(Request, tag="doctor"):

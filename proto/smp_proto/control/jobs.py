@@ -175,7 +175,7 @@ class Watch(Request, tag="watch"):
 
 class Event(msgspec.Struct):
     """Something that happened. ``kind`` is open: ``snapshot`` and ``job`` carry a JobView in ``body``, ``quarantine`` a
-    QuarantineChange.
+    QuarantineChange, ``remote`` a RemoteHealth: it went down, or came back.
 
     State changes are never left out; progress of one job is coalesced.
     """

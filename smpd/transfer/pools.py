@@ -1,0 +1,67 @@
+"""The pools of all remotes, each made when it is first asked for."""
+
+import os
+from collections.abc import Callable, Iterable
+
+import anyio
+from anyio.abc import TaskGroup
+
+from smp_proto.control import RemoteHealth
+from smp_proto.errors import RemoteError
+from smpd.transfer.pool import FetchSettings, RemotePool
+from smpd.vault.remotes import Remote
+
+
+class Pools:
+    """The pools of all remotes, each made when it is first asked for.
+
+    Args:
+        load: gives a remote with its secret (blocking); raises ``no_such_remote``.
+        settings: size of each pool.
+        group: where the workers live.
+        changed: is told when a remote goes down and when it is back.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[str], Remote],
+        settings: FetchSettings,
+        group: TaskGroup,
+        changed: Callable[[RemoteHealth], None],
+    ) -> None:
+        self._load = load
+        self._settings = settings
+        self._group = group
+        self._changed = changed
+        self._openers = anyio.CapacityLimiter(len(os.sched_getaffinity(0)))
+        self._lock = anyio.Lock()
+        self.open: dict[str, RemotePool] = {}
+
+    async def get(self, name: str) -> RemotePool:
+        """The pool of a remote.
+
+        Raises:
+            NotFoundError: ``no_such_remote``.
+        """
+        async with self._lock:
+            if name not in self.open:
+                remote = await anyio.to_thread.run_sync(self._load, name)
+                self.open[name] = RemotePool(remote, self._settings, self._group, self._openers, self._changed)
+            return self.open[name]
+
+    async def forget(self, name: str) -> None:
+        """Stop a remote's processes; the next use starts anew."""
+        async with self._lock:
+            pool = self.open.pop(name, None)
+        if pool:
+            await pool.aclose()
+
+    async def aclose(self) -> None:
+        """Stop all."""
+        for name in list(self.open):
+            await self.forget(name)
+
+    def held(self, names: Iterable[str]) -> RemoteError | None:
+        """Why a job that needs these remotes had better not begin: one is down, or pauses for long."""
+        found = (self.open[name].gate.held() for name in names if name in self.open)
+        return next((error for error in found if error is not None), None)
