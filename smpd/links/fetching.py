@@ -12,7 +12,6 @@ import msgspec
 from smp_proto.control import SIZE_MAX, AnyRemoteConfig, AnyRemoteSecret, ObjectInfo
 from smp_proto.errors import ErrorBody
 
-
 BusySeconds = Annotated[float, msgspec.Meta(ge=0, le=3600)]
 
 
