@@ -2,11 +2,11 @@
 
 One room is done by a child, from a state that was made before; strace counts its calls on files, and in each trial puts one
 fault into one of them. Afterwards everything is opened again: what was acknowledged is there, what was not is done once more,
-and nothing is left over. The first trials compare the order of the calls of each room, and of a whole daemon.
+and nothing is left over. The first trial compares the order of the calls of all rooms. At full count a whole daemon follows, which
+works for a client while a kind of call fails on a file of its.
 """
 
 import contextlib
-import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -17,14 +17,14 @@ from typing import Any, NamedTuple
 from smp_proto import durable
 from smp_proto.errors import NotFoundError, SmpError, StateError
 from smpd.jobs import database
-from torture import acts, strace
+from torture import acts, daemon_faults, strace
 from torture.acts import Said, State
 from torture.children import Child, Say
 from torture.harness import Experiment, Trial, Trials, replaced
 
 FAULTS = ("error=EIO", "error=ENOSPC", "signal=SIGKILL")
 TRIES = 3  # of an act that a fault broke, as the daemon and a person try again
-PART = re.compile(r"\.smp-[0-9a-f]{16}\.part")
+DAEMON = "daemon"
 
 
 class Room(NamedTuple):
@@ -217,7 +217,10 @@ def run(trials: Trials) -> None:
     """Spread the trials over all points; at full count each is tried."""
     bench = Bench(trials.folder)
     points = bench.points()
-    trials.figures |= {"calls": len(points) // len(FAULTS), "faults": len(points) - 1}
+    trials.figures["calls"] = len(points) // len(FAULTS)
+    if trials.count >= len(points):
+        points += [Point(DAEMON), *(Point(DAEMON, "any", nth=n) for n in range(len(daemon_faults.FAULTS)))]
+    trials.figures["points"] = len(points)
     if trials.count == EXPERIMENT.trials:
         assert len(points) <= trials.count, f"there are {len(points)} points by now"
     for trial in trials:
@@ -227,9 +230,15 @@ def run(trials: Trials) -> None:
 
 def try_point(bench: Bench, point: Point, trial: Trial, figures: dict[str, Any]) -> None:
     """One trial."""
+    if point == Point(DAEMON):
+        daemon_faults.check_order(trial, figures)
+        return
     if not point.fault:
-        named = [strace.check_order(bench.count(name), bench.folder / "root", PART) for name in looked_at]
+        named = [strace.check_order(bench.count(name), bench.folder / "root") for name in looked_at]
         figures["files named in order"] = sum(named)
+        return
+    if point.room == DAEMON:
+        daemon_faults.try_daemon(point.nth, trial, figures)
         return
     room = ROOMS[point.room]
     root, log = bench.fresh(point.room), trial.folder / "log"
@@ -272,7 +281,7 @@ def _planted(room: str, owner: Any, name: str, value: Any) -> Iterator[None]:
 
 EXPERIMENT = Experiment(
     id="R3",
-    title="EIO, ENOSPC and SIGKILL at every call that changes or syncs a file, of each room of smpd and of smpctl",
+    title="EIO, ENOSPC and SIGKILL at every call that changes or syncs a file, of 13 rooms of smpd and smpctl; a daemon's",
     passes="state opens clean afterwards; order is fsync(file), rename, fsync(dir)",
     trials=2000,
     short=16,

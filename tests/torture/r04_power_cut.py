@@ -108,6 +108,7 @@ def cut_daemon(trial: Trial, figures: dict[str, Any]) -> None:
         whole = Whole(disk.path, trial.folder)
         try:
             whole.begin()
+            whole.box.start()
             with Client(str(whole.box.socket)) as client:
                 whole.furnish(client)
             whole.work([["get", "put"], ["change", "get"], ["put"]], forever=True)

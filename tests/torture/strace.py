@@ -11,6 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+from smp_proto import durable
+
 # All that smpd and smpctl change files by, and a few that they might one day.
 CALLS = [
     "openat",
@@ -116,13 +118,12 @@ def _paths(name: str, arguments: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-def check_order(calls: list[Call], root: Path, is_part: "re.Pattern[str]") -> int:
+def check_order(calls: list[Call], root: Path) -> int:
     """See that each file was synced before it got its name, and the folder afterwards; returns how many got one.
 
     Args:
         calls: of a run without a fault.
-        root: what is looked at lies below it.
-        is_part: folders of these names need not outlive anything.
+        root: what is looked at lies below it; parts need not outlive anything.
 
     Raises:
         AssertionError: something was not synced, or too late.
@@ -149,7 +150,7 @@ def check_order(calls: list[Call], root: Path, is_part: "re.Pattern[str]") -> in
             assert source not in dirty, f"{dirty[source]}\nwas not synced before\n{call.text}"
             unsynced[os.path.dirname(target)] = call.text
             named += 1
-        elif call.name.startswith("mkdir") and not is_part.fullmatch(os.path.basename(paths[0])):
+        elif call.name.startswith("mkdir") and not durable.is_part(os.path.basename(paths[0])):
             unsynced[os.path.dirname(paths[0])] = call.text
     assert not unsynced, f"no sync of the folder after: {'; '.join(unsynced.values())}"
     return named

@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import os
 import threading
-from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -38,11 +37,10 @@ class Whole:
         folder: holds what must not be lost with it: configuration, log, and the remote that is read.
     """
 
-    def __init__(self, root: Path, folder: Path, start: "Callable[[Box], None]" = Box.start) -> None:
+    def __init__(self, root: Path, folder: Path) -> None:
         self.root, self.folder = root, folder
         self.stored, self.written = folder / "lake", root / "ward"
         self.told: list[tuple[str, str]] = []
-        self._start = start
         self._numbers = count()
         self._threads: list[threading.Thread] = []
         self._told = threading.Condition()
@@ -52,13 +50,11 @@ class Whole:
         self.box.state = root / "state"
 
     def begin(self) -> None:
-        """Make what the daemon works on, and start it."""
+        """Make what the daemon works on."""
         self.stored.mkdir()
-        self.written.mkdir()
+        self.written.mkdir(parents=True)
         (self.folder / "plain").write_bytes(PLAIN)
-        with open(os.path.join(self.root, "state.made"), "wb"):
-            os.sync()
-        self._start(self.box)
+        os.sync()
 
     def furnish(self, client: Client) -> None:
         """Remotes, a sender, and an object for the box."""
@@ -163,7 +159,9 @@ class Whole:
         assert named["job"] <= known.keys()
         for each in named["done"]:
             assert known[each].state == "done", known[each]
-        for each in known:
+        for each, view in known.items():
+            if view.state == "failed":  # by the fault: a person tries again
+                client.resume(each)
             assert client.wait(each).state == "done", client.job(each).error
         self._results(client, [client.job(each) for each in known])
         self._audited(client, named["job"])
