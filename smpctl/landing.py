@@ -66,6 +66,8 @@ class Landing:
         for name in names:
             try:
                 seen.add(name)
+                if any(map(durable.is_part, name.split("/"))):  # the next landing would take it for a crash's
+                    raise ValueError("it is what unfinished files are called here")
             except ValueError as error:
                 shown = ascii(name if len(name) <= 80 else name[:80] + "...")
                 message = f"the entry {shown} cannot be made into a file: {error}"

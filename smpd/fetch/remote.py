@@ -113,7 +113,15 @@ def is_listed(name: str, folder: str) -> bool:
 
     Raises:
         UsageError: ``bad_name`` for one that no message can carry; leaving it out would hide it.
+        RemoteError: ``remote_failed`` for one that leads into another folder: no file is called so.
     """
+    if not name or "/" in name or "\0" in name:
+        raise RemoteError(
+            "remote_failed",
+            f"the server lists a name in the folder {folder!r} that no file can have",
+            hint="do not trust this server until you know why",
+            retryable=False,
+        )
     try:
         name.encode()
     except UnicodeEncodeError:

@@ -49,7 +49,8 @@ class StateSeal:
             IntegrityError: ``corrupt``, when the blob was changed, moved, or sealed under another key.
         """
         try:
-            if len(blob) < _NONCE_BYTES + _TAG_BYTES:
+            # A damaged cell may have become one of another type.
+            if not isinstance(blob, bytes) or len(blob) < _NONCE_BYTES + _TAG_BYTES:
                 raise InvalidTag
             return AESGCM(self._cipher_key).decrypt(blob[:_NONCE_BYTES], blob[_NONCE_BYTES:], context.encode())
         except InvalidTag:

@@ -21,6 +21,7 @@ from smp_proto.control import (
     SftpConfig,
     SftpSecret,
 )
+from smp_proto.durable import is_part
 from smp_proto.errors import IntegrityError, NotFoundError, StateError, UsageError
 from smpd.jobs.database import Database
 from smpd.jobs.seal import StateSeal
@@ -84,6 +85,8 @@ def check_path(path: str, remote: str) -> str:
         wrong = "has a control character"
     elif any(step in (".", "..") for step in path.split("/")):
         wrong = "has a '.' or '..' step"
+    elif any(map(is_part, path.split("/"))):
+        wrong = "is what unfinished files are called, which are not listed"
     elif len(path.encode()) > PATH_MAX_BYTES:
         wrong = f"is longer than {PATH_MAX_BYTES} bytes"
     if wrong:

@@ -19,6 +19,7 @@ from smpctl.landing import Landing
 HOSTILE = [
     "..", "../x", "a/../../x", "/etc/x", "//x", "a//b", "a/", "", ".", "./x", "a/./b", "x\0y", "a\nb", "a\x1b[2Jb",
     "..\\x", "C:\\x", "\ud800", "\u2028x", "x" * 256, "d/" * 600 + "x", "n" * 4096, "a/..", "../", "\x7f",
+    ".smp-0123456789abcdef.part", ".smp-0123456789abcdef.part/x",  # what the next landing would sweep
 ]  # fmt: skip
 
 

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smp_proto.control import ObjectInfo
+from smp_proto.errors import SmpError
 from smpd.fetch.bucket import timestamp
-from smpd.fetch.remote import BATCH_OBJECTS
+from smpd.fetch.remote import BATCH_OBJECTS, is_listed
 from smpd.fetch.service import _list
 from smpd.links import fetching
 
@@ -84,3 +85,11 @@ def test_what_is_no_time_is_an_error(text):
     """Nonsense is a ValueError and nothing else, and no library warns of it in words of the server's."""
     with pytest.raises(ValueError, match="."):
         timestamp(text)
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "../a", "/a", "a\0", "\udcff"])
+def test_a_server_that_lists_what_no_file_can_be_called(name: str) -> None:
+    """R15: a name that leads into another folder, or that no message can carry, is refused and not passed over."""
+    with pytest.raises(SmpError) as caught:
+        is_listed(name, "in/")
+    assert not caught.value.retryable

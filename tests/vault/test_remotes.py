@@ -122,7 +122,7 @@ def test_locations(path: str) -> None:
 @pytest.mark.parametrize(
     "text",
     ["", "pacs", "pacs:", ":x", "Pacs:x", "../x:y", "pacs:/etc", "pacs:a/../b", "pacs:..", "pacs:./a", "pacs:a/.",
-     "p:\0", "p:a\nb", "p:\ud800", "p:" + "é" * 513, " p:x", "-p:x"],
+     "p:\0", "p:a\nb", "p:\ud800", "p:" + "é" * 513, " p:x", "-p:x", "p:a/.smp-0123456789abcdef.part"],
 )  # fmt: skip
 def test_bad_locations(text: str) -> None:
     """Each of these is refused with a hint."""
