@@ -25,6 +25,7 @@ from smpd import app
 from smpd.config import Config, Permission, load_config
 from smpd.control.actor import Peer, RoleGroups
 from smpd.control.permissions import Permissions
+from smpd.control.roles import REQUESTS
 from smpd.control.server import ControlServer
 from smpd.host.folders import ensure_dir
 from smpd.state import open_state
@@ -63,11 +64,15 @@ class Whole:
     async def client(self, uid: int, groups: Iterable[int] = ()) -> AsyncIterator[Caller]:
         """A client of this user, who is in these groups, ready to ask."""
         channel = Channel(self.socket(uid, groups))
-        await channel.send(FrameType.HELLO, 0, encode(c.Hello(PROTOCOL_MIN, PROTOCOL_MAX, "test")))
-        greeting = decode((await channel.receive())[0].body, c.Hello)
-        if greeting.error:
+        try:
+            with contextlib.suppress(anyio.BrokenResourceError):  # turned away already: the reason is there to be read
+                await channel.send(FrameType.HELLO, 0, encode(c.Hello(PROTOCOL_MIN, PROTOCOL_MAX, "test")))
+            greeting = decode((await channel.receive())[0].body, c.Hello)
+            if greeting.error:
+                raise SmpError.from_body(greeting.error)
+        except BaseException:
             channel.close()
-            raise SmpError.from_body(greeting.error)
+            raise
         async with Caller(channel, lost=lambda: DaemonError("daemon_down", "the daemon is gone")) as caller:
             yield caller
 
@@ -132,3 +137,25 @@ async def whole(folder: Path, *, scheduler: bool = False, **sections: Any) -> As
         finally:
             daemon.box.vault.close()
             state.close()
+
+
+def sample_requests() -> dict[type[c.Request], c.Request]:
+    """One valid request of every type."""
+    given: dict[type[c.Request], dict[str, Any]] = {
+        c.Submit: {"job": c.GetSpec("a:b"), "key": "k"},
+        c.JobRequest: {"id": "j"},
+        c.JobControl: {"id": "j", "action": "pause"},
+        c.RemoteAdd: {"name": "r", "config": c.LocalConfig("/x")},
+        c.RemoteTest: {"name": "r"},
+        c.RemoteRemove: {"name": "r"},
+        c.ListObjects: {"location": "r:"},
+        c.VaultEntries: {"id": "v"},
+        c.VaultOpen: {"id": "v"},
+        c.VaultRemove: {"id": "v"},
+        c.QuarantineShow: {"id": "q"},
+        c.QuarantineRetry: {"id": "q"},
+        c.QuarantineRemove: {"id": "q"},
+        c.TrustAdd: {"name": "s", "key": "k"},
+        c.TrustRemove: {"name": "s"},
+    }
+    return {kind: kind(**given.get(kind, {})) for kind in REQUESTS}

@@ -9,6 +9,7 @@ from typing import Any
 
 import anyio
 import pytest
+from whole import sample_requests
 
 from smp_proto import control as c
 from smp_proto.aio import Caller, Channel, Exchange, decode, encode
@@ -84,24 +85,7 @@ async def _serving(tmp_path: Any, handlers: dict[Any, Any] | None = None, **opti
 @pytest.fixture
 def samples() -> dict[type[c.Request], c.Request]:
     """One valid request of every type."""
-    given: dict[type[c.Request], dict[str, Any]] = {
-        c.Submit: {"job": c.GetSpec("a:b"), "key": "k"},
-        c.JobRequest: {"id": "j"},
-        c.JobControl: {"id": "j", "action": "pause"},
-        c.RemoteAdd: {"name": "r", "config": c.LocalConfig("/x")},
-        c.RemoteTest: {"name": "r"},
-        c.RemoteRemove: {"name": "r"},
-        c.ListObjects: {"location": "r:"},
-        c.VaultEntries: {"id": "v"},
-        c.VaultOpen: {"id": "v"},
-        c.VaultRemove: {"id": "v"},
-        c.QuarantineShow: {"id": "q"},
-        c.QuarantineRetry: {"id": "q"},
-        c.QuarantineRemove: {"id": "q"},
-        c.TrustAdd: {"name": "s", "key": "k"},
-        c.TrustRemove: {"name": "s"},
-    }
-    return {kind: kind(**given.get(kind, {})) for kind in REQUESTS}
+    return sample_requests()
 
 
 @pytest.fixture
