@@ -33,12 +33,21 @@ class End(msgspec.Struct, omit_defaults=True):
     error: ErrorBody | None = None
 
 
-class Exchange:
-    """One open stream, on either side: DATA both ways until END. One task at a time receives."""
+def _as_it_is(error: SmpError) -> SmpError:
+    return error
 
-    def __init__(self, channel: Channel, stream: int) -> None:
+
+class Exchange:
+    """One open stream, on either side: DATA both ways until END. One task at a time receives.
+
+    Args:
+        believe: what to make of an error that the peer ends it with.
+    """
+
+    def __init__(self, channel: Channel, stream: int, believe: Callable[[SmpError], SmpError] = _as_it_is) -> None:
         self.channel = channel
         self.stream = stream
+        self._believe = believe
         self._inbox: deque[tuple[Frame, list[int]]] = deque()
         self._arrived = anyio.Event()
         self._closed = False
@@ -88,7 +97,7 @@ class Exchange:
         self._closed = True
         end = decode(frame.body, End)
         if end.error is not None:
-            raise SmpError.from_body(end.error)
+            raise self._believe(SmpError.from_body(end.error))
         self._result = bytes(end.ok)
         raise anyio.EndOfStream
 
@@ -142,11 +151,19 @@ class Caller:
     Args:
         channel: the connection, closed at the end.
         lost: makes the error for requests whose peer is gone.
+        believe: what to make of an error that the peer answers with; as it is by default.
     """
 
-    def __init__(self, channel: Channel, *, lost: Callable[[], SmpError]) -> None:
+    def __init__(
+        self,
+        channel: Channel,
+        *,
+        lost: Callable[[], SmpError],
+        believe: Callable[[SmpError], SmpError] = _as_it_is,
+    ) -> None:
         self._channel = channel
         self._lost = lost
+        self._believe = believe
         self._open: dict[int, Exchange] = {}
         self._next = 1
         self._gone = anyio.Event()
@@ -182,7 +199,7 @@ class Caller:
         """Send REQUEST and yield the exchange; leaving before END sends CANCEL."""
         if not self.alive:
             raise self._lost()
-        exchange = Exchange(self._channel, self._take_stream())
+        exchange = Exchange(self._channel, self._take_stream(), self._believe)
         self._open[exchange.stream] = exchange
         try:
             with self._peer():

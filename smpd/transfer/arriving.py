@@ -7,6 +7,7 @@ from typing import NamedTuple
 import anyio
 
 from smp_proto.control import ObjectInfo
+from smp_proto.errors import UsageError
 from smp_proto.sealed.bundle import BundleInfo, BundleWriter
 from smp_proto.sealed.entries import guess_media_type
 from smpd.host.space import disk_errors
@@ -15,6 +16,8 @@ from smpd.transfer.opening import private_copies
 from smpd.transfer.pool import RemotePool
 from smpd.transfer.source import Tally, no_objects
 from smpd.vault.remotes import is_prefix
+
+OBJECTS_MAX = 500_000  # of one bundle; a server may list without end
 
 
 class _Piece(NamedTuple):
@@ -32,11 +35,17 @@ async def find_objects(pool: RemotePool, path: str) -> list[ObjectInfo]:
 
     Raises:
         NotFoundError: there are none.
+        UsageError: ``bad_request``; there are more than one bundle may hold.
     """
     if not is_prefix(path):
         return [await pool.stat(path)]
+    found: list[ObjectInfo] = []
     async with contextlib.aclosing(pool.list(path)) as batches:
-        found = [info async for batch in batches for info in batch]
+        async for batch in batches:
+            found += batch
+            if len(found) > OBJECTS_MAX:
+                message = f"below {pool.name}:{path} are more than {OBJECTS_MAX:,} objects"
+                raise UsageError("bad_request", message, hint="take a part of them at a time")
     if not found:
         raise no_objects(pool.name, path)
     return sorted(found, key=lambda info: info.path)

@@ -1,4 +1,4 @@
-"""What a compute process may take and may say: its use of memory and threads, and the errors that it answers with.
+"""What a compute process may take, and what a worker may say: memory and threads, and the errors that it answers with.
 
 Code that somebody else wrote runs in that process, and can send any bytes over its link. So an error from there is not
 believed to be about anything but a processor, and nothing that it says of its own memory is asked for.
@@ -7,7 +7,7 @@ believed to be about anything but a processor, and nothing that it says of its o
 import os
 from typing import NamedTuple
 
-from smp_proto.errors import ProcessorError, ResourceError, SmpError
+from smp_proto.errors import ProcessorError, RemoteError, ResourceError, SmpError
 from smpd.host.memory import usage
 
 THREADS = 256  # beside those there are when it is ready, and some for each core
@@ -21,6 +21,15 @@ _RUN = frozenset(
         *("no_such_processor", "device_memory", "worker_died", "cancelled", "protocol", "internal"),
     )
 )
+_FETCH = frozenset(
+    (
+        *("remote_unreachable", "remote_auth", "remote_forbidden", "remote_busy", "remote_failed", "remote_untrusted"),
+        *("no_such_object", "no_such_bucket", "source_changed", "bad_name", "bad_request", "bad_config", "sandbox"),
+        *("disk_full", "disk_failed", "worker_died", "cancelled", "protocol", "internal"),
+    )
+)
+_FETCH_TEXT_MAX = 6000  # a path and what happened to it
+_FACTS = ("retry_after", "status", "bare")
 _SET_UP = _RUN | {"bad_config", "sandbox"}
 
 
@@ -70,6 +79,29 @@ def believed(error: SmpError, *, set_up: bool = False) -> SmpError:
             hint="report it to the processor's author",
         )
     return type(error)(error.code, _plain(error.message, _TEXT_MAX), hint=_plain(error.hint, _HINT_MAX))
+
+
+def believed_of_fetch(error: SmpError) -> SmpError:
+    """An error as it may come from a fetch process: about its remote, short, without what a terminal would obey.
+
+    Above all it cannot say that an object is not to be trusted, which only opening it shows.
+    """
+    if error.code not in _FETCH:
+        return RemoteError(
+            "remote_failed",
+            f"the fetch process answered with an error that is not its to give ({_plain(error.code, 40)})",
+            hint="if it repeats, the remote's server may have taken the process over: see the daemon's log",
+            retryable=False,
+        )
+    facts = {name: value for name, value in error.details.items() if isinstance(value, int | float)}
+    details = {name: facts[name] for name in _FACTS if name in facts}
+    return type(error)(
+        error.code,
+        _plain(error.message, _FETCH_TEXT_MAX),
+        hint=_plain(error.hint, _HINT_MAX),
+        retryable=error.retryable,
+        details=details,
+    )
 
 
 def _plain(text: str, length: int) -> str:

@@ -20,6 +20,7 @@ from smp_proto.errors import NotFoundError, RemoteError, SmpError
 from smpd.links import fetching
 from smpd.links.ring import Ring
 from smpd.transfer.asking import ATTEMPTS, messages, persist, until_answered
+from smpd.transfer.bounds import believed_of_fetch
 from smpd.transfer.breaker import BreakerSettings
 from smpd.transfer.gate import Gate
 from smpd.transfer.lanes import Lane, Lanes
@@ -206,7 +207,7 @@ class RemotePool:
             answer = await self._paced(lane, request, fetching.ManyRead, sum(each.size for each in objects))
         except SmpError as error:
             return dict.fromkeys(range(len(objects)), error)
-        errors = {index: SmpError.from_body(body) for index, body in answer.errors.items()}
+        errors = {index: believed_of_fetch(SmpError.from_body(body)) for index, body in answer.errors.items()}
         for failure in errors.values():
             self._name(failure)
             self.gate.note(failure)

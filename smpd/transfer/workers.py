@@ -20,6 +20,7 @@ from anyio.abc import Process, TaskGroup, TaskStatus
 from smp_proto.aio import Caller, Channel
 from smp_proto.errors import ResourceError, SmpError
 from smpd.host.memory import rss
+from smpd.transfer.bounds import believed_of_fetch
 
 START_TIMEOUT_S = 120.0
 _STOP_TIMEOUT_S = 3.0
@@ -40,6 +41,10 @@ _ENVIRONMENT_OF = {
     ),
     "compute": ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "OMP_NUM_THREADS", "LD_LIBRARY_PATH"),
 }
+
+
+# What a compute process may say depends on what it was asked; see smpd.transfer.device.
+_BELIEVE: dict[str, Callable[[SmpError], SmpError]] = {"fetch": believed_of_fetch, "compute": lambda error: error}
 
 
 @dataclass(slots=True)
@@ -73,7 +78,7 @@ async def start_worker(role: str, label: str) -> AsyncIterator[Worker]:
             hint="see the limits on processes and open files (ulimit -a)",
         ) from error
     try:
-        async with Caller(Channel(ours), lost=lambda: _died(role, label)) as caller:
+        async with Caller(Channel(ours), lost=lambda: _died(role, label), believe=_BELIEVE[role]) as caller:
             yield Worker(role, label, caller, process)
     finally:
         with anyio.CancelScope(shield=True):

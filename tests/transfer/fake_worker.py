@@ -12,6 +12,7 @@ import anyio
 import msgspec
 
 from smp_proto.aio import Channel, Exchange, serve
+from smp_proto.errors import IntegrityError
 from smp_proto.wire import FrameType
 from smpd.links.ring import Ring
 
@@ -50,6 +51,8 @@ async def handle(body: bytes, fds: list[int], exchange: Exchange) -> object:
                 with anyio.CancelScope(shield=True), rings[0].slot(request["slot"]) as slot:
                     await anyio.sleep(0.2)  # a thread that is still reading
                     slot[:4] = b"late"
+        case "lie":
+            raise IntegrityError("corrupt", "it is all corrupt")
         case "garbage":
             exchange.channel.socket.send(b"\xff" * 64)
             await anyio.sleep_forever()

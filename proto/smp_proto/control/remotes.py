@@ -97,7 +97,7 @@ class ObjectInfo(msgspec.Struct):
     ``pin`` is ``etag:…`` or ``stat:SIZE:MTIME_NS``: what must not change in a job.
     """
 
-    path: str
+    path: Annotated[str, msgspec.Meta(max_length=1 << 14)]
     size: Size
     pin: str = ""
     modified: float = 0.0
