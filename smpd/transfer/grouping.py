@@ -6,6 +6,8 @@ from typing import Generic, TypeVar
 
 import anyio
 
+from smp_proto.errors import SmpError
+
 T = TypeVar("T")
 
 
@@ -21,6 +23,7 @@ class GroupCommit(Generic[T]):
         self._pending: list[T] = []
         self._wake = anyio.Event()
         self._done = anyio.Event()
+        self._failed = False
 
     async def add(self, item: T) -> None:
         """Have an item committed; returns once it is."""
@@ -31,17 +34,33 @@ class GroupCommit(Generic[T]):
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Commit for the length of a block, which waits in :meth:`add` for what it needs."""
-        async with anyio.create_task_group() as group:
-            group.start_soon(self._run)
-            yield
-            group.cancel_scope.cancel()
+        """Commit for the length of a block, which waits in :meth:`add` for what it needs.
+
+        What was added when the block fails is committed before it ends: it need not be done again.
+        """
+        try:
+            async with anyio.create_task_group() as group:
+                group.start_soon(self._run)
+                yield
+                group.cancel_scope.cancel()
+        finally:
+            if self._pending and not self._failed:
+                with anyio.CancelScope(shield=True), contextlib.suppress(SmpError):
+                    await self._commit_pending()
 
     async def _run(self) -> None:
         while True:
             await self._wake.wait()
             self._wake = anyio.Event()
-            batch, self._pending = self._pending, []
             done, self._done = self._done, anyio.Event()
-            await anyio.to_thread.run_sync(self._commit, batch)
+            with anyio.CancelScope(shield=True):
+                await self._commit_pending()
             done.set()
+
+    async def _commit_pending(self) -> None:
+        batch, self._pending = self._pending, []
+        try:
+            await anyio.to_thread.run_sync(self._commit, batch)
+        except BaseException:
+            self._failed = True
+            raise

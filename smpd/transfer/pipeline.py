@@ -22,6 +22,7 @@ from smpd.transfer.spool import Spool
 
 _ANNOUNCED_BYTES = 512 << 10  # of one message, so that it fits a frame
 _PREFIX_BYTES = 1024 + 64  # the most that an object adds to its entries
+_UNKEPT = 8  # units beyond the lanes that may be under way: a crash costs them, since nothing says that they are there
 _AT_ONCE_BYTES = 128 << 10  # opened in 50 µs, half of what handing it to a thread takes
 
 
@@ -67,6 +68,7 @@ class Pipeline:
         self._plain = plain
         self._turns: dict[int, anyio.Event] = {}
         self._delivered = 0
+        self._room = anyio.Semaphore(pool.lanes + _UNKEPT)
 
     async def run(self, units: AsyncIterable[Unit]) -> None:
         """Fetch, check, deliver and keep every unit.
@@ -79,6 +81,7 @@ class Pipeline:
         index = 0
         async with anyio.create_task_group() as group:
             async for unit in units:
+                await self._room.acquire()
                 slot = await self._plain.take() if self._plain else None
                 group.start_soon(self._one, index, unit, await self._pool.take(), slot)
                 index += 1
@@ -86,7 +89,10 @@ class Pipeline:
     async def _one(self, index: int, unit: Unit, lane: Lane, slot: int | None) -> None:
         plain = self._plain.view(slot) if self._plain and slot is not None else None
         try:
-            length = await unit.bring(lane, plain)
+            try:
+                length = await unit.bring(lane, plain)
+            finally:
+                self._pool.give(lane)  # the next unit does not wait for this one's turn, nor for the disk
             if self._plain and slot is not None:
                 await self._turn(index).wait()
                 await announce(self._plain, unit.objects(self._delivered))
@@ -94,11 +100,11 @@ class Pipeline:
                 await self._plain.deliver(slot, length)
                 self._turn(index + 1).set()
                 del self._turns[index]
-            await unit.keep()
         finally:
             if plain is not None:
                 plain.release()
-            self._pool.give(lane)
+        await unit.keep()
+        self._room.release()
 
     def _turn(self, index: int) -> anyio.Event:
         return self._turns.setdefault(index, anyio.Event())

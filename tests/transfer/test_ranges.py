@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from smpd.transfer.pool import FetchSettings, RemotePool
 from smpd.transfer.pools import Pools
 from smpd.transfer.sealing import sealed_file
 from smpd.transfer.source import Source, open_source
-from smpd.transfer.spool import Spool
+from smpd.transfer.spool import Mark, Spool
 from smpd.vault.remotes import Remote
 
 MIB = 1 << 20
@@ -136,9 +137,9 @@ async def opened(folder: Path, **options: int) -> AsyncIterator[tuple[RemotePool
 
 
 @contextlib.asynccontextmanager
-async def spooling(path: Path, size: int, marks: dict[int, bytes]) -> AsyncIterator[Spool]:
+async def spooling(path: Path, size: int, mark: Mark) -> AsyncIterator[Spool]:
     with closing(Space(str(path.parent), MIB)) as space:
-        spool = await Spool.open(space, str(path), size, marks.update)
+        spool = await Spool.open(space, str(path), size, mark)
         try:
             async with spool.flushing():
                 yield spool
@@ -167,9 +168,32 @@ async def stream(
     count = count or Count()
     marks = {} if marks is None else marks
     with one_error():
-        async with spooling(path, source.info.size, marks) as spool:
+        async with spooling(path, source.info.size, marks.update) as spool:
             await bring_object(pool, source, spool=spool, have=have or {}, plain=plain, tally=count)
     return count
+
+
+async def test_a_disk_that_syncs_slowly_holds_no_lane(sealed, tmp_path):
+    """Ranges that are not yet marked do not keep others from coming: here the first mark waits for the last range."""
+    count, all_came = Count(), threading.Event()
+
+    def mark(ranges: Mapping[int, bytes]) -> None:
+        assert all_came.wait(30), "the lanes wait for the disk"
+        marks.update(ranges)
+
+    def fetched(size: int) -> None:
+        count.fetched_bytes += size
+        if count.fetched_bytes == source.trailer.payload_bytes:
+            all_came.set()
+
+    marks: dict[int, bytes] = {}
+    async with opened(sealed, slots=1) as (pool, source):
+        assert pool.lanes < RANGES
+        count.fetched = fetched  # type: ignore[method-assign]
+        with one_error():
+            async with spooling(tmp_path / "s", source.info.size, mark) as spool:
+                await bring_object(pool, source, spool=spool, have={}, plain=Plain(), tally=count)
+    assert sorted(marks) == list(range(RANGES))
 
 
 @pytest.mark.parametrize("slots", [2, 5])
