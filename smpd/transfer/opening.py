@@ -5,9 +5,11 @@ private memory by ``preadv`` (which also releases the interpreter lock), and onl
 spooled: what was checked is what is used, whatever the other side does meanwhile.
 """
 
+import mmap
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 from smp_proto.errors import IntegrityError
 from smp_proto.sealed.envelope import OpenedEnvelope, Trust, open_envelope
@@ -19,13 +21,15 @@ from smpd.transfer.pool import read_exact
 LEAF_BYTES = 32
 # Fills the view with bytes from an offset on; the same place may read otherwise the next time.
 Reader = Callable[[memoryview, int], None]
+# Takes bytes that belong to an offset of the object; blocking.
+Writer = Callable[[memoryview, int], None]
 
 
 class _Buffers(threading.local):
     """Per thread: a segment of ciphertext, and room for plaintext that nobody wants (``get`` only checks)."""
 
     def __init__(self) -> None:
-        self.sealed = memoryview(bytearray(SEGMENT_BYTES))
+        self.sealed = memoryview(mmap.mmap(-1, SEGMENT_BYTES))  # at a page's border, as direct writes want it
         self.plain = memoryview(bytearray(SEGMENT_BYTES))
 
 
@@ -65,14 +69,14 @@ class Opener:
         segments = self.layout.range_segments(index, self.range_bytes)
         return self.layout.plain_span(segments[0])[0], self.layout.plain_span(segments[-1])[1]
 
-    def open_range(self, index: int, read: Reader, plain: memoryview | None, spool: int | None) -> bytes:
+    def open_range(self, index: int, read: Reader, plain: memoryview | None, spool: Writer | None) -> bytes:
         """Check and open a range; blocking, made for threads.
 
         Args:
             index: the range's number.
             read: gives bytes of the range.
             plain: where its plaintext goes, in order; None to check it only.
-            spool: descriptor of a spool file that takes the ciphertext at its place in the object.
+            spool: takes the ciphertext, a segment at a time.
 
         Returns:
             The leaves of its segments, joined.
@@ -98,7 +102,7 @@ class Opener:
             if plain is None:
                 _buffers.plain[:opened] = _ZEROS[:opened]
             if spool is not None:
-                write_exact(spool, sealed, first)
+                spool(sealed, first)
         return bytes(leaves)
 
     def check_content(self, leaves: dict[int, bytes]) -> None:
@@ -180,7 +184,8 @@ def open_whole(
         if accept:
             accept(envelope)
         opener = Opener(envelope, range_bytes)
-        opener.check_content({0: opener.open_range(0, read, plain, spool)})
+        keep = None if spool is None else partial(write_exact, spool)
+        opener.check_content({0: opener.open_range(0, read, plain, keep)})
     except IntegrityError:
         if plain is not None:
             wanted = min(len(plain), envelope.layout.plain_bytes)

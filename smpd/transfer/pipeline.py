@@ -205,7 +205,7 @@ class RangeUnit:
         def work() -> bytes:
             try:
                 with disk_errors("the spool"):
-                    leaves = source.opener.open_range(self._index, read, plain, spool.fd if spool else None)
+                    leaves = source.opener.open_range(self._index, read, plain, spool.write if spool else None)
             except IntegrityError:
                 source.evidence.keep(read, start, end - start)
                 raise

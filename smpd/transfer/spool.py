@@ -5,6 +5,7 @@ written, it is the object. A range counts only once it is synced *and* marked in
 """
 
 import contextlib
+import errno
 import os
 from collections.abc import Callable, Mapping, Sequence
 
@@ -15,15 +16,23 @@ from smpd.host.space import Space, disk_errors
 from smpd.transfer.grouping import GroupCommit
 from smpd.transfer.opening import write_exact
 
+_ALIGNED_BYTES = 4096  # what direct writes have to keep to, on all but odd disks
+
 Mark = Callable[[Mapping[int, bytes]], None]
 
 
 class Spool:
-    """One spool file, open; made by :meth:`open`."""
+    """One spool file, open; made by :meth:`open`.
 
-    def __init__(self, path: str, fd: int, mark: Mark | None) -> None:
+    Args:
+        direct: a descriptor of the same file that goes past the page cache, -1 where there is none.
+    """
+
+    def __init__(self, path: str, fd: int, direct: int, mark: Mark | None) -> None:
         self.path = path
         self.fd = fd
+        self._direct = direct
+        self._aligned = direct >= 0
         self._mark = mark
         self._ranges = GroupCommit(self._commit)
 
@@ -41,7 +50,27 @@ class Spool:
         Raises:
             ResourceError: ``disk_full`` or ``disk_failed``.
         """
-        return cls(path, await anyio.to_thread.run_sync(_allocate, space, path, size), mark)
+        return cls(path, *await anyio.to_thread.run_sync(_allocate, space, path, size), mark)
+
+    def write(self, data: memoryview, offset: int) -> None:
+        """Write ciphertext to its place; blocking, from several threads at once.
+
+        Whole segments go past the page cache, where the disk allows it: they are not read again soon, and finding
+        memory for them, and syncing it, takes four times as long as all else that is done with them.
+
+        Raises:
+            OSError: as it came.
+        """
+        if self._aligned and not (len(data) | offset) % _ALIGNED_BYTES:
+            try:
+                write_exact(self._direct, data, offset)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                self._aligned = False  # this disk wants more than pages
+            else:
+                return
+        write_exact(self.fd, data, offset)
 
     async def add(self, index: int, leaves: bytes) -> None:
         """Note that a range was written; returns once it counts."""
@@ -63,8 +92,10 @@ class Spool:
         await anyio.to_thread.run_sync(write)
 
     def close(self) -> None:
-        """Close the descriptor; the file stays."""
+        """Close the descriptors; the file stays."""
         os.close(self.fd)
+        if self._direct >= 0:
+            os.close(self._direct)
 
     def _commit(self, batch: Sequence[tuple[int, bytes]]) -> None:
         with disk_errors("the spool"):
@@ -73,7 +104,7 @@ class Spool:
         self._mark(dict(batch))
 
 
-def _allocate(space: Space, path: str, size: int) -> int:
+def _allocate(space: Space, path: str, size: int) -> tuple[int, int]:
     with disk_errors("the spool"):
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
@@ -81,7 +112,11 @@ def _allocate(space: Space, path: str, size: int) -> int:
         except BaseException:
             os.close(fd)
             raise
-        return fd
+    try:
+        # Not by the path again: the same file, whatever is done to its name meanwhile.
+        return fd, os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
+    except OSError:
+        return fd, -1  # the file system has no such thing, or there are no descriptors left
 
 
 def remove(path: str) -> None:
