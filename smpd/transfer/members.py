@@ -17,7 +17,7 @@ from smpd.links.fetching import Whole
 from smpd.transfer.box import trust_at
 from smpd.transfer.evidence import Evidence, keep_whole
 from smpd.transfer.lanes import Lane
-from smpd.transfer.opening import from_descriptor, open_whole
+from smpd.transfer.opening import from_ring, open_whole
 from smpd.transfer.pipeline import RangeUnit, Unit, input_object, ranges
 from smpd.transfer.source import Source
 from smpd.transfer.spool import Spool, remove
@@ -81,6 +81,7 @@ class Batch:
         """In a thread: check and open what has come; returns the plaintext's length, and what was refused."""
         members = self._members
         ring, senders = members.pool.ring(lane), members.box.senders()
+        accept_at = members.acceptance.among([f"{members.pool.name}:{info.path}" for info in self._infos])
         bad: dict[int, SmpError] = {}
         filled = 0
         for index, whole in enumerate(wanted):
@@ -88,10 +89,10 @@ class Batch:
                 continue
             info = self._infos[index]
             location = f"{members.pool.name}:{info.path}"
-            read = from_descriptor(ring.fd, ring.offset(lane.slot) + whole.at)
+            read = from_ring(ring, lane.slot, whole.at)
             into = None if plain is None else plain[filled:]
             open_it = partial(open_whole, read, info.size, members.box.identities, trust_at(senders, location), into)
-            accept = members.acceptance.at(location)
+            accept = accept_at(location)
             try:
                 if members.shelf is None:
                     envelope = open_it(None, ring.slot_bytes, accept)

@@ -16,9 +16,11 @@ from smp_proto.sealed.envelope import OpenedEnvelope, Trust, open_envelope
 from smp_proto.sealed.keys import Identity
 from smp_proto.sealed.layout import HEADER_BYTES, SEGMENT_BYTES, TRAILER_BYTES, Layout, Trailer
 from smp_proto.sealed.payload import content_digest, leaf
+from smpd.links.ring import Ring
 from smpd.transfer.pool import read_exact
 
 LEAF_BYTES = 32
+_LITTLE_BYTES = 128 << 10
 # Fills the view with bytes from an offset on; the same place may read otherwise the next time.
 Reader = Callable[[memoryview, int], None]
 # Takes bytes that belong to an offset of the object; blocking.
@@ -136,6 +138,23 @@ def private_copies(fd: int, offset: int, length: int) -> Iterator[tuple[int, mem
 def from_descriptor(fd: int, at: int) -> Reader:
     """Reads what starts at byte ``at`` of a ring or a file."""
     return lambda into, offset: read_exact(fd, into, at + offset)
+
+
+def from_ring(ring: Ring, slot: int, at: int = 0) -> Reader:
+    """Reads what starts at byte ``at`` of a slot.
+
+    Little is copied by this thread itself: a system call lets go of the interpreter lock, and getting it back takes
+    longer than to copy some pages.
+    """
+    memory, by_kernel = ring.slot(slot), from_descriptor(ring.fd, ring.offset(slot) + at)
+
+    def read(into: memoryview, offset: int) -> None:
+        if len(into) <= _LITTLE_BYTES:
+            into[:] = memory[at + offset : at + offset + len(into)]
+        else:
+            by_kernel(into, offset)
+
+    return read
 
 
 def from_memory(data: bytes | bytearray) -> Reader:

@@ -5,7 +5,8 @@ first.
 """
 
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from typing import Literal
 
 import anyio
@@ -96,6 +97,7 @@ class Acceptance:
         self._box = box
         self._job = job
         self._older: set[str] = set()
+        self._same: set[str] = set()  # locations that hold what was accepted there before
 
     def at(self, location: str) -> Check:
         """The check of an object at a location; blocking.
@@ -103,27 +105,39 @@ class Acceptance:
         Raises (when called):
             IntegrityError: ``older_version``; ``misplaced``, which nobody can overrule but its sender.
         """
+        return self.among([location])(location)
 
-        def check(envelope: OpenedEnvelope) -> None:
-            if misplaced(envelope.entries, location.partition(":")[2]):
-                raise IntegrityError(
-                    "misplaced",
-                    "its sender sealed this object for another place",
-                    hint="somebody moved or copied it; ask the sender to seal it for this place",
-                )
-            try:
-                self._box.versions.check(location, envelope.signed)
-            except IntegrityError:
-                asked = getattr(self._job.spec, "accept_older", False)
-                if not asked and not self._box.quarantine.accepts(self._job.id, location, envelope.signed.object_id):
-                    raise
-                self._older.add(location)
+    def among(self, locations: Collection[str]) -> Callable[[str], Check]:
+        """As :meth:`at`, for some locations: what was accepted at all of them is read at once."""
+        stored = self._box.versions.stored(locations)
+        return lambda location: partial(self._check, location, stored)
 
-        return check
+    def _check(self, location: str, stored: Mapping[str, bytes], envelope: OpenedEnvelope) -> None:
+        if misplaced(envelope.entries, location.partition(":")[2]):
+            raise IntegrityError(
+                "misplaced",
+                "its sender sealed this object for another place",
+                hint="somebody moved or copied it; ask the sender to seal it for this place",
+            )
+        try:
+            if self._box.versions.check(location, envelope.signed, stored):
+                self._same.add(location)
+        except IntegrityError:
+            asked = getattr(self._job.spec, "accept_older", False)
+            if not asked and not self._box.quarantine.accepts(self._job.id, location, envelope.signed.object_id):
+                raise
+            self._older.add(location)
+
+    def is_new(self, location: str) -> bool:
+        """Whether what was checked there is to be remembered, once it was verified whole."""
+        return location not in self._same
 
     def remember(self, accepted: Collection[tuple[str, Signed]]) -> None:
         """Note what was verified whole; blocking."""
-        self._box.versions.remember(accepted, self._older)
+        new = [(location, signed) for location, signed in accepted if self.is_new(location)]
+        self._same.difference_update(location for location, _ in accepted)
+        if new:
+            self._box.versions.remember(new, self._older)
 
 
 async def take_out(

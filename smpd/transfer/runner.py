@@ -307,7 +307,8 @@ class Runner:
             try:
                 async with spool.flushing() if spool else contextlib.nullcontext():
                     await bring_object(pool, source, spool=spool, have=have, plain=plain, tally=meter)
-                await self._thread(source.remember, location)
+                if source.is_new(location):
+                    await self._thread(source.remember, location)
             except BaseException:
                 if spool:
                     spool.close()

@@ -39,6 +39,10 @@ class Source:
     evidence: Evidence = field(default_factory=Evidence)
     acceptance: "Acceptance | None" = None
 
+    def is_new(self, location: str) -> bool:
+        """Whether there is something to :meth:`remember`."""
+        return self.acceptance is not None and self.acceptance.is_new(location)
+
     def remember(self, location: str) -> None:
         """Note that it was verified whole, so that an older one in its place is noticed; blocking."""
         if self.acceptance:

@@ -6,7 +6,7 @@ same object again is always fine. All calls block.
 """
 
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 import msgspec
 
@@ -38,14 +38,22 @@ class Versions:
         self._seal = seal
         self._remembered = remembered
 
-    def check(self, location: str, signed: Signed) -> None:
-        """Compare what is at a location with what was accepted there.
+    def stored(self, locations: Iterable[str]) -> Mapping[str, bytes]:
+        """What is remembered of locations, for :meth:`check`: one query for many objects."""
+        places = {self._place(location): location for location in locations}
+        return {places[place]: body for place, body in self._bodies(places).items()}
+
+    def check(self, location: str, signed: Signed, stored: Mapping[str, bytes] | None = None) -> bool:
+        """Compare what is at a location with what was accepted there; ``stored`` saves reading it.
+
+        Returns:
+            Whether it is what was accepted: there is nothing to be remembered then.
 
         Raises:
             IntegrityError: ``older_version``; or ``corrupt``, when what is remembered was changed on the disk.
         """
-        place = self._place(location)
-        known = self._known(self._db.rows("SELECT body FROM versions WHERE place=?", (place,)), place)
+        stored = self.stored([location]) if stored is None else stored
+        known = self._known(stored[location], self._place(location)) if location in stored else None
         if known is not None and known.object_id != signed.object_id and signed.created < known.created:
             raise IntegrityError(
                 "older_version",
@@ -55,6 +63,7 @@ class Versions:
                 "--accept-older",
                 details={"sealed": signed.created, "accepted": known.created},
             )
+        return known is not None and known.object_id == signed.object_id
 
     def remember(self, accepted: Iterable[tuple[str, Signed]], older: Collection[str] = ()) -> None:
         """Note what was verified whole, by location; durable on return. What is known already costs no write.
@@ -64,7 +73,8 @@ class Versions:
             older: locations whose object is to count although a newer one did.
         """
         found = {self._place(location): (signed, location in older) for location, signed in accepted}
-        if all(self._settled(signed, self._stored(place), force) for place, (signed, force) in found.items()):
+        stored = {place: self._open(body, place) for place, body in self._bodies(found).items()}
+        if all(self._settled(signed, stored.get(place), force) for place, (signed, force) in found.items()):
             return
         with self._db.transaction() as connection:
             for place, (signed, force) in found.items():
@@ -85,14 +95,12 @@ class Versions:
             return False
         return known.object_id == signed.object_id or (signed.created < known.created and not force)
 
-    def _stored(self, place: bytes) -> _Version | None:
-        rows = self._db.rows("SELECT body FROM versions WHERE place=?", (place,))
-        return self._open(rows[0][0], place) if rows else None
+    def _bodies(self, places: Collection[bytes]) -> dict[bytes, bytes]:
+        sql = f"SELECT place, body FROM versions WHERE place IN ({','.join('?' * len(places))})"  # noqa: S608 - marks
+        return dict(self._db.rows(sql, places)) if places else {}
 
-    def _known(self, rows: list[tuple[bytes]], place: bytes) -> _Version | None:
-        if not rows:
-            return None
-        found = self._open(rows[0][0], place)
+    def _known(self, body: bytes, place: bytes) -> _Version:
+        found = self._open(body, place)
         if found is None:
             raise IntegrityError(
                 "corrupt",

@@ -10,11 +10,28 @@ from sealed.helpers import seal
 
 from smp_proto.errors import IntegrityError, StateError
 from smp_proto.sealed.layout import SEGMENT_BYTES
-from smpd.transfer.opening import from_memory, open_whole
+from smpd.links.ring import Ring
+from smpd.transfer.opening import from_memory, from_ring, open_whole
 
 ALICE, BOB = identity("alice"), identity("bob")
 RANGE = 4 * SEGMENT_BYTES
 SIZES = [0, 1, SEGMENT_BYTES - 56, SEGMENT_BYTES - 55, 2 * SEGMENT_BYTES + 3]
+
+
+@pytest.mark.parametrize("at", [0, 7])
+def test_a_slot_reads_the_same_by_the_kernel_and_without_it(at):
+    """Little is copied from the mapping, much by the kernel; both begin at the place in the slot."""
+    ring = Ring.create("test", 3, 1 << 20)
+    content = os.urandom(1 << 20)
+    with ring.slot(1) as slot:
+        slot[:] = content
+    read = from_ring(ring, 1, at)
+    for offset, length in ((0, 24), (5, 1), (3, 128 << 10), (3, (128 << 10) + 1), (99, 1 << 19)):
+        into = bytearray(length)
+        read(memoryview(into), offset)
+        assert into == content[at + offset : at + offset + length]
+    del read
+    ring.close()
 
 
 @pytest.mark.parametrize("size", SIZES)

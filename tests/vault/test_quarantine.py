@@ -116,6 +116,20 @@ def test_the_time_does_not_go_back(db: Database, seal: StateSeal) -> None:
     store.check(PLACE, signed(4, b"y" * 16))
 
 
+def test_many_places_are_read_at_once(db: Database, seal: StateSeal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One query for all; each is compared with its own, and told whether it is what was there."""
+    store = Versions(db, seal, 1000)
+    store.remember([(f"a:{number}", signed(number, bytes([number]) * 16)) for number in range(20)])
+    stored = store.stored([f"a:{number}" for number in range(30)])
+    monkeypatch.setattr(db, "rows", None)
+    for number in range(20):
+        assert store.check(f"a:{number}", signed(number, bytes([number]) * 16), stored)
+        assert not store.check(f"a:{number}", signed(number + 1, b"x" * 16), stored)
+    with pytest.raises(IntegrityError):
+        store.check("a:9", signed(8, b"x" * 16), stored)
+    assert not store.check("a:25", signed(1, b"x" * 16), stored)
+
+
 def test_what_is_known_costs_no_write(db: Database, seal: StateSeal, monkeypatch: pytest.MonkeyPatch) -> None:
     """Running over an object again is free."""
     store = Versions(db, seal, 1000)

@@ -11,7 +11,7 @@ Offsets are bytes from the start of the object unless called plain. Spans are ha
 """
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from smp_proto.errors import IntegrityError
 
@@ -36,16 +36,27 @@ class Layout:
         plain_bytes: plaintext length of all segments together.
         segment_bytes: S, the distance from one segment's start to the next.
 
+    Attributes:
+        segments: how many; at least one, which is empty only when there is no plaintext at all.
+        payload_bytes: C: header, ciphertext and tags.
+
     Raises:
         ValueError: a length is negative, S has no room for plaintext, or there are over 2**32 segments.
     """
 
     plain_bytes: int
     segment_bytes: int = SEGMENT_BYTES
+    # Worked out once: they are asked for twenty times for each object.
+    segments: int = field(init=False, repr=False, compare=False)
+    payload_bytes: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.plain_bytes < 0 or self.segment_bytes <= HEADER_BYTES + TAG_BYTES:
             raise ValueError("a layout needs a length of at least 0 and segments of over 56 bytes")
+        after_first = self.plain_bytes - (self.segment_bytes - HEADER_BYTES - TAG_BYTES)
+        segments = 1 + max(0, -(-after_first // (self.segment_bytes - TAG_BYTES)))
+        object.__setattr__(self, "segments", segments)
+        object.__setattr__(self, "payload_bytes", HEADER_BYTES + self.plain_bytes + TAG_BYTES * segments)
         if self.segments > SEGMENTS_MAX:
             raise ValueError(f"{self.plain_bytes} bytes need more than 2**32 segments")
 
@@ -65,17 +76,6 @@ class Layout:
         if layout is None or layout.payload_bytes != payload_bytes:
             raise IntegrityError("corrupt", f"no payload is {payload_bytes} bytes long: a segment would be cut")
         return layout
-
-    @property
-    def segments(self) -> int:
-        """How many segments; at least one, which is empty only when there is no plaintext at all."""
-        after_first = self.plain_bytes - (self.segment_bytes - HEADER_BYTES - TAG_BYTES)
-        return 1 + max(0, -(-after_first // (self.segment_bytes - TAG_BYTES)))
-
-    @property
-    def payload_bytes(self) -> int:
-        """C: header, ciphertext and tags."""
-        return HEADER_BYTES + self.plain_bytes + TAG_BYTES * self.segments
 
     def segment_span(self, k: int) -> tuple[int, int]:
         """Where the ciphertext and tag of segment ``k`` lie."""
