@@ -326,6 +326,10 @@ class AsyncClient:
                 lines.extend(batch.lines)
             return lines, await exchange.result(c.AuditProof)
 
+    async def audit_renew(self, reason: str = "") -> c.AuditRenewed:
+        """Have an audit log that is broken set aside, and a new one begun."""
+        return await self._call(c.AuditRenew(reason), c.AuditRenewed)
+
     async def audit_lines(self, since: int = 0) -> AsyncGenerator[bytes, None]:
         """Yield the records alone, for a log that is too large to hold."""
         async with self._open(c.AuditRead(since)) as exchange:

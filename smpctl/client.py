@@ -329,6 +329,10 @@ class Client:
                 lines.extend(batch.lines)
             return lines, exchange.result(c.AuditProof)
 
+    def audit_renew(self, reason: str = "") -> c.AuditRenewed:
+        """Have an audit log that is broken set aside, and a new one begun."""
+        return self._call(c.AuditRenew(reason), c.AuditRenewed, SLOW_TIMEOUT_S)
+
     def audit_lines(self, since: int = 0) -> Iterator[bytes]:
         """Yield the records alone, for a log that is too large to hold."""
         with self._open(c.AuditRead(since)) as exchange:

@@ -16,9 +16,9 @@ from anyio.abc import TaskGroup
 
 from smp_proto import __version__
 from smp_proto.control import JobState, JobView, PutSpec, QuarantineChange, RemoteHealth, Result
-from smp_proto.errors import ErrorBody, IntegrityError, SmpError
+from smp_proto.errors import AuditError, ErrorBody, IntegrityError, SmpError
 from smp_proto.sealed.keys import PublicIdentity
-from smpd.audit.log import AuditLog
+from smpd.audit.kept import KeptLog
 from smpd.config import Config
 from smpd.control.actor import Actor, RoleGroups, owner_of, unknown_accounts
 from smpd.control.permissions import Permissions, remotes_of
@@ -34,11 +34,12 @@ from smpd.host.sockets import bind_socket, inherited_sockets
 from smpd.host.space import Space
 from smpd.jobs.job import Job, Progress
 from smpd.jobs.journal import Journal
+from smpd.jobs.salvage import Salvaged
 from smpd.jobs.scheduler import Scheduler
 from smpd.jobs.seal import StateSeal
 from smpd.jobs.states import ENDED
 from smpd.links.fetching import Deadlines
-from smpd.state import State, open_state
+from smpd.state import State, lost_jobs, open_state
 from smpd.transfer.box import Box, Senders
 from smpd.transfer.breaker import BreakerSettings
 from smpd.transfer.device import ComputePools, ComputeSettings
@@ -91,7 +92,7 @@ async def _serve(config: Config, state: State, notifier: Notifier) -> None:
         daemon = await anyio.to_thread.run_sync(_compose, config, state, workers)
         gc.freeze()  # what lives for ever is not looked through again in the middle of a transfer
         try:
-            await _serve_until_told(config, daemon, notifier, created=state.keys.created)
+            await _serve_until_told(config, state, daemon, notifier)
         finally:
             # Only now, when no job and no request uses them any more, may the workers and their rings go.
             with anyio.CancelScope(shield=True):
@@ -99,10 +100,10 @@ async def _serve(config: Config, state: State, notifier: Notifier) -> None:
             workers.cancel_scope.cancel()
 
 
-async def _serve_until_told(config: Config, daemon: Daemon, notifier: Notifier, *, created: bool) -> None:
+async def _serve_until_told(config: Config, state: State, daemon: Daemon, notifier: Notifier) -> None:
     sockets = [each for named in inherited_sockets().values() for each in named]
     async with anyio.create_task_group() as group:
-        await _record_start(daemon, created=created)
+        await _record_start(daemon, created=state.keys.created, salvaged=state.salvaged)
         await _clean_spool(daemon)
         await _complete_quarantine(daemon)
         server = ControlServer(
@@ -133,7 +134,7 @@ def _compose(config: Config, state: State, group: TaskGroup) -> Daemon:
     keys, database, audit, seal = state.keys, state.database, state.audit, StateSeal(state.keys.state)
     spool = os.path.join(state.folder, "spool")
     ensure_dir(spool)
-    journal, vault = Journal(database, seal), Vault(os.path.join(state.folder, "vault"), database)
+    journal, vault = Journal(database, seal), Vault(os.path.join(state.folder, "vault"), database, seal)
     remotes, trust = RemoteStore(database, seal), TrustStore(database, seal)
 
     def health_changed(health: RemoteHealth) -> None:
@@ -206,7 +207,7 @@ def _compose(config: Config, state: State, group: TaskGroup) -> Daemon:
         on_change=changed,
         on_final=final,
         on_fault=lambda job_id, error: _log.error("job fault", job_id=job_id, exc_info=error),
-        room=partial(_room, state.space, pools),
+        room=partial(_room, state.space, audit, pools),
         hold_max_s=config.jobs.remote_wait_s,
     )
     return Daemon(
@@ -225,25 +226,31 @@ def _compose(config: Config, state: State, group: TaskGroup) -> Daemon:
         audit_key=state.verifier,
         keys_note=keys.protection,
         permissions=permissions,
-        notes=[*state.notes, *_notes(keys, vault, journal), *unknown_accounts(config)],
+        notes=[*state.notes, *_notes(keys, vault, journal, remotes, trust), *unknown_accounts(config)],
     )
 
 
-def _notes(keys: BoxKeys, vault: Vault, journal: Journal) -> list[str]:
+def _notes(keys: BoxKeys, vault: Vault, journal: Journal, remotes: RemoteStore, trust: TrustStore) -> list[str]:
     """What ``doctor`` should warn of: found at start, changed by nobody."""
     notes = [] if keys.protected else [f"the identity is {keys.protection}; set keys.credential_file"]
     found = vault.recover()
     notes += [f"the vault has a file that no job brought: {name}" for name in found.orphans]
     notes += [f"the file of vault object {item} is gone" for item in found.missing]
     notes += [f"the file of vault object {item} has another size than it came with" for item in found.damaged]
+    notes += [f"the record of vault object {item} is damaged: smpctl vault rm {item}" for item in found.unproved]
+    notes += [f"the record of remote {name} is damaged: remove it and add it again" for name in remotes.damaged()]
+    if count := trust.damaged():
+        notes.append(f"the record of {count} senders is damaged, who are not believed: add those that are not listed")
     return notes + [f"the record of job {job} is damaged" for job in journal.damaged()]
 
 
-def _room(space: Space, pools: Pools, job: Job) -> SmpError | None:
-    """Why a job had better not start: for want of space, or since a remote of it is down.
+def _room(space: Space, audit: KeptLog, pools: Pools, job: Job) -> SmpError | None:
+    """Why a job had better not start: the audit log is broken, there is no space, or a remote of it is down.
 
     A put's files are sealed already; of others the size may be known.
     """
+    if audit.broken:
+        return AuditError("audit_broken", f"the job waits: {audit.failure}", hint="an admin runs: smpctl audit renew")
     needed = 0 if isinstance(job.spec, PutSpec) else _JOB_BYTES
     if needed and job.error is not None:
         needed = max(needed, int(job.error.details.get("needed_bytes", 0)))
@@ -301,7 +308,7 @@ def _senders(own: PublicIdentity, trust: TrustStore) -> Senders:
     return sender
 
 
-def _recorder(audit: AuditLog) -> Any:
+def _recorder(audit: KeptLog) -> Any:
     def write(act: Callable[[], Any] | None, event: str, fields: dict[str, Any]) -> Any:
         if audit.failure:  # tried first: the space may be back
             audit.retry()
@@ -316,10 +323,19 @@ def _recorder(audit: AuditLog) -> Any:
     return record
 
 
-async def _record_start(daemon: Daemon, *, created: bool) -> None:
+async def _record_start(daemon: Daemon, *, created: bool, salvaged: Salvaged | None) -> None:
     key_id = daemon.public.key_id.hex()
+    if daemon.audit.broken:
+        _log.error("audit log is broken: nothing that needs a record is done", reason=daemon.audit.broken.message)
+        return
     if created:
         await daemon.box.audit("key.create", actor="smpd", key_id=key_id)
+    if salvaged is not None:
+        rows: dict[str, Any] = {f"kept_{table}": count for table, count in salvaged.rows.items()}
+        await daemon.box.audit("state.salvaged", actor="smpd", set_aside=salvaged.aside, **rows)
+        for job in await anyio.to_thread.run_sync(lost_jobs, daemon.audit, daemon.box.journal):
+            daemon.notes.append(f"job {job} was lost with the damaged database: submit it again")
+            await daemon.box.audit("job.lost", actor="smpd", job=job)
     await daemon.box.audit("daemon.start", actor="smpd", key_id=key_id, version=__version__, boot_id=daemon.boot_id)
 
 
@@ -346,7 +362,7 @@ async def _mend(daemon: Daemon) -> None:
         await anyio.sleep(min(_AUDIT_RETRY_S, daemon.config.audit.checkpoint_s))
         await anyio.to_thread.run_sync(daemon.box.space.restore)
         try:
-            if daemon.audit.failure:
+            if daemon.audit.failure and not daemon.audit.broken:
                 await anyio.to_thread.run_sync(daemon.audit.retry)
                 _log.info("audit log mended")
         except SmpError as error:

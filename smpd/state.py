@@ -1,20 +1,31 @@
-"""What lies on the disk of a box, opened in order and closed again: reserve, keys, audit log, database."""
+"""What lies on the disk of a box, opened in order and closed again: reserve, keys, audit log, database.
+
+What is damaged keeps the daemon from as little as can be: it is set aside, never deleted, and named in the notes.
+"""
 
 import contextlib
 import os
 from dataclasses import dataclass, field
+from functools import partial
 
 import structlog
 
 from smp_proto.audit.note import VerifierKey
-from smp_proto.errors import SmpError
+from smp_proto.audit.record import parse_line
+from smp_proto.errors import ResourceError, SmpError
+from smpd.audit.details import DAMAGED
+from smpd.audit.kept import KeptLog
 from smpd.audit.log import AuditLog
 from smpd.config import Config
 from smpd.host.folders import ensure_dir
 from smpd.host.space import Space
 from smpd.jobs.database import Database
+from smpd.jobs.journal import Journal
+from smpd.jobs.pages import read_wal
+from smpd.jobs.salvage import Salvaged, finish_swap, salvage, set_aside
 from smpd.vault.keys import BoxKeys, load_keys
 
+_LINES = 1000
 _log = structlog.get_logger("smpd")
 
 
@@ -25,9 +36,10 @@ class State:
     folder: str
     space: Space
     keys: BoxKeys
-    audit: AuditLog
+    audit: KeptLog
     verifier: VerifierKey
     database: Database
+    salvaged: Salvaged | None = None
     notes: list[str] = field(default_factory=list)
 
     def close(self) -> None:
@@ -38,7 +50,7 @@ class State:
             _log.error("audit log not closed cleanly", exc_info=error)
         self.database.close()
         self.space.close()
-        self.keys.identity.wipe()
+        self.keys.wipe()
 
 
 def open_state(config: Config) -> State:
@@ -54,25 +66,74 @@ def open_state(config: Config) -> State:
         space = undo.enter_context(contextlib.closing(Space(folder, config.space.reserve_bytes)))
         space.spare()
         keys = load_keys(keys_folder, config.keys)
-        undo.callback(keys.identity.wipe)
-        audit, verifier = _open_audit(config, keys, space)
+        undo.callback(keys.wipe)
+        verifier = VerifierKey(f"smpd/{keys.identity.public.fingerprint()}", keys.identity.public.verify_key)
+        audit_folder = os.path.join(folder, "audit")
+        audit = KeptLog(audit_folder, verifier, partial(_open_audit, audit_folder, config, keys, verifier, space))
         undo.push(audit)
-        database = Database(os.path.join(folder, "smpd.db"), make_room=space.spare)
+        notes = list(keys.mended)
+        database, salvaged = _open_database(os.path.join(folder, "smpd.db"), space, notes)
         undo.pop_all()
-    return State(folder, space, keys, audit, verifier, database)
+    state = State(folder, space, keys, audit, verifier, database, salvaged, notes)
+    state.notes += _notes(state)
+    return state
 
 
-def _open_audit(config: Config, keys: BoxKeys, space: Space) -> tuple[AuditLog, VerifierKey]:
-    public = keys.identity.public
-    verifier = VerifierKey(f"smpd/{public.fingerprint()}", public.verify_key)
-    log = AuditLog(
-        os.path.join(config.paths.state, "audit"),
+def _open_audit(folder: str, config: Config, keys: BoxKeys, verifier: VerifierKey, space: Space) -> AuditLog:
+    return AuditLog(
+        folder,
         sign=keys.identity.sign,
         key=verifier,
-        pseudonym_key=keys.pseudonym,
-        detail_key=keys.detail,
+        pseudonym_key=bytearray(keys.pseudonym),  # the log wipes its own when it is closed
+        detail_key=bytearray(keys.detail),
         checkpoint_records=config.audit.checkpoint_records,
         checkpoint_s=config.audit.checkpoint_s,
         make_room=space.spare,
     )
-    return log, verifier
+
+
+def _open_database(path: str, space: Space, notes: list[str]) -> tuple[Database, Salvaged | None]:
+    """Open the database; one that is damaged is set aside, and what can be read of it goes into a new one."""
+    finish_swap(path)
+    salvaged = None
+    wal = read_wal(path + "-wal")
+    if wal.damaged:  # SQLite would take it for one that ends there
+        salvaged = salvage(path)
+    elif wal.torn:
+        notes.append(
+            "the last change of the database is incomplete: a crash leaves it so, and it was not acknowledged; "
+            "if there was no crash, it is damaged, and one change is lost"
+        )
+    try:
+        return Database(path, make_room=space.spare), salvaged
+    except ResourceError as error:
+        if not error.details.get("damaged"):
+            raise
+    salvaged = salvage(path)
+    return Database(path, make_room=space.spare), salvaged
+
+
+def _notes(state: State) -> list[str]:
+    path = os.path.join(state.folder, "smpd.db")
+    details = [name for name in os.listdir(state.audit.directory) if DAMAGED in name and name[-1].isdigit()]
+    return [f"the keys of details in the audit log were damaged, and set aside as audit/{name}" for name in details] + [
+        f"a damaged database was set aside as {name}: what could be read of it is in use; smpctl audit tail names the "
+        "jobs that are lost; restore a backup, or remove the file once it was looked at"
+        for name in set_aside(path)
+    ]
+
+
+def lost_jobs(audit: KeptLog, journal: Journal) -> list[str]:
+    """The jobs that the audit log knows to be unfinished and the journal does not know at all; blocking."""
+    unfinished: dict[str, None] = {}
+    since = 0
+    while lines := audit.read(since, _LINES):
+        since += len(lines)
+        for line in lines:
+            record = parse_line(line)
+            if record.event == "job.submit":
+                unfinished[record.job] = None
+            elif record.event in ("job.done", "job.cancelled", "job.lost"):
+                unfinished.pop(record.job, None)
+    known = journal.ids()
+    return [job for job in unfinished if job and job not in known]

@@ -152,6 +152,16 @@ def give_name(part: str, name: str, folder: int, *, stage: int | None = None, re
     os.unlink(part, dir_fd=source)
 
 
+def also_name(path: str, other: str) -> None:
+    """Give a file another name beside the one it has, durably.
+
+    Raises:
+        FileExistsError: there is a file of that name.
+    """
+    os.link(path, other, follow_symlinks=False)
+    sync_folder(os.path.dirname(other) or ".")
+
+
 @contextlib.contextmanager
 def new_file(folder: int, name: str, mode: int = 0o600, *, replace: bool = True) -> Iterator[int]:
     """A descriptor of a new file, which gets its name durably when the block ends, and is removed when that fails.

@@ -71,6 +71,18 @@ def verify(session: Session, folder: str | None, key_file: str | None, checkpoin
     session.show(report, lambda: _report(report, keys, outside=outside is not None))
 
 
+@audit.command()
+@click.option("--reason", required=True, metavar="TEXT", help="Why; it goes into the first record of the new log.")
+def renew(session: Session, reason: str) -> None:
+    """Set a log that is broken aside, as it is, and begin a new one that names it.
+
+    First keep a copy of it, and find out what happened: until then nothing that needs a record is done.
+    """
+    found = session.client.audit_renew(reason)
+    shown = [("set aside", found.path), ("signed", f"{found.signed} records"), ("root", found.root or "none")]
+    session.show(found, lambda: facts(shown))
+
+
 def _report(report: AuditReport, keys: list[VerifierKey], *, outside: bool) -> None:
     against = "and against the checkpoint given" if outside else "not against one kept elsewhere: --checkpoint FILE"
     facts(

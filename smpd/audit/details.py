@@ -16,15 +16,43 @@ import msgspec
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from smp_proto import durable
 from smp_proto.audit.record import AuditRecord
 from smp_proto.errors import AuditError
 from smpd.host import sqlite
 
 DETAILS_NAME = "details.sqlite"
+DAMAGED = ".damaged-"
 KEY_BYTES = 32
 _ID, _NONCE = 8, 12
 _LABEL = b"smp audit detail\n"
 _KEY_LABEL = b"smp audit detail key\n"
+
+
+def _set_aside_if_damaged(path: str) -> None:
+    """Move a file that SQLite cannot vouch for out of the way, as it is: its details are lost, the log is not."""
+    if not os.path.exists(path):
+        return
+    try:
+        with contextlib.closing(sqlite.connect(path)) as database:
+            found = str(database.execute("PRAGMA integrity_check(1)").fetchone()[0])
+            damaged = found != "ok"
+    except sqlite3.DatabaseError as exc:
+        damaged = exc.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+        if not damaged:
+            raise
+    if not damaged:
+        return
+    folder = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        name = os.path.basename(path)
+        aside = f"{name}{DAMAGED}{sum(each.startswith(name + DAMAGED) for each in os.listdir(folder)) + 1}"
+        for suffix in ("-shm", "-wal", ""):
+            with contextlib.suppress(FileNotFoundError):
+                durable.give_name(name + suffix, aside + suffix, folder)
+        durable.sync(folder)
+    finally:
+        os.close(folder)
 
 
 class DetailKeys:
@@ -44,6 +72,7 @@ class DetailKeys:
     def __init__(self, path: str, key: bytearray) -> None:
         self._seal_key = key
         self._lock = threading.Lock()
+        _set_aside_if_damaged(path)
         self._db = sqlite.connect(path)
         try:
             sqlite.configure(self._db)

@@ -33,6 +33,7 @@ LEAST_ROLE: dict[type[c.Request], c.Role] = {
     c.QuarantineShow: "operator",
     c.QuarantineRetry: "operator",
     c.QuarantineRemove: "operator",
+    c.AuditRenew: "admin",
     c.RemoteAdd: "admin",
     c.RemoteRemove: "admin",
     c.TrustAdd: "admin",

@@ -18,6 +18,7 @@ from smp_proto.errors import IntegrityError, ResourceError, SmpError
 from smpd.host import sqlite
 from smpd.host.space import disk_error
 
+_APPLICATION = 0x534D5000  # "SMP" and the version
 GROUP_MAX = 64  # transactions in one commit: the first of them waits for the last
 
 # Index i brings a file from user_version i to i + 1. Entries are never edited once released.
@@ -102,6 +103,8 @@ MIGRATIONS: tuple[str, ...] = (
     """,
     # A removal that a crash cut off is known for one, and finished at the next start.
     "ALTER TABLE vault ADD COLUMN removing INTEGER NOT NULL DEFAULT 0",
+    # A row of the vault is not sealed, but under a digest, so that a flipped bit is seen. Empty in older rows.
+    "ALTER TABLE vault ADD COLUMN proof BLOB NOT NULL DEFAULT x''",
 )
 
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
@@ -165,6 +168,9 @@ class Database:
     def _open(self, migrations: Sequence[str]) -> None:
         execute = self._connection.execute
         version = execute("PRAGMA user_version").fetchone()[0]
+        stated = execute("PRAGMA application_id").fetchone()[0]
+        if stated not in (0, _APPLICATION + version):  # it is kept twice, so that damage is not taken for a newer SMP
+            raise self._damaged(f"it says of itself that it has version {version}, and {stated:#x}")
         if version > len(migrations):
             raise IntegrityError(
                 "unsupported",
@@ -181,6 +187,8 @@ class Database:
             if _schema(model) != _schema(self._connection):
                 raise self._damaged(f"its schema is not that of version {version}")
         _migrate(self._connection, migrations, version)
+        if stated != _APPLICATION + len(migrations):
+            execute(f"PRAGMA application_id={_APPLICATION + len(migrations)}")
 
     def _found_wrong(self) -> str:
         # Not quick_check: it does not compare indexes with tables, and a damaged index hides jobs.
@@ -305,6 +313,7 @@ class Database:
             hint="restore it from a backup, or move it away to start with no jobs, remotes and trust; "
             "the sealed objects in the vault are not touched",
             retryable=False,
+            details={"damaged": True},
         )
 
 

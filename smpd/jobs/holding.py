@@ -8,7 +8,7 @@ from collections.abc import Callable
 from smp_proto.errors import ErrorBody, SmpError
 
 # The box's own trouble, which passes.
-PATIENT_CODES = frozenset({"disk_full", "audit_unwritable"})
+PATIENT_CODES = frozenset({"disk_full", "audit_unwritable", "audit_broken"})
 LOOK_AGAIN_S = 1.0
 
 

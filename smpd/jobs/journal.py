@@ -146,6 +146,10 @@ class Journal:
         sql = f"{_SELECT} WHERE state IN ({marks}) AND (?=0 OR number<?) ORDER BY number DESC LIMIT ?"
         return self._db.rows(sql, (*chosen, before, before, limit))
 
+    def ids(self) -> frozenset[str]:
+        """Return the ids of all jobs, damaged ones too."""
+        return frozenset(str(row[0]) for row in self._db.rows("SELECT id FROM jobs"))
+
     def damaged(self) -> tuple[str, ...]:
         """Return the ids of jobs whose record does not open."""
         return tuple(self._read(self._db.rows(_SELECT))[1])

@@ -18,7 +18,7 @@ import anyio.abc
 
 from smp_proto.control import FINAL_STATES, Priority, Result
 from smp_proto.errors import IntegrityError, SmpError, StateError
-from smpd.jobs.holding import Holding, is_held
+from smpd.jobs.holding import PATIENT_CODES, Holding, is_held
 from smpd.jobs.job import Job, Progress
 from smpd.jobs.journal import Journal
 from smpd.jobs.states import MOVES, Move
@@ -222,7 +222,7 @@ class Scheduler:
         """Queue a job again whose wait is over; or why it goes on waiting."""
         job = self._journal.get(job_id)
         error = job.error
-        if error is not None and (error.code == "disk_full" or is_held(error)):
+        if error is not None and (error.code in ("disk_full", "audit_broken") or is_held(error)):
             short = self._room(job)
             if short is not None and self._holding.waits(job_id, short):
                 return short
@@ -319,7 +319,8 @@ class Scheduler:
         waits = self._holding.waits(job.id, error)
         if not is_held(error):
             self._holding.forget(job.id)
-        if error.retryable and (waits or (job.attempt < self._attempts and not is_held(error))):
+        may_pass = error.retryable and job.attempt < self._attempts and not is_held(error)
+        if may_pass or (waits and (error.retryable or error.code in PATIENT_CODES)):
             delay = self._backoff(job.attempt, error)
             facts = {"delay": delay, "due": self._clock() + delay, "counted": not waits}
             return await self._settle(job.id, "retry", error=error.body(), **facts)

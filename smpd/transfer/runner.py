@@ -34,7 +34,7 @@ from smpd.transfer.opening import Opener
 from smpd.transfer.pipeline import bring_object
 from smpd.transfer.pool import RemotePool
 from smpd.transfer.refusing import Acceptance, Refusals
-from smpd.transfer.sealing import SealedFile, sealed_file
+from smpd.transfer.sealing import SealedFile, check_sealed, end_digest, sealed_file
 from smpd.transfer.source import Source, naming, open_source
 from smpd.transfer.spool import Spool, remove
 from smpd.vault.objects import Adoption
@@ -46,6 +46,7 @@ class Runner:
 
     def __init__(self, box: Box) -> None:
         self._box = box
+        self._sealed_here: set[str] = set()  # in this process: what an earlier one sealed is looked at again
 
     async def __call__(self, job: Job, progress: Progress) -> Result:
         """Do the job, or what is left of it.
@@ -77,8 +78,15 @@ class Runner:
             case PutSpec():
                 return await self._put(job, job.spec, meter)
 
+    def note_sealed(self, job_id: str, result: Result) -> None:
+        """Note what was sealed for a job, to be delivered; blocking."""
+        end = end_digest(self.out(job_id))
+        self._box.journal.set_source(job_id, end, 0, msgspec.msgpack.encode(result))
+        self._sealed_here.add(job_id)
+
     def discard(self, job_id: str) -> None:
         """Remove the files that a job left in the spool; blocking."""
+        self._sealed_here.discard(job_id)
         for name in os.listdir(self._box.spool_dir):
             if name.startswith(f"{job_id}."):
                 remove(os.path.join(self._box.spool_dir, name))
@@ -152,7 +160,10 @@ class Runner:
     # ── run ────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _run(self, job: Job, spec: RunSpec, meter: Meter) -> Result:
-        result = await self._sealed(job)
+        try:
+            result = await self._sealed(job)
+        except IntegrityError:  # this box's own disk; it can be made again
+            result = None
         if result is None:
             result = await self._process(job, spec, meter)
         if not spec.target:
@@ -210,7 +221,7 @@ class Runner:
         """In a thread: make the results durable, then note that they are."""
         result = result_of(finish_results(writer))
         writer.kept = True  # it may be noted even where the disk fails to say so
-        self._box.journal.set_source(job.id, "", 0, msgspec.msgpack.encode(result))
+        self.note_sealed(job.id, result)
         return result
 
     async def _deliver(self, job: Job, target: str, result: Result, meter: Meter) -> Result:
@@ -345,7 +356,14 @@ class Runner:
         source = await self._thread(self._box.journal.source, job.id)
         if source is None or source.envelope is None:
             return None
-        return msgspec.msgpack.decode(source.envelope, type=Result)
+        result = msgspec.msgpack.decode(source.envelope, type=Result)
+        if job.id not in self._sealed_here:
+            try:
+                await self._thread(check_sealed, self.out(job.id), result, source.pin)
+            except IntegrityError as error:
+                error.hint = "look at the disk; then submit it again"
+                raise naming(error, f"job {job.id}") from error
+        return result
 
     async def _audit(self, job: Job, event: str, subject: str, **fields: Any) -> Any:
         return await self._box.audit(event, actor=job.owner, job=job.id, subject=subject, **fields)

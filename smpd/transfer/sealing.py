@@ -5,15 +5,20 @@ import fcntl
 import os
 import stat
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import BinaryIO
 
 import anyio
+from blake3 import blake3
 
 from smp_proto import durable
-from smp_proto.errors import ResourceError, UsageError
+from smp_proto.control import Result
+from smp_proto.errors import IntegrityError, ResourceError, UsageError
 from smp_proto.sealed.bundle import BundleInfo, BundleReader, BundleWriter
 from smp_proto.sealed.entries import Entry, guess_media_type
 from smp_proto.sealed.envelope import Trust
 from smp_proto.sealed.keys import Identity, PublicIdentity
+from smp_proto.sealed.layout import TRAILER_BYTES, Layout, Trailer
+from smp_proto.sealed.payload import content_digest, leaf
 from smpd.host.space import Space, disk_errors
 from smpd.transfer.pool import read_exact
 
@@ -125,6 +130,39 @@ def seal_descriptor(writer: BundleWriter, fd: int, name: str, media_type: str, p
         writer.end()
     finally:
         buffer[:] = bytes(len(buffer))
+
+
+def end_digest(path: str) -> str:
+    """A digest of what follows the payload of a sealed file: its envelope and trailer."""
+    with disk_errors("the spool"), open(path, "rb") as file:
+        file.seek(_trailer(file, path).payload_bytes)
+        return blake3(file.read()).hexdigest()
+
+
+def check_sealed(path: str, result: Result, end: str) -> None:
+    """See that a file sealed here is still what it was, before it goes anywhere; blocking.
+
+    Args:
+        path: of the file.
+        result: what was noted of it when it was sealed.
+        end: its :func:`end_digest`, or empty where an older SMP noted none.
+
+    Raises:
+        IntegrityError: ``corrupt``, ``truncated``, ``not_sealed``: this box's disk changed it.
+    """
+    with disk_errors("the spool"), open(path, "rb") as file:
+        layout = Layout.from_payload_bytes(_trailer(file, path).payload_bytes)
+        file.seek(0)
+        spans = map(layout.leaf_span, range(layout.segments))
+        found = content_digest(leaf(file.read(stop - start)) for start, stop in spans)
+    if found.hex() != result.content_digest or (end and end_digest(path) != end):
+        raise IntegrityError("corrupt", "what was sealed here was changed on the disk before it was delivered")
+
+
+def _trailer(file: BinaryIO, path: str) -> Trailer:
+    size = os.stat(path).st_size
+    file.seek(max(0, size - TRAILER_BYTES))
+    return Trailer.parse(file.read(), size)
 
 
 def read_bundle(fd: int, identities: Sequence[Identity], trust: Trust) -> BundleReader:

@@ -7,6 +7,7 @@ unlink, sync the folder, delete the row; what a crash cuts off is finished at th
 
 import os
 import re
+import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -16,9 +17,12 @@ from smp_proto.control import Result, VaultItem
 from smp_proto.errors import IntegrityError, NotFoundError, ResourceError, UsageError
 from smpd.host.space import disk_error
 from smpd.jobs.database import Database
+from smpd.jobs.seal import StateSeal
 
 SUFFIX = ".smp"
 
+_PROVED = "id, job, object_id, sender, size, entries, plain, created, removing"
+_SELECT_PROVED = f"SELECT {_PROVED}, proof FROM vault"  # noqa: S608 - the names above
 _ID = re.compile(r"[0-9a-v]{16}")
 _SELECT = "SELECT id, object_id, size, entries, sender, created, job FROM vault"
 
@@ -52,11 +56,13 @@ class Findings(NamedTuple):
         orphans: names of files without a row. One may belong to a job that is still to be resumed.
         missing: ids of rows without a file.
         damaged: ids of rows whose file has another size.
+        unproved: ids of rows that were changed by something else.
     """
 
     orphans: list[str]
     missing: list[str]
     damaged: list[str]
+    unproved: list[str]
 
 
 class Vault:
@@ -65,14 +71,16 @@ class Vault:
     Args:
         directory: its folder ``objects`` holds the files; both are made with mode 0700 when absent.
         db: where the rows are.
+        seal: proves them.
         wall: the clock for what is displayed.
 
     Raises:
         ResourceError: ``disk_full``, ``disk_failed``.
     """
 
-    def __init__(self, directory: str, db: Database, *, wall: Callable[[], float] = time.time) -> None:
+    def __init__(self, directory: str, db: Database, seal: StateSeal, *, wall: Callable[[], float] = time.time) -> None:
         self._db = db
+        self._seal = seal
         self._wall = wall
         self._path = os.path.join(directory, "objects")
         try:
@@ -101,10 +109,10 @@ class Vault:
             raise disk_error(error, f"the vault {self._path}") from error
         now = self._wall()
         with self._db.transaction() as connection:
-            columns = "id, job, object_id, sender, size, entries, plain, created"
+            rows = [(i.id, job, i.object_id, i.sender_key_id, i.size, i.entries, i.plain_bytes, now, 0) for i in new]
             connection.executemany(
-                f"INSERT INTO vault ({columns}) VALUES (?,?,?,?,?,?,?,?)",  # noqa: S608 - the names above
-                [(i.id, job, i.object_id, i.sender_key_id, i.size, i.entries, i.plain_bytes, now) for i in new],
+                f"INSERT INTO vault ({_PROVED}, proof) VALUES (?,?,?,?,?,?,?,?,?,?)",  # noqa: S608 - the names above
+                [(*row, self._proof(row)) for row in rows],
             )
 
     def _part(self, job: str, item: Adoption) -> str:
@@ -141,8 +149,14 @@ class Vault:
 
         Raises:
             NotFoundError: ``no_such_object``.
+            IntegrityError: ``corrupt``; its record is damaged.
         """
-        return self._find(item_id, "AND removing=0")
+        item = self._find(item_id, "AND removing=0")
+        rows = self._db.rows(f"{_SELECT_PROVED} WHERE id=?", (item_id,))
+        if any(row[-1] and row[-1] != self._proof(row[:-1]) for row in rows):
+            hint = f"smpctl vault rm {item_id}, and get it again; or restore the database from a backup"
+            raise IntegrityError("corrupt", f"the record of vault object {item_id} is damaged", hint=hint)
+        return item
 
     def _find(self, item_id: str, also: str = "") -> VaultItem:
         rows = self._db.rows(f"{_SELECT} WHERE id=? {also}", (item_id,))
@@ -187,6 +201,7 @@ class Vault:
         item = self._find(item_id)
         with self._db.transaction() as connection:
             connection.execute("UPDATE vault SET removing=1 WHERE id=?", (item_id,))
+            self._prove(connection, "id=?", item_id)
         self._finish_removing(item_id)
         return item
 
@@ -204,9 +219,13 @@ class Vault:
         Raises:
             ResourceError: ``disk_failed``.
         """
-        removing = [str(row[0]) for row in self._db.rows("SELECT id FROM vault WHERE removing=1")]
-        for item_id in removing:
-            self._finish_removing(item_id)
+        with self._db.transaction() as connection:
+            self._prove(connection, "proof=x''")
+        rows = self._db.rows(_SELECT_PROVED)
+        unproved = {str(row[0]) for row in rows if row[-1] != self._proof(row[:-1])}
+        for item_id, *_, removing, _ in rows:
+            if removing and item_id not in unproved:  # a flipped bit must not delete anything
+                self._finish_removing(item_id)
         try:
             files = {entry.name: entry.stat(follow_symlinks=False).st_size for entry in os.scandir(self._path)}
         except OSError as error:
@@ -215,8 +234,19 @@ class Vault:
         return Findings(
             orphans=sorted(files.keys() - items.keys()),
             missing=sorted(items[name].id for name in items.keys() - files.keys()),
+            unproved=sorted(unproved),
             damaged=sorted(items[name].id for name in items.keys() & files.keys() if files[name] != items[name].size),
         )
+
+    def _proof(self, row: Sequence[Any]) -> bytes:
+        """A keyed digest of a row's columns, as :data:`_PROVED` names them."""
+        *columns, created, removing = row
+        parts = [part.hex() if isinstance(part, bytes) else str(part) for part in columns]
+        return self._seal.digest("vault", *parts, float(created).hex(), str(removing))
+
+    def _prove(self, connection: sqlite3.Connection, where: str, *values: object) -> None:
+        rows = connection.execute(f"SELECT {_PROVED} FROM vault WHERE {where}", values).fetchall()  # noqa: S608 - ours
+        connection.executemany("UPDATE vault SET proof=? WHERE id=?", [(self._proof(row), row[0]) for row in rows])
 
     def close(self) -> None:
         """Close the folder's descriptor."""

@@ -6,6 +6,7 @@ else sees them. All calls block.
 
 import re
 import unicodedata
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -173,6 +174,11 @@ class RemoteStore:
     def names(self) -> list[str]:
         """Return the names of all remotes, sorted, without opening their records."""
         return [name for (name,) in self._db.rows("SELECT name FROM remotes ORDER BY name")]
+
+    def damaged(self) -> Sequence[str]:
+        """The names of those whose record does not open."""
+        shown = {view.name for view in self.list()}
+        return [name for name in self.names() if name not in shown]
 
     def list(self) -> list[RemoteView]:
         """Return all remotes by name. One whose record is damaged is left out; :meth:`get` says so."""

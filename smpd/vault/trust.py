@@ -89,6 +89,11 @@ class TrustStore:
         with self._db.transaction() as connection:
             return [record.view for record in self._records(connection)]
 
+    def damaged(self) -> int:
+        """How many records do not open: their senders are not believed."""
+        rows = self._db.rows("SELECT number, body FROM trust ORDER BY number")
+        return len(rows) - len(self._opened(rows))
+
     def remove(self, name: str) -> TrustView:
         """Stop believing a sender; return its tombstone.
 

@@ -21,6 +21,7 @@ VERBS: dict[type[c.Request], Verb] = {
     c.DoctorRequest: inspect.doctor,
     c.ProcessorsRequest: inspect.processors,
     c.AuditRead: inspect.audit_read,
+    c.AuditRenew: inspect.audit_renew,
     c.Submit: jobs.submit,
     c.JobsRequest: jobs.jobs,
     c.JobRequest: jobs.job,

@@ -9,7 +9,7 @@ from smp_proto.aio import Exchange
 from smp_proto.audit.note import VerifierKey
 from smp_proto.errors import DaemonError
 from smp_proto.sealed.keys import PublicIdentity
-from smpd.audit.log import AuditLog
+from smpd.audit.kept import KeptLog
 from smpd.config import Config
 from smpd.control.actor import Actor
 from smpd.control.permissions import Permissions
@@ -40,7 +40,7 @@ class Daemon:
     pools: Pools
     remotes: RemoteStore
     trust: TrustStore
-    audit: AuditLog
+    audit: KeptLog
     audit_key: VerifierKey
     keys_note: str
     permissions: Permissions

@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Literal
 
 import anyio
@@ -13,6 +14,8 @@ from smp_proto.control import (
     AuditLines,
     AuditProof,
     AuditRead,
+    AuditRenew,
+    AuditRenewed,
     Check,
     Doctor,
     DoctorRequest,
@@ -136,7 +139,10 @@ async def doctor(daemon: Daemon, actor: Actor, request: DoctorRequest, exchange:
         Check("daemon", "ok", f"smpd {__version__}, state in {daemon.state_dir}"),
         Check("identity", "ok", f"{daemon.public.fingerprint()}, {daemon.keys_note}"),
         Check(
-            "audit", "fail" if daemon.audit.failure else "ok", daemon.audit.failure or f"{daemon.audit.size} records"
+            "audit",
+            "fail" if daemon.audit.failure else "ok",
+            daemon.audit.failure or f"{daemon.audit.size} records",
+            "see docs/operations.md; then, as an admin: smpctl audit renew" if daemon.audit.broken else "",
         ),
         _disk_check(room, short),
         _files_check(descriptors.look(daemon.config)),
@@ -201,9 +207,10 @@ _KERNEL_HINT = 'a newer kernel may have it; sandbox = "required" refuses to run 
 async def audit_read(daemon: Daemon, actor: Actor, request: AuditRead, exchange: Exchange) -> AuditProof:
     """Send the log as it is stored, and what is needed to verify it."""
     log = daemon.audit
-    if log.failure:
-        await anyio.to_thread.run_sync(log.retry)
-    await anyio.to_thread.run_sync(log.checkpoint)
+    if not log.broken:  # one that is, is shown as it is
+        if log.failure:
+            await anyio.to_thread.run_sync(log.retry)
+        await anyio.to_thread.run_sync(log.checkpoint)
     since = max(0, log.size - request.last) if request.last else request.since
     while True:
         lines = await anyio.to_thread.run_sync(log.read, since, _LINES)
@@ -213,7 +220,16 @@ async def audit_read(daemon: Daemon, actor: Actor, request: AuditRead, exchange:
         for batch in _batches(lines):
             await exchange.send(AuditLines(batch))
     notes = await anyio.to_thread.run_sync(log.checkpoints)
-    return AuditProof([note.decode() for note in notes], daemon.audit_key.name, daemon.audit_key.public)
+    return AuditProof([note.decode(errors="replace") for note in notes], daemon.audit_key.name, daemon.audit_key.public)
+
+
+async def audit_renew(daemon: Daemon, actor: Actor, request: AuditRenew, exchange: Exchange) -> AuditRenewed:
+    """Set a broken log aside and begin a new one."""
+    renew = partial(daemon.audit.renew, actor=actor.label, reason=request.reason)
+    with anyio.CancelScope(shield=True):
+        aside = await anyio.to_thread.run_sync(renew)
+    await daemon.record(actor, "daemon.start", version=__version__, boot_id=daemon.boot_id)
+    return AuditRenewed(f"{daemon.audit.directory}/{aside.name}", aside.size, aside.root)
 
 
 def _batches(lines: list[bytes]) -> Iterator[list[bytes]]:

@@ -6,7 +6,6 @@ from functools import partial
 from itertools import accumulate
 
 import anyio
-import msgspec
 
 from smp_proto.aio import Exchange, close_all, encode
 from smp_proto.control import (
@@ -82,7 +81,7 @@ def _accept(daemon: Daemon, actor: Actor, request: Submit, job_id: str, sealed: 
         unfinished_max=0 if is_master(actor.uid) else daemon.config.jobs.unfinished_user_max,
     )
     if created and sealed is not None:
-        journal.set_source(job_id, "", 0, msgspec.msgpack.encode(sealed))
+        daemon.runner.note_sealed(job_id, sealed)
     return found
 
 

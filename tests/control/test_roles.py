@@ -37,7 +37,7 @@ OPERATOR = {
     *("vault-list", "vault-entries", "vault-open", "vault-remove"),
     *("quarantine-list", "quarantine-show", "quarantine-retry", "quarantine-remove"),
 }
-ADMIN = {"remote-add", "remote-remove", "trust-add", "trust-remove"}
+ADMIN = {"audit-renew", "remote-add", "remote-remove", "trust-add", "trust-remove"}
 ALLOWED = {"viewer": VIEWER, "operator": VIEWER | OPERATOR, "admin": VIEWER | OPERATOR | ADMIN}
 
 

@@ -58,6 +58,7 @@ def test_newer_version_is_refused_untouched(tmp_path: Path) -> None:
     Database(str(path)).close()
     with sqlite3.connect(path) as connection:
         connection.execute(f"PRAGMA user_version={len(MIGRATIONS) + 1}")
+        connection.execute(f"PRAGMA application_id={0x534D5000 + len(MIGRATIONS) + 1}")
     connection.close()
     before = path.read_bytes()
     with pytest.raises(IntegrityError, match=f"version {len(MIGRATIONS) + 1}") as caught:

@@ -14,6 +14,7 @@ import pytest
 from smp_proto.control import VaultItem
 from smp_proto.errors import IntegrityError, NotFoundError, ResourceError, SmpError, UsageError
 from smpd.jobs.database import Database
+from smpd.jobs.seal import StateSeal
 from smpd.vault.objects import Adoption, Vault
 
 JOB = "0123456789abcdef"
@@ -36,7 +37,7 @@ class Place:
         self.spool = root / "spool"
         self.spool.mkdir(exist_ok=True)
         self.db = Database(str(root / "smp.db"))
-        self.vault = Vault(str(root / "vault"), self.db, wall=lambda: 123.0)
+        self.vault = Vault(str(root / "vault"), self.db, StateSeal(bytearray(32)), wall=lambda: 123.0)
         self.files = root / "vault" / "objects"
 
     def part(self, body: bytes = BODY) -> str:
@@ -149,10 +150,10 @@ def test_recover_reports_and_touches_nothing(place: Place) -> None:
     """Files without rows, rows without files and files of another size are named; all stay as they are."""
     for job in (JOB, OTHER):
         place.adopt(place.part(), job)
-    assert place.vault.recover() == ([], [], [])
+    assert place.vault.recover() == ([], [], [], [])
     (place.files / f"{JOB}.smp").write_bytes(b"short")
     (place.files / f"{OTHER}.smp").rename(place.files / "stray.smp")
-    assert place.vault.recover() == (["stray.smp"], [OTHER], [JOB])
+    assert place.vault.recover() == (["stray.smp"], [OTHER], [JOB], [])
     assert len(place.vault.list()) == 2
     with pytest.raises(IntegrityError) as cut:
         place.vault.open_fd(JOB)
@@ -161,7 +162,7 @@ def test_recover_reports_and_touches_nothing(place: Place) -> None:
         place.vault.open_fd(OTHER)
     assert not gone.value.retryable
     place.vault.remove(OTHER)
-    assert place.vault.recover() == (["stray.smp"], [], [JOB])
+    assert place.vault.recover() == (["stray.smp"], [], [JOB], [])
 
 
 def test_a_link_in_the_vault_is_not_followed(place: Place, tmp_path: Path) -> None:
@@ -183,11 +184,12 @@ import os, sys
 sys.path[:0] = {paths!r}
 from smp_proto.errors import SmpError
 from smpd.jobs.database import Database
+from smpd.jobs.seal import StateSeal
 from smpd.vault.objects import Adoption, Vault
 root, act = sys.argv[1:]
 facts = {facts!r}
 try:
-    vault = Vault(root + "/vault", Database(root + "/smp.db"))
+    vault = Vault(root + "/vault", Database(root + "/smp.db"), StateSeal(bytearray(32)))
     if act == "adopt":
         vault.adopt("{job}", [Adoption("{job}", root + "/spool/{job}.part", **facts)])
     elif act == "many":
@@ -252,11 +254,11 @@ def finish(root: Path, act: str) -> None:
         os.close(fd)
         assert [path.name for path in place.files.iterdir()] == [f"{JOB}.smp"]
     else:
-        assert place.vault.recover() == ([], [], [])
+        assert place.vault.recover() == ([], [], [], [])
         with contextlib.suppress(NotFoundError):
             place.vault.remove(JOB)
         assert (place.vault.list(), list(place.files.iterdir())) == ([], [])
-    assert place.vault.recover() == ([], [], [])
+    assert place.vault.recover() == ([], [], [], [])
     place.close()
 
 
@@ -332,7 +334,7 @@ def test_a_fault_among_many_leaves_each_once(tmp_path: Path, fault: str) -> None
             items = [Adoption(number * 16, str(place.spool / f"{number}.part"), **FACTS) for number in "12345"]
             place.vault.adopt(JOB, items)
             assert [item.id for item in place.vault.list(JOB)] == [number * 16 for number in "54321"]
-            assert place.vault.recover() == ([], [], [])
+            assert place.vault.recover() == ([], [], [], [])
             place.close()
 
 

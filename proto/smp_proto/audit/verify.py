@@ -83,6 +83,9 @@ class LogVerifier:
             self._find(f"record {number}: the clock went back from {self._time} to {record.time}")
         if record.event == "audit.recovered":
             self._find(f"record {number}: the log was recovered after a crash or a failed write")
+        if record.event == "audit.begin":
+            after, covered = record.fields.get("after"), record.fields.get("covered")
+            self._find(f"record {number}: this log comes after a broken one, set aside as {after}, {covered} signed")
         self._time = record.time
         self.tree.append(leaf_hash(line[:-1]))
         self._compare()

@@ -10,6 +10,8 @@ from smp_proto.control.box import (
     AuditLines,
     AuditProof,
     AuditRead,
+    AuditRenew,
+    AuditRenewed,
     Check,
     Doctor,
     DoctorRequest,
@@ -118,6 +120,7 @@ AnyRequest = (
     | TrustRemove
     | BoxKey
     | AuditRead
+    | AuditRenew
 )
 
 __all__ = [
@@ -132,6 +135,8 @@ __all__ = [
     "AuditLines",
     "AuditProof",
     "AuditRead",
+    "AuditRenew",
+    "AuditRenewed",
     "BoxKey",
     "Check",
     "Doctor",

@@ -137,6 +137,20 @@ class AuditRead(Request, tag="audit-read"):
     last: int = 0
 
 
+class AuditRenew(Request, tag="audit-renew"):
+    """Set an audit log that is broken aside, as it is, and begin a new one. Reply: AuditRenewed."""
+
+    reason: str = ""
+
+
+class AuditRenewed(msgspec.Struct):
+    """Where the old log is on the box, and what was last signed of it: records, and their root in hex."""
+
+    path: str
+    signed: int
+    root: str
+
+
 class AuditLines(msgspec.Struct):
     """Records as stored, one canonical JSON line each."""
 

@@ -27,7 +27,7 @@ def unrecorded() -> None:
 def impatient() -> None:
     """Start jobs without asking for room, and take a full disk for their own fault."""
     from smpd import app
-    from smpd.jobs import scheduler
+    from smpd.jobs import holding
 
-    app._room = lambda space, job: None
-    scheduler.PATIENT_CODES = frozenset()
+    app._room = lambda *_: None
+    holding.PATIENT_CODES = frozenset()

@@ -1,0 +1,146 @@
+"""The audit log as the daemon has it: whole, or broken and set apart until an admin begins a new one.
+
+A broken log keeps the daemon from nothing but acts: it can be looked at, as it is, and so can all else.
+"""
+
+import threading
+from collections.abc import Callable
+from itertools import islice
+from typing import Any
+
+import msgspec
+
+from smp_proto.audit.note import VerifierKey, iter_notes
+from smp_proto.errors import AuditError, StateError
+
+from .files import read_lines
+from .log import CHECKPOINTS_NAME, LOG_NAME, AuditLog
+from .renewal import SetAside, last_set_aside, set_aside
+
+
+class KeptLog:
+    """The log in a directory; calls and errors as those of :class:`AuditLog`, for whom ``broken`` is None.
+
+    Args:
+        directory: of the log.
+        key: its public key.
+        open_log: opens it; raises ``audit_broken`` when it is not what was signed.
+
+    Raises:
+        AuditError: ``audit_unwritable``.
+    """
+
+    def __init__(self, directory: str, key: VerifierKey, open_log: Callable[[], AuditLog]) -> None:
+        self.directory = directory
+        self.broken: AuditError | None = None
+        self._key = key
+        self._open_log = open_log
+        self._log: AuditLog | None = None
+        self._changing = threading.Lock()
+        self._open()
+
+    def __enter__(self) -> "KeptLog":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    @property
+    def size(self) -> int:
+        """Number of records on the disk; 0 for a broken log, of which nobody can tell."""
+        return self._log.size if self._log else 0
+
+    @property
+    def unsigned(self) -> int:
+        """Number of records that no checkpoint covers yet."""
+        return self._log.unsigned if self._log else 0
+
+    @property
+    def failure(self) -> str:
+        """Why the log refuses to write, or empty."""
+        return self._log.failure if self._log else self._refusal().message
+
+    def append(self, event: str, **fields: Any) -> int:
+        """As :meth:`AuditLog.append`; ``audit_broken`` for a broken log."""
+        return self._whole().append(event, **fields)
+
+    def checkpoint(self) -> bytes:
+        """As :meth:`AuditLog.checkpoint`; ``audit_broken`` for a broken log."""
+        return self._whole().checkpoint()
+
+    def retry(self) -> None:
+        """As :meth:`AuditLog.retry`. What the disk no longer holds as it was acknowledged is broken from then on."""
+        log = self._whole()
+        try:
+            log.retry()
+        except AuditError as error:
+            if error.code == "audit_broken":
+                with self._changing:
+                    self.broken, self._log = error, None
+                log.close()
+            raise
+
+    def read(self, since: int, limit: int) -> list[bytes]:
+        """Up to ``limit`` lines from record ``since`` on; of a broken log the lines as they are."""
+        if self._log is not None:
+            return self._log.read(since, limit)
+        return list(islice(read_lines(f"{self.directory}/{LOG_NAME}"), since, since + limit))
+
+    def checkpoints(self) -> list[bytes]:
+        """All checkpoints, oldest first, as signed notes; of a broken log as they are."""
+        if self._log is not None:
+            return self._log.checkpoints()
+        return list(iter_notes(read_lines(f"{self.directory}/{CHECKPOINTS_NAME}")))
+
+    def renew(self, *, actor: str, reason: str) -> SetAside:
+        """Set a broken log aside, as it is, and begin a new one, whose first record names it.
+
+        Raises:
+            StateError: ``wrong_state``; the log is not broken.
+            AuditError: ``audit_unwritable``; it is as it was, or the new one is begun at the next start.
+        """
+        with self._changing:
+            if self.broken is None:
+                raise StateError("wrong_state", "the audit log is not broken", hint="smpctl audit verify checks it")
+            found = self.broken.message
+            names = (LOG_NAME, CHECKPOINTS_NAME)
+            try:
+                aside = set_aside(self.directory, names, [self._key], actor=actor, reason=reason, found=found)
+            except OSError as error:
+                raise AuditError("audit_unwritable", f"the audit log cannot be set aside: {error.strerror}") from error
+            self._open()
+            return aside
+
+    def close(self) -> None:
+        """As :meth:`AuditLog.close`."""
+        if self._log is not None:
+            self._log.close()
+
+    def _open(self) -> None:
+        try:
+            log = self._open_log()
+        except AuditError as error:
+            if error.code != "audit_broken":
+                raise
+            self.broken = error
+            return
+        self._log, self.broken = log, None
+        after = None if log.size else last_set_aside(self.directory)
+        if after is not None:
+            facts: dict[str, Any] = msgspec.structs.asdict(after)
+            facts["after"], facts["covered"] = facts.pop("name"), facts.pop("size")
+            log.append("audit.begin", **facts)
+
+    def _whole(self) -> AuditLog:
+        if self._log is None:
+            raise self._refusal()
+        return self._log
+
+    def _refusal(self) -> AuditError:
+        assert self.broken is not None
+        return AuditError(
+            "audit_broken",
+            f"the audit log is not what was signed, so nothing is done: {self.broken.message}",
+            hint="copy the folder audit and find out why; then, as an admin: smpctl audit renew --reason TEXT",
+            details=self.broken.details,
+        )
