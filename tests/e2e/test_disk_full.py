@@ -153,6 +153,31 @@ def test_no_byte_left(full: Box, disk: Disk) -> None:
             assert caller.status().free_bytes
 
 
+def test_the_quarantine_can_be_emptied(full: Box, disk: Disk, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """With every byte taken, what was refused is still refused with its reason, and removing it makes room."""
+    stored = tmp_path_factory.mktemp("bad")
+    data = bytearray((full.folder.parent / "stored" / "a.smp").read_bytes())
+    data[MIB + 9] ^= 1
+    (stored / "bad.smp").write_bytes(data)
+    with client(full) as caller, Following(full) as following:
+        caller.remote_add("bad", LocalConfig(str(stored)))
+        jobs = [caller.submit(GetSpec("bad:bad.smp")).id]
+        assert following.final(jobs[0]).state == "quarantined"
+        (kept,) = caller.quarantine(jobs[0])
+        assert kept.kept_bytes > MIB
+        disk.leave(0)
+        jobs.append(caller.submit(RunSpec("bad:bad.smp", "digest")).id)  # waits for room in the spool
+        following.until(jobs[1], lambda view: view.state == "waiting")
+        before = disk.free
+        assert caller.quarantine_remove(kept.id).state == "cancelled"
+        assert disk.free > before
+        assert not caller.quarantine()
+        disk.clear()
+        assert following.final(jobs[1]).state == "quarantined"
+        caller.cancel(jobs[1])
+        caller.remote_remove("bad")
+
+
 def test_somebody_takes_the_reserve_too(full: Box, disk: Disk) -> None:
     """Where not even the audit log can grow nothing is accepted; the daemon answers, and recovers by itself."""
     with client(full) as caller:

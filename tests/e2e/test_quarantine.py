@@ -1,7 +1,9 @@
 """The quarantine end to end: what is kept of a refused object, and what retry, rm, resume and cancel make of it."""
 
+import contextlib
 import json
 import os
+import sqlite3
 import time
 from pathlib import Path
 from typing import Any
@@ -9,10 +11,12 @@ from typing import Any
 import msgspec
 import pytest
 from box import Box
+from gated_s3 import gated_s3
 from refusals import Bench
+from scene import add_remote
 
 from smp_proto.control import GetSpec, JobView, QuarantineChange, QuarantineItem, RunSpec
-from smp_proto.errors import SmpError
+from smp_proto.errors import SmpError, StateError
 from smp_proto.sealed.bundle import BundleWriter
 from smp_proto.sealed.keys import Identity, PublicIdentity
 from smp_proto.sealed.layout import SEGMENT_BYTES
@@ -274,6 +278,27 @@ def test_an_object_bound_to_a_place(bench: Bench) -> None:
         bench.client.cancel(view.id)
 
 
+def test_what_is_tried_again_is_not_removed(bench: Bench) -> None:
+    """While its job is at work an item can be shown; removing it, or trying it twice, is refused."""
+    bad = flipped(bench.seal([os.urandom(4 * S)]), S + 9)
+    with gated_s3({"a.smp": bad}) as (store, served):
+        add_remote(bench.box, "gated-again", served)
+        view, (item,) = refused(bench, GetSpec("gated-again:a.smp"))
+        store.hold_after(0)
+        bench.client.quarantine_retry(item.id)
+        store.until_held(1)
+        assert bench.client.quarantine_show(item.id).state == "running"
+        for act in (bench.client.quarantine_remove, bench.client.quarantine_retry):
+            with pytest.raises(StateError, match="being tried again"):
+                act(item.id)
+        store.release()
+        assert bench.client.wait(view.id).state == "quarantined"
+        (again,) = bench.client.quarantine(view.id)
+        assert (again.id, again.times) == (item.id, 2)
+        bench.client.quarantine_remove(item.id)
+    bench.box.ctl("remote", "remove", "gated-again")
+
+
 def test_a_person_sees_why(bench: Bench) -> None:
     """``show`` says all of it, ``rm`` asks first."""
     view, (item,) = refused(bench, GetSpec(bench.store("shown.smp", flipped(bench.good, S))))
@@ -330,6 +355,14 @@ def test_a_full_quarantine_keeps_records_and_drops_nothing(own: Box, tmp_path: P
         assert [client.quarantine(job)[0] for job in jobs] == [kept, *others]
         assert [path.name.partition(".")[0] for path in (own.state / "spool").iterdir()] == [kept.job]
         client.quarantine_remove(kept.id)
+    # A job that was quarantined by an smpd that made no items, or that lost its last one to a crash.
+    assert own.stop() == 0
+    with contextlib.closing(sqlite3.connect(own.state / "smpd.db")) as db, db:
+        db.execute("DELETE FROM quarantine WHERE job=?", (jobs[2],))
+    own.start()
+    with Client(str(own.socket)) as client:
+        (made,) = client.quarantine(jobs[2])
+        assert (made.code, made.location) == ("corrupt", "disk:2.smp")
         client.quarantine_retry(others[0].id)
         client.wait(jobs[1])
         assert client.quarantine(jobs[1])[0].kept_bytes > S
