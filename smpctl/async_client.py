@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -15,7 +16,16 @@ from smp_proto.aio import Caller, Channel, Exchange, close_all, encode
 from smp_proto.errors import DaemonError, SmpError
 from smp_proto.wire import FrameType
 from smpctl.address import connect
-from smpctl.client import ANSWER_TIMEOUT_S, SLOW_TIMEOUT_S, Paths, Progress, batches, new_key, wanted_entries
+from smpctl.client import (
+    ANSWER_TIMEOUT_S,
+    SLOW_TIMEOUT_S,
+    Paths,
+    Progress,
+    batches,
+    new_key,
+    pause_after,
+    wanted_entries,
+)
 from smpctl.connection import HELLO_TIMEOUT_S, check_hello, decode, lost, our_hello, too_slow
 from smpctl.handing import Handing
 from smpctl.landing import Landing
@@ -80,10 +90,15 @@ class AsyncClient:
             yield exchange
 
     async def _call(self, request: Any, kind: type[T], timeout: float = ANSWER_TIMEOUT_S) -> T:
+        until = time.monotonic() + timeout
         try:
             with anyio.fail_after(timeout):
-                async with self._open(request) as exchange:
-                    return await exchange.result(kind)
+                while True:
+                    try:
+                        async with self._open(request) as exchange:
+                            return await exchange.result(kind)
+                    except DaemonError as error:
+                        await anyio.sleep(pause_after(error, until))
         except TimeoutError:
             raise too_slow(timeout) from None
 

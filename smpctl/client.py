@@ -13,11 +13,24 @@ from smpctl.watching import Cursor, job_of
 
 ANSWER_TIMEOUT_S = 60.0
 SLOW_TIMEOUT_S = 300.0  # starts a compute process, or waits for someone else's server
+PAUSE_MIN_S = 0.01
 FILES_PER_OPEN = 200  # a connection may have 256 descriptors that nobody took yet
 
 T = TypeVar("T")
 Progress = Callable[[int, int], None]
 Paths = Iterable[str | os.PathLike[str] | LocalFile]
+
+
+def pause_after(error: DaemonError, until: float) -> float:
+    """Seconds to wait before asking once more, where the daemon wants to be asked more rarely and there is time.
+
+    Raises:
+        DaemonError: the error itself, otherwise.
+    """
+    wait = error.details.get("retry_after")
+    if error.code != "rate_limited" or not isinstance(wait, int | float) or time.monotonic() + wait >= until:
+        raise error
+    return max(wait, PAUSE_MIN_S)
 
 
 class Client:
@@ -58,8 +71,13 @@ class Client:
         return self._connection.open(request, timeout=timeout)
 
     def _call(self, request: Any, kind: type[T], timeout: float | None = ANSWER_TIMEOUT_S) -> T:
-        with self._open(request, timeout) as exchange:
-            return exchange.result(kind)
+        until = time.monotonic() + (timeout or ANSWER_TIMEOUT_S)
+        while True:
+            try:
+                with self._open(request, timeout) as exchange:
+                    return exchange.result(kind)
+            except DaemonError as error:
+                time.sleep(pause_after(error, until))
 
     # ── the box ──
 

@@ -10,6 +10,9 @@ from typing import Any, ClassVar, NamedTuple
 
 import msgspec
 
+MESSAGE_MAX = 8192  # characters
+DETAILS_MAX = 65_536
+
 
 class ErrorBody(msgspec.Struct, omit_defaults=True):
     """An error as it travels (END frame) and as it is kept with a job."""
@@ -51,8 +54,9 @@ class SmpError(Exception):
         self.details = details or {}
 
     def body(self) -> ErrorBody:
-        """The form that travels."""
-        return ErrorBody(self.code, self.message, self.hint, self.retryable, self.details)
+        """The form that travels: what quotes somebody's megabyte is cut to what fits every frame and record."""
+        details = self.details if len(repr(self.details)) <= DETAILS_MAX else {}
+        return ErrorBody(self.code, self.message[:MESSAGE_MAX], self.hint[:MESSAGE_MAX], self.retryable, details)
 
     @staticmethod
     def from_body(body: ErrorBody) -> "SmpError":

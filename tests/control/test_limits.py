@@ -2,7 +2,9 @@
 
 import contextlib
 import os
+import time
 from collections import Counter
+from unittest.mock import patch
 
 import anyio
 import anyio.lowlevel
@@ -14,7 +16,10 @@ from smp_proto.aio import decode, encode
 from smp_proto.channel import CLIENT_UNREAD_BYTES_MAX
 from smp_proto.errors import DaemonError
 from smp_proto.wire import FrameType
+from smpctl import AsyncClient, Client
+from smpctl.client import pause_after
 from smpd.config import Control
+from smpd.control.actor import Peer
 from smpd.control.limits import _BUCKETS_KEPT, _TOPICS_KEPT, Limits, Sparing, is_master
 
 STRANGER = 70_001
@@ -174,3 +179,25 @@ async def test_turned_away_with_the_reason(tmp_path):
             with box.socket(STRANGER, (VIEWERS,)) as sock:
                 data = await anyio.to_thread.run_sync(sock.recv, 1 << 16)
     assert decode(data[10:], c.Hello).error.code == "rate_limited"
+
+
+async def test_our_own_clients_wait(tmp_path):
+    """Both clients ask again after as long as they are told, and give up when there is no time for it."""
+    control = {"requests_per_s": 20.0, "requests_burst": 3}
+    async with whole(tmp_path, control=control) as box:
+        stranger = Peer(STRANGER, 65_000, os.getpid(), frozenset({VIEWERS}))
+        with patch("smpd.control.server.peer_of", lambda _: stranger):
+
+            def ask() -> list[str]:
+                with Client(box.path) as client:
+                    return [client.box_key().key_id for _ in range(6)]
+
+            assert len(await anyio.to_thread.run_sync(ask)) == 6
+            async with AsyncClient(box.path) as client:
+                for _ in range(6):
+                    await client.box_key()
+    error = DaemonError("rate_limited", "m", details={"retry_after": 5.0})
+    assert pause_after(error, time.monotonic() + 60) == 5.0
+    for other, until in ((error, time.monotonic() + 1), (DaemonError("busy", "m", details={"retry_after": 0.1}), 1e12)):
+        with pytest.raises(DaemonError):
+            pause_after(other, until)

@@ -12,7 +12,7 @@ import pytest
 from smp_proto import control as c
 from smp_proto.aio import decode, encode
 from smp_proto.errors import DaemonError, DeniedError, NotFoundError, SmpError
-from smp_proto.wire import PROTOCOL_MAX, PROTOCOL_MIN, FrameType, encode_frame
+from smp_proto.wire import BODY_MAX_BYTES, PROTOCOL_MAX, PROTOCOL_MIN, FrameType, encode_frame
 from smpd.config import Control
 from smpd.control.server import ControlServer
 
@@ -82,6 +82,21 @@ async def test_unknown_request_leaves_the_connection_usable(serving):
             with pytest.raises(DaemonError) as caught:
                 await client.call(body, ANYTHING)
             assert caught.value.code == "protocol"
+        assert (await client.call(c.StatusRequest(), ANYTHING))["op"] == "status"
+
+
+@pytest.mark.parametrize("field", ["op", "id"])
+async def test_a_request_that_is_quoted_back_fits_its_answer(serving, field):
+    """A megabyte in what an error names is cut, and is no fault of the daemon's."""
+
+    async def missing(_actor, request, _exchange):
+        raise NotFoundError("no_such_job", f"there is no job {request.id}", details={"id": request.id})
+
+    async with serving({c.JobRequest: missing}) as daemon, daemon.client() as client:
+        with pytest.raises(SmpError) as caught:
+            await client.call({"op": "job", "id": "j", field: "x" * (BODY_MAX_BYTES - 100)}, ANYTHING)
+        assert caught.value.code == {"op": "protocol", "id": "no_such_job"}[field]
+        assert len(caught.value.message) < 10_000
         assert (await client.call(c.StatusRequest(), ANYTHING))["op"] == "status"
 
 

@@ -128,7 +128,7 @@ def _spoil(rng: random.Random, body: dict[str, Any]) -> None:
     elif isinstance(value, int | float) and rng.random() < 0.9:
         body[name] = rng.choice(_NUMBERS)
     elif isinstance(value, str) and rng.random() < 0.9:
-        body[name] = rng.choice(_TEXTS)
+        body[name] = rng.choice(_TEXTS) if rng.random() < 0.97 else "m" * (BODY_MAX_BYTES - 200)
     else:
         body[name] = rng.choice((None, {}, [], b"x", *_NUMBERS, *_TEXTS))
 
