@@ -79,7 +79,8 @@ class Exchange:
             SmpError: the peer sent END with an error, or the connection is gone (``worker_died`` or
                 ``daemon_down``, as the connection was told).
         """
-        await anyio.lowlevel.checkpoint()
+        if self._inbox or self._closed:
+            await anyio.lowlevel.checkpoint()
         while not self._inbox:
             if self._closed:
                 raise anyio.EndOfStream

@@ -77,18 +77,31 @@ class Channel:
         """
         data = memoryview(encode_frame(frame_type, stream, body, len(fds)))
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-        # Shielded: half a frame would garble every later one.
-        async with self._send_lock:
-            with anyio.CancelScope(shield=True):
-                while data:
-                    try:
-                        sent = self.socket.sendmsg([data], rights)
-                    except (BlockingIOError, InterruptedError):
-                        await self._writable()
-                        continue
-                    except (OSError, ValueError) as error:
-                        raise anyio.BrokenResourceError from error
-                    data, rights = data[sent:], []
+        await anyio.lowlevel.checkpoint_if_cancelled()
+        begun = not self._send_lock.locked()  # nobody is in the middle of a frame: nearly all go out whole, at once
+        if begun:
+            data, rights = self._send_some(data, rights)
+            if not data:
+                return
+        # Shielded: half a frame would garble every later one. One that was begun finds the lock free.
+        with anyio.CancelScope(shield=begun):
+            async with self._send_lock:
+                with anyio.CancelScope(shield=True):
+                    while data:
+                        left, rights = self._send_some(data, rights)
+                        if len(left) == len(data):
+                            await self._writable()
+                        data = left
+
+    def _send_some(self, data: memoryview, rights: list[Any]) -> tuple[memoryview, list[Any]]:
+        """Send what the socket takes; returns what is left."""
+        try:
+            sent = self.socket.sendmsg([data], rights)
+        except (BlockingIOError, InterruptedError):
+            return data, rights
+        except (OSError, ValueError) as error:
+            raise anyio.BrokenResourceError from error
+        return data[sent:], []
 
     async def _writable(self) -> None:
         try:
@@ -107,15 +120,18 @@ class Channel:
             anyio.BrokenResourceError: the connection broke inside one.
             DaemonError: ``protocol``.
         """
+        waited = False
         while not self._ready:
-            # A peer that never pauses must not keep the event loop from everyone else.
-            await anyio.lowlevel.checkpoint()
+            if not waited:  # a peer that never pauses must not keep the event loop from everyone else
+                await anyio.lowlevel.checkpoint()
+            waited = False
             try:
                 data, ancillary, flags, _ = self.socket.recvmsg(
                     _RECEIVE_BYTES, socket.CMSG_SPACE(FDS_MAX * _INT_BYTES), socket.MSG_CMSG_CLOEXEC
                 )
             except (BlockingIOError, InterruptedError):
                 await self._readable()
+                waited = True
                 continue
             except (OSError, ValueError) as error:
                 raise anyio.BrokenResourceError from error

@@ -15,6 +15,7 @@ import anyio
 from smp_proto.errors import ResourceError
 from smpd.host.bounds import no_memory, require_memory
 
+_ZEROS = bytes(1 << 20)
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
@@ -64,8 +65,8 @@ class Ring:
     def wipe(self, index: int, length: int | None = None) -> None:
         """Zero the first ``length`` bytes of a slot, or all of it."""
         length = self.slot_bytes if length is None else length
-        with self.slot(index) as view, memoryview(bytes(min(length, 1 << 20))) as zeros:
-            for start in range(0, length, max(len(zeros), 1)):
+        with self.slot(index) as view, memoryview(_ZEROS) as zeros:
+            for start in range(0, length, len(zeros)):
                 part = min(len(zeros), length - start)
                 view[start : start + part] = zeros[:part]
 

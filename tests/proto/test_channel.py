@@ -1,6 +1,7 @@
 """Frames and descriptors over real socket pairs."""
 
 import array
+import contextlib
 import os
 import socket
 from typing import Any
@@ -133,5 +134,26 @@ async def test_cancelling_a_send_never_garbles():
     async with anyio.create_task_group() as group:
         group.start_soon(near.send, FrameType.DATA, 2, b"next")
         assert (await far.receive())[0].body == b"next"
+    near.close()
+    far.close()
+
+
+async def test_frames_of_several_senders_do_not_mix():
+    """One that the socket takes only a part of is followed by the rest of it, although there is room for another."""
+    near, far = pair()
+    large = os.urandom(BODY_MAX_BYTES)
+    frames = [encode_frame(FrameType.DATA, 1, large), encode_frame(FrameType.DATA, 2, b"small")]
+    data = bytearray()
+    with anyio.fail_after(20):
+        async with anyio.create_task_group() as group:
+            group.start_soon(near.send, FrameType.DATA, 1, large)
+            await anyio.wait_all_tasks_blocked()
+            data += far.socket.recv(1 << 16)
+            group.start_soon(near.send, FrameType.DATA, 2, b"small")
+            while len(data) < sum(map(len, frames)):
+                await anyio.lowlevel.checkpoint()
+                with contextlib.suppress(BlockingIOError):
+                    data += far.socket.recv(1 << 16)
+    assert data == b"".join(frames)
     near.close()
     far.close()
