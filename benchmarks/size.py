@@ -10,7 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 CORE_MAX = 3000
-NOT_CORE = ("smpd/fetch", "smpd/compute", "smpd/processors")
+NOT_CORE = ("smpd/fetch", "smpd/compute", "smpd/processors", "smpd/sync")
 _EMPTY = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
 
 

@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import anyio
 import anyio.abc
@@ -246,6 +246,24 @@ class AsyncClient:
             async for batch in _messages(exchange, c.Objects, SLOW_TIMEOUT_S):
                 for found in batch.objects:
                     yield found
+
+    # ── syncs ──
+
+    async def sync_add(self, spec: c.SyncSpec) -> c.SyncView:
+        """Begin to watch a prefix."""
+        return await self._call(c.SyncAdd(spec), c.SyncView)
+
+    async def syncs(self) -> list[c.SyncView]:
+        """All syncs, by name."""
+        return (await self._call(c.SyncList(), c.Syncs)).syncs
+
+    async def sync_show(self, name: str) -> c.SyncShown:
+        """One sync, and the objects that failed."""
+        return await self._call(c.SyncShow(name), c.SyncShown)
+
+    async def sync_control(self, name: str, action: Literal["pause", "resume", "now", "retry", "remove"]) -> c.SyncView:
+        """Pause a sync, let it go on, list at once, try again what failed, or forget it."""
+        return await self._call(c.SyncControl(name, action), c.SyncView, SLOW_TIMEOUT_S)
 
     # ── vault ──
 

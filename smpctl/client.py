@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 from smp_proto import control as c
 from smp_proto.errors import DaemonError, NotFoundError, SmpError
@@ -239,6 +239,24 @@ class Client:
         with self._open(c.ListObjects(location, recursive), SLOW_TIMEOUT_S) as exchange:
             for batch in exchange.messages(c.Objects):
                 yield from batch.objects
+
+    # ── syncs ──
+
+    def sync_add(self, spec: c.SyncSpec) -> c.SyncView:
+        """Begin to watch a prefix."""
+        return self._call(c.SyncAdd(spec), c.SyncView)
+
+    def syncs(self) -> list[c.SyncView]:
+        """All syncs, by name."""
+        return self._call(c.SyncList(), c.Syncs).syncs
+
+    def sync_show(self, name: str) -> c.SyncShown:
+        """One sync, and the objects that failed."""
+        return self._call(c.SyncShow(name), c.SyncShown)
+
+    def sync_control(self, name: str, action: Literal["pause", "resume", "now", "retry", "remove"]) -> c.SyncView:
+        """Pause a sync, let it go on, list at once, try again what failed, or forget it."""
+        return self._call(c.SyncControl(name, action), c.SyncView, SLOW_TIMEOUT_S)
 
     # ── vault ──
 

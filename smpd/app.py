@@ -15,7 +15,7 @@ import structlog
 from anyio.abc import TaskGroup
 
 from smp_proto import __version__
-from smp_proto.control import JobState, JobView, PutSpec, QuarantineChange, RemoteHealth, Result
+from smp_proto.control import JobState, JobView, PutSpec, QuarantineChange, RemoteHealth, Result, SyncChanged
 from smp_proto.errors import AuditError, ErrorBody, IntegrityError, SmpError
 from smp_proto.sealed.keys import PublicIdentity
 from smpd.audit.kept import KeptLog
@@ -40,6 +40,8 @@ from smpd.jobs.seal import StateSeal
 from smpd.jobs.states import ENDED
 from smpd.links.fetching import Deadlines
 from smpd.state import State, lost_jobs, open_state
+from smpd.sync.store import SyncStore
+from smpd.sync.syncs import Syncs
 from smpd.transfer.box import Box, Senders
 from smpd.transfer.breaker import BreakerSettings
 from smpd.transfer.device import ComputePools, ComputeSettings
@@ -56,6 +58,7 @@ from smpd.vault.versions import Versions
 from smpd.verbs import handlers
 from smpd.verbs.daemon import Daemon
 from smpd.verbs.seen import JobsSeen
+from smpd.verbs.syncs import SyncWorld
 
 _log = structlog.get_logger("smpd")
 _SNAPSHOT_JOBS = 1000
@@ -114,6 +117,7 @@ async def _serve_until_told(config: Config, state: State, daemon: Daemon, notifi
             boot_id=daemon.boot_id,
             permissions=daemon.permissions,
         )
+        await group.start(daemon.syncs.run)
         group.start_soon(server.serve)
         group.start_soon(daemon.scheduler.run)
         group.start_soon(_mend, daemon)
@@ -177,10 +181,15 @@ def _compose(config: Config, state: State, group: TaskGroup) -> Daemon:
     runner = Runner(box)
 
     def changed(job: Job, progress: bool) -> None:
+        if not progress:
+            syncs.moved(job)
         events.publish("job", journal.view(job), job_id=job.id, progress=progress)
         if not progress:
             code = job.error.code if job.error else ""
             _log.info("job", job_id=job.id, state=job.state, attempt=job.attempt, code=code)
+
+    def seen(sync: str) -> None:
+        events.publish("sync", SyncChanged(sync), job_id=f"sync {sync}", progress=True)
 
     async def final(job: Job) -> None:
         tidy = partial(runner.discard, job.id) if job.state in ENDED else None
@@ -210,6 +219,9 @@ def _compose(config: Config, state: State, group: TaskGroup) -> Daemon:
         room=partial(_room, state.space, audit, pools),
         hold_max_s=config.jobs.remote_wait_s,
     )
+    world = SyncWorld(pools, journal, scheduler, box.audit)
+    syncs_store = SyncStore(database, seal)
+    syncs = Syncs(syncs_store, world, changed=seen, clock=time.monotonic)
     return Daemon(
         config=config,
         state_dir=state.folder,
@@ -220,17 +232,20 @@ def _compose(config: Config, state: State, group: TaskGroup) -> Daemon:
         scheduler=scheduler,
         events=events,
         pools=pools,
+        syncs=syncs,
         remotes=remotes,
         trust=trust,
         audit=audit,
         audit_key=state.verifier,
         keys_note=keys.protection,
         permissions=permissions,
-        notes=[*state.notes, *_notes(keys, vault, journal, remotes, trust), *unknown_accounts(config)],
+        notes=[*state.notes, *_notes(keys, vault, journal, remotes, trust, syncs_store), *unknown_accounts(config)],
     )
 
 
-def _notes(keys: BoxKeys, vault: Vault, journal: Journal, remotes: RemoteStore, trust: TrustStore) -> list[str]:
+def _notes(
+    keys: BoxKeys, vault: Vault, journal: Journal, remotes: RemoteStore, trust: TrustStore, syncs: SyncStore
+) -> list[str]:
     """What ``doctor`` should warn of: found at start, changed by nobody."""
     notes = [] if keys.protected else [f"the identity is {keys.protection}; set keys.credential_file"]
     found = vault.recover()
@@ -241,6 +256,10 @@ def _notes(keys: BoxKeys, vault: Vault, journal: Journal, remotes: RemoteStore, 
     notes += [f"the record of remote {name} is damaged: remove it and add it again" for name in remotes.damaged()]
     if count := trust.damaged():
         notes.append(f"the record of {count} senders is damaged, who are not believed: add those that are not listed")
+    notes += [
+        f"the record of sync {name} is damaged: smpctl sync remove {name}, then add it again"
+        for name in syncs.damaged()
+    ]
     return notes + [f"the record of job {job} is damaged" for job in journal.damaged()]
 
 

@@ -155,6 +155,9 @@ def sample_requests() -> dict[type[c.Request], c.Request]:
         c.QuarantineShow: {"id": "q"},
         c.QuarantineRetry: {"id": "q"},
         c.QuarantineRemove: {"id": "q"},
+        c.SyncAdd: {"sync": c.SyncSpec(name="s", source="r:")},
+        c.SyncShow: {"name": "s"},
+        c.SyncControl: {"name": "s", "action": "pause"},
         c.TrustAdd: {"name": "s", "key": "k"},
         c.TrustRemove: {"name": "s"},
     }

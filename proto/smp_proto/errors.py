@@ -157,6 +157,7 @@ CODES: dict[str, ErrorCode] = {
     "no_such_object": ErrorCode(NotFoundError, False, "the remote has no such object"),
     "no_such_bucket": ErrorCode(NotFoundError, False, "the remote has no such bucket or folder"),
     "no_such_key": ErrorCode(NotFoundError, False, "no identity or sender has this name"),
+    "no_such_sync": ErrorCode(NotFoundError, False, "no sync has this name"),
     "no_such_processor": ErrorCode(NotFoundError, False, "no processor of this name is loaded"),
     "no_such_file": ErrorCode(NotFoundError, False, "a local file does not exist"),
     "remote_unreachable": ErrorCode(RemoteError, True, "the server cannot be reached or stopped answering"),

@@ -91,7 +91,7 @@ def run(
         processor,
         parameters(params),
         location(target) if target else "",
-        _recipients(session, keys),
+        recipients(session, keys),
         accept_older,
     )
     return _finish(session, session.client.submit(spec, key=key, priority=priority), detach, export, force)
@@ -116,14 +116,14 @@ def put(
     from smpctl.files import collect  # noqa: PLC0415 - only a put pays for it
 
     target = location(target)
-    recipients = _recipients(session, keys)
+    readers = recipients(session, keys)
     files = collect(paths, skipped=lambda path: session.note(f"smpctl: left out {path}: a link or no file"))
     try:
         with bar(f"sealing {len(files)} files", quiet=session.as_json) as shown:
             job = session.client.put(
                 files,
                 target,
-                recipients,
+                readers,
                 key=key,
                 priority=priority,
                 progress=lambda done, total: shown.update("sealing", done, total),
@@ -152,7 +152,8 @@ def parameters(pairs: tuple[str, ...]) -> dict[str, Any]:
     return found
 
 
-def _recipients(session: Session, keys: tuple[str, ...]) -> list[str]:
+def recipients(session: Session, keys: tuple[str, ...]) -> list[str]:
+    """The public keys named, as text."""
     if not keys:
         return []
     from smpctl.keyring import Keyring  # noqa: PLC0415 - brings the cryptography along

@@ -112,6 +112,18 @@ def needs_of_job(spec: c.AnyJobSpec) -> Iterator[Need]:
         yield Need("write", spec.target.partition(":")[0])
 
 
+def needs_of_sync(spec: c.SyncSpec) -> Iterator[Need]:
+    """Read and list its source, delete there where it does, run its processor, deliver to its target."""
+    remote = spec.source.partition(":")[0]
+    yield from (Need("read", remote), Need("list", remote))
+    if spec.after == "delete":
+        yield Need("write", remote)
+    if spec.processor:
+        yield Need("run", spec.processor)
+    if spec.target:
+        yield Need("write", spec.target.partition(":")[0])
+
+
 # What a request needs as it stands. What concerns a job or an item of the vault depends on whose it is, which the verbs
 # look up; see :data:`SHOWN`.
 NEEDS: dict[type[c.Request], Callable[[Any], Iterable[Need]]] = {
@@ -119,6 +131,7 @@ NEEDS: dict[type[c.Request], Callable[[Any], Iterable[Need]]] = {
     c.ListObjects: lambda request: [Need("list", request.location.partition(":")[0])],
     c.RemoteTest: lambda request: [Need("any", request.name)],
     c.AuditRead: lambda request: [Need("others")],
+    c.SyncAdd: lambda request: needs_of_sync(request.sync),
 }
 
 # What requests answer with is cut to what the caller may see. These are the words of docs/roles.md.
@@ -135,6 +148,9 @@ SHOWN: dict[type[c.Request], str] = {
     c.VaultEntries: "what came of a job that one may see",
     c.VaultOpen: "what came of a job that one may see",
     c.VaultRemove: "what came of a job that one may see",
+    c.SyncList: "syncs that one may see",
+    c.SyncShow: "a sync that one may see",
+    c.SyncControl: "a sync that one may see; to resume or retry it, also what adding it would need",
     c.QuarantineList: "what jobs refused that one may see",
     c.QuarantineShow: "what a job refused that one may see",
     c.QuarantineRetry: "what a job refused that one may see; also what submitting it would need",

@@ -144,13 +144,13 @@ class LocalRemote:
         if stat_pin(found.st_size, found.st_mtime_ns) != pin:  # afterwards: a change before shows, and one meanwhile
             raise changed(path)
 
-    def walk(self, prefix: str, recursive: bool) -> AsyncGenerator[ObjectInfo, None]:
+    def walk(self, prefix: str, recursive: bool, after: str = "") -> AsyncGenerator[ObjectInfo, None]:
         """See :class:`smpd.fetch.remote.Remote`."""
 
         async def entries(folder: str) -> list[ObjectInfo]:
             return await self._run(folder, lambda root: _entries(root, folder))
 
-        return walk_folders(prefix, recursive, entries)
+        return walk_folders(prefix, recursive, entries, after)
 
     # ── writing ────────────────────────────────────────────────────────────────────────────────────────
 

@@ -27,8 +27,10 @@ class Remote(Protocol):
         """Size and pin of one object."""
         ...
 
-    def walk(self, prefix: str, recursive: bool) -> AsyncGenerator[ObjectInfo, None]:
-        """Objects whose path starts with ``prefix``, in the order of their UTF-8 bytes.
+    def walk(self, prefix: str, recursive: bool, after: str = "") -> AsyncGenerator[ObjectInfo, None]:
+        """Objects whose path starts with ``prefix`` and comes after ``after``, in the order of their UTF-8 bytes.
+
+        A server that does not know how to begin there lists from the start.
 
         Unless ``recursive``, what lies below a further ``/`` is one entry that ends in ``/`` and has no pin.
         """
@@ -90,21 +92,24 @@ def check_path(path: str, *, prefix: bool = False) -> None:
 
 
 async def walk_folders(
-    prefix: str, recursive: bool, entries: Callable[[str], Awaitable[list[ObjectInfo]]]
+    prefix: str, recursive: bool, entries: Callable[[str], Awaitable[list[ObjectInfo]]], after: str = ""
 ) -> AsyncGenerator[ObjectInfo, None]:
     """List folders as a bucket is listed: by string prefix, in the order of whole paths.
 
     Args:
         entries: what one folder holds, by the folder's path (empty or ending in ``/``), folders with ``/`` last.
+        after: what comes up to this path is left out, and folders that hold nothing else are not read.
     """
     base = prefix[: prefix.rfind("/") + 1]
     pending = [ObjectInfo(base, 0)]
     while pending:
         info = pending.pop()
+        if info.path != base and info.path.encode() <= after.encode() and not after.startswith(info.path):
+            continue  # all below a folder comes before what begins otherwise
         if info.path == base or (recursive and info.path.endswith("/")):
             found = [entry for entry in await entries(info.path) if entry.path.startswith(prefix)]
             pending += sorted(found, key=lambda entry: entry.path.encode(), reverse=True)
-        else:
+        elif info.path.encode() > after.encode():
             yield info
 
 

@@ -58,9 +58,11 @@ class S3Remote:
             raise RemoteError("remote_failed", f"{self._bucket.where} says that an object has {size} bytes")
         return ObjectInfo(path, size, etag_pin(size, etag), modified.timestamp() if modified else 0.0)
 
-    async def walk(self, prefix: str, recursive: bool) -> AsyncGenerator[ObjectInfo, None]:
+    async def walk(self, prefix: str, recursive: bool, after: str = "") -> AsyncGenerator[ObjectInfo, None]:
         """See :class:`smpd.fetch.remote.Remote`."""
         more: dict[str, Any] = {} if recursive else {"Delimiter": "/"}
+        if after:
+            more["StartAfter"] = self._root + after
         while True:
             page = await self._bucket.steps.do(
                 partial(self._bucket.call, "list_objects_v2", Prefix=self._root + prefix, **more)

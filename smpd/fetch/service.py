@@ -187,7 +187,7 @@ async def _list(request: fetching.List, remote: Remote, exchange: Exchange) -> N
     check_path(request.prefix, prefix=True)
     batch: list[ObjectInfo] = []
     ahead = 0
-    async with contextlib.aclosing(remote.walk(request.prefix, request.recursive)) as found:
+    async with contextlib.aclosing(remote.walk(request.prefix, request.recursive, request.after)) as found:
         async for info in found:
             batch.append(info)
             if len(batch) < BATCH_OBJECTS:

@@ -121,9 +121,9 @@ class SftpRemote:
         async with self._reads(path) as session, session.open(self._full(path)) as handle:
             await _read_pinned(session, handle, path, pin, offset, into)
 
-    def walk(self, prefix: str, recursive: bool) -> AsyncGenerator[ObjectInfo, None]:
+    def walk(self, prefix: str, recursive: bool, after: str = "") -> AsyncGenerator[ObjectInfo, None]:
         """See :class:`smpd.fetch.remote.Remote`."""
-        return walk_folders(prefix, recursive, self._entries)
+        return walk_folders(prefix, recursive, self._entries, after)
 
     async def _entries(self, folder: str) -> list[ObjectInfo]:
         found: list[ObjectInfo] = []

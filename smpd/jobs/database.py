@@ -105,6 +105,38 @@ MIGRATIONS: tuple[str, ...] = (
     "ALTER TABLE vault ADD COLUMN removing INTEGER NOT NULL DEFAULT 0",
     # A row of the vault is not sealed, but under a digest, so that a flipped bit is seen. Empty in older rows.
     "ALTER TABLE vault ADD COLUMN proof BLOB NOT NULL DEFAULT x''",
+    # Standing watches; smpd/sync/store.py says what the states are.
+    """
+    CREATE TABLE syncs (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        name TEXT NOT NULL UNIQUE,
+        state TEXT NOT NULL DEFAULT 'active',
+        created REAL NOT NULL,                      -- wall clock, for display only
+        listings INTEGER NOT NULL DEFAULT 0,        -- that came to their end
+        polled REAL NOT NULL DEFAULT 0,             -- when the last one did
+        place BLOB NOT NULL DEFAULT x'',            -- sealed: how far the one at hand is
+        body BLOB NOT NULL                          -- sealed: spec, owner
+    );
+    CREATE TABLE sync_objects (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        sync INTEGER NOT NULL REFERENCES syncs (number),
+        token BLOB NOT NULL,                        -- keyed digest of the path
+        version BLOB NOT NULL,                      -- keyed digest of path and pin, as last listed
+        state TEXT NOT NULL,
+        live INTEGER NOT NULL,
+        tries INTEGER NOT NULL DEFAULT 0,
+        due REAL NOT NULL DEFAULT 0,                -- monotonic clock
+        delay REAL NOT NULL DEFAULT 0,              -- seconds, the whole of the last backoff
+        found REAL NOT NULL,                        -- wall clock, for display only
+        job TEXT NOT NULL DEFAULT '',
+        job_version BLOB NOT NULL DEFAULT x'',      -- the version that the job is for
+        body BLOB NOT NULL,                         -- sealed: path, pin, error
+        UNIQUE (sync, token)
+    );
+    CREATE INDEX sync_objects_next ON sync_objects (sync, state, live, number);
+    CREATE INDEX sync_objects_oldest ON sync_objects (sync, state, found);
+    CREATE INDEX sync_objects_job ON sync_objects (job);
+    """,
 )
 
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}

@@ -74,7 +74,7 @@ LISTED_AHEAD = 32
 
 
 class List(Request, tag="list"):
-    """All objects below a prefix, in order. DATA: Listed, in batches. Reply: None.
+    """All objects below a prefix whose path comes after ``after``, in the order of UTF-8. DATA: Listed. Reply: None.
 
     smpd answers each batch by More once it was taken; no more than :data:`LISTED_AHEAD` go unanswered, so that a bucket
     of any size takes bounded memory.
@@ -82,6 +82,7 @@ class List(Request, tag="list"):
 
     prefix: str
     recursive: bool = True
+    after: str = ""
 
 
 class Listed(msgspec.Struct):

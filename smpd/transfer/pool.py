@@ -235,10 +235,13 @@ class RemotePool:
         return await self._call(self._any(), fetching.Probe(), fetching.Probed, gated=False)
 
     async def list(
-        self, prefix: str, *, recursive: bool = True, gated: bool = True
+        self, prefix: str, *, recursive: bool = True, after: str = "", gated: bool = True
     ) -> AsyncGenerator[list[ObjectInfo], None]:
-        """Batches of the objects below a prefix. With ``gated`` False also of a remote that is down, as one asks."""
-        request = fetching.List(prefix, recursive)
+        """Batches of the objects below a prefix, in order, from the one behind ``after`` on.
+
+        With ``gated`` False also of a remote that is down, as one asks.
+        """
+        request = fetching.List(prefix, recursive, after)
         async with (
             self._ask(self._any(), request, gated=gated) as (worker, exchange),
             contextlib.aclosing(messages(worker, exchange, fetching.Listed)) as batches,

@@ -15,7 +15,7 @@ import anyio
 import msgspec
 
 from smp_proto.control import GetSpec, ObjectInfo, PutSpec, Result, RunSpec
-from smp_proto.errors import IntegrityError, SmpError, UsageError, one_error
+from smp_proto.errors import IntegrityError, NotFoundError, SmpError, UsageError, one_error
 from smp_proto.sealed.bundle import BundleInfo
 from smp_proto.sealed.envelope import open_envelope
 from smp_proto.sealed.keys import PublicIdentity
@@ -262,6 +262,8 @@ class Runner:
         evidence = Evidence("" if pool.mode == "streaming" else self.part(job.id), self._box.space)
 
         async def check(info: ObjectInfo, act: Callable[[], Any]) -> Any:
+            _check_version(job, info, location)
+
             def pin() -> Any:
                 if journal.pin(job.id, info.pin, info.size) != info.pin:
                     raise IntegrityError("source_changed", f"{location} is not the object this job began with")
@@ -346,6 +348,7 @@ class Runner:
         """Seal the plaintext objects of a ``standard`` remote into the spool, for this box alone."""
         await self._audit(job, "object.seal", f"{pool.name}:{path}")
         objects = await find_objects(pool, path)
+        _check_version(job, objects[0], f"{pool.name}:{path}")
         meter.begin("seal", sum(info.size for info in objects))
         identity = self._box.identity
         async with sealed_file(self._box.space, self.part(job.id), identity, [identity.public]) as writer:
@@ -371,6 +374,18 @@ class Runner:
     @staticmethod
     async def _thread(act: Callable[..., Any], *arguments: Any) -> Any:
         return await anyio.to_thread.run_sync(act, *arguments)
+
+
+def _check_version(job: Job, info: ObjectInfo, location: str) -> None:
+    """See that an object is the one that was asked for, where a job asks for one version.
+
+    Raises:
+        NotFoundError: ``no_such_object``.
+    """
+    wanted = getattr(job.spec, "pin", "")
+    if wanted and info.pin != wanted:
+        hint = "submit a job for what is there now"
+        raise NotFoundError("no_such_object", f"{location} is another version than was asked for", hint=hint)
 
 
 def result_of(info: BundleInfo) -> Result:

@@ -11,7 +11,7 @@ from typing import Any
 from smp_proto import control as c
 from smp_proto.aio import Exchange
 from smpd.control.actor import Actor
-from smpd.verbs import inspect, jobs, quarantine, remotes, vault
+from smpd.verbs import inspect, jobs, quarantine, remotes, syncs, vault
 from smpd.verbs.daemon import Daemon
 
 Verb = Callable[[Daemon, Actor, Any, Exchange], Awaitable[Any]]
@@ -43,6 +43,10 @@ VERBS: dict[type[c.Request], Verb] = {
     c.TrustList: remotes.trust_list,
     c.TrustRemove: remotes.trust_remove,
     c.BoxKey: remotes.box_key,
+    c.SyncAdd: syncs.sync_add,
+    c.SyncList: syncs.sync_list,
+    c.SyncShow: syncs.sync_show,
+    c.SyncControl: syncs.sync_control,
 }
 
 

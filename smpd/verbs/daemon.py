@@ -15,6 +15,7 @@ from smpd.control.actor import Actor
 from smpd.control.permissions import Permissions
 from smpd.control.watch import Events
 from smpd.jobs.scheduler import Scheduler
+from smpd.sync.syncs import Syncs
 from smpd.transfer.box import Box
 from smpd.transfer.pools import Pools
 from smpd.transfer.runner import Runner
@@ -38,6 +39,7 @@ class Daemon:
     scheduler: Scheduler
     events: Events
     pools: Pools
+    syncs: Syncs
     remotes: RemoteStore
     trust: TrustStore
     audit: KeptLog

@@ -66,6 +66,9 @@ async def remote_remove(daemon: Daemon, actor: Actor, request: RemoteRemove, exc
             f"remote {request.name} is used by {len(users)} unfinished jobs",
             hint=f"wait for them or run: smpctl job cancel {users[0]}",
         )
+    if syncs := daemon.syncs.using(request.name):
+        hint = f"remove it first: smpctl sync remove {syncs[0]}"
+        raise StateError("wrong_state", f"remote {request.name} is watched by the sync {syncs[0]}", hint=hint)
     await daemon.record(actor, "remote.remove", request.name)
     await anyio.to_thread.run_sync(daemon.remotes.remove, request.name)
     await daemon.pools.forget(request.name)

@@ -31,10 +31,13 @@ VIEWER = {
     "trust-list",
     "box-key",
     "audit-read",
+    "sync-list",
+    "sync-show",
 }
 OPERATOR = {
     *("submit", "job-control", "ls", "remote-test"),
     *("vault-list", "vault-entries", "vault-open", "vault-remove"),
+    *("sync-add", "sync-control"),
     *("quarantine-list", "quarantine-show", "quarantine-retry", "quarantine-remove"),
 }
 ADMIN = {"audit-renew", "remote-add", "remote-remove", "trust-add", "trust-remove"}

@@ -38,7 +38,7 @@ class Endless:
     def __init__(self, count: int) -> None:
         self._count = count
 
-    async def walk(self, prefix: str, recursive: bool) -> AsyncGenerator[ObjectInfo, None]:
+    async def walk(self, prefix: str, recursive: bool, after: str) -> AsyncGenerator[ObjectInfo, None]:
         for number in range(self._count):
             yield ObjectInfo(str(number), 1)
 

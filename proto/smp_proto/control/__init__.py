@@ -79,6 +79,20 @@ from smp_proto.control.remotes import (
     SftpConfig,
     SftpSecret,
 )
+from smp_proto.control.syncs import (
+    TROUBLES_MAX,
+    SyncAdd,
+    SyncChanged,
+    SyncControl,
+    SyncList,
+    Syncs,
+    SyncShow,
+    SyncShown,
+    SyncSpec,
+    SyncState,
+    SyncTrouble,
+    SyncView,
+)
 from smp_proto.control.trust import BoxKey, PublicKey, TrustAdd, Trusted, TrustList, TrustRemove, TrustView
 from smp_proto.control.vault import (
     VAULT_PAGE,
@@ -121,12 +135,17 @@ AnyRequest = (
     | BoxKey
     | AuditRead
     | AuditRenew
+    | SyncAdd
+    | SyncList
+    | SyncShow
+    | SyncControl
 )
 
 __all__ = [
     "FINAL_STATES",
     "QUARANTINE_PAGE",
     "SIZE_MAX",
+    "TROUBLES_MAX",
     "VAULT_PAGE",
     "AnyJobSpec",
     "AnyRemoteConfig",
@@ -196,6 +215,17 @@ __all__ = [
     "Status",
     "StatusRequest",
     "Submit",
+    "SyncAdd",
+    "SyncChanged",
+    "SyncControl",
+    "SyncList",
+    "SyncShow",
+    "SyncShown",
+    "SyncSpec",
+    "SyncState",
+    "SyncTrouble",
+    "SyncView",
+    "Syncs",
     "Transfer",
     "TrustAdd",
     "TrustList",

@@ -23,18 +23,20 @@ class JobSpec(msgspec.Struct, tag_field="kind"):
 class GetSpec(JobSpec, tag="get"):
     """Bring an object into the vault, sealed. In a ``standard`` remote a path ending in ``/`` is a whole folder.
 
-    ``accept_older``: also an object that is older than what was accepted at its location before.
+    With a ``pin`` (of an ``ObjectInfo``) only that version of one object, else ``no_such_object``. ``accept_older``:
+    also an object that is older than what was accepted at its location before.
     """
 
     source: str
     accept_older: bool = False
+    pin: str = ""
 
 
 class RunSpec(JobSpec, tag="run"):
     """Run a processor over an object's entries.
 
     The sealed results go to ``target``, or to the vault when it is empty. ``recipients`` are public keys as text;
-    empty means the object's sender and this box. ``accept_older`` as in GetSpec.
+    empty means the object's sender and this box. ``accept_older`` and ``pin`` are as of a GetSpec.
     """
 
     source: str
@@ -43,6 +45,7 @@ class RunSpec(JobSpec, tag="run"):
     target: str = ""
     recipients: list[str] = []
     accept_older: bool = False
+    pin: str = ""
 
 
 class PutSpec(JobSpec, tag="put"):

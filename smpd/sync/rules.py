@@ -1,0 +1,82 @@
+"""What a sync wants, where its results go, and how long a failure waits: pure functions of its spec."""
+
+import random
+import re
+
+from smp_proto.control import GetSpec, RunSpec, SyncSpec
+from smp_proto.errors import UsageError
+from smpd.vault.remotes import is_prefix, parse_location
+
+TRIES = 5  # jobs for one object version before it is left to a person
+EVERY_MIN_S, EVERY_MAX_S = 1.0, 86_400.0
+IN_FLIGHT_MAX = 256
+RETRY_BASE_S = 60.0
+RETRY_MAX_S = 3600.0
+_SUFFIX = ".smp"
+_PATTERN_MAX = 1024
+
+
+class Rules:
+    """A sync's spec, checked.
+
+    Raises:
+        UsageError: ``bad_request`` or ``bad_name``, naming what is wrong.
+    """
+
+    def __init__(self, spec: SyncSpec) -> None:
+        self.spec = spec
+        self.remote, self.prefix = parse_location(spec.source, prefix=True)
+        self._include = [pattern(each) for each in spec.include]
+        self._exclude = [pattern(each) for each in spec.exclude]
+        if not EVERY_MIN_S <= spec.every_s <= EVERY_MAX_S:
+            raise UsageError("bad_request", "a sync lists every second to every day", hint="for example: --every 30s")
+        if not 1 <= spec.max_in_flight <= IN_FLIGHT_MAX:
+            raise UsageError(
+                "bad_request", f"a sync has 1 to {IN_FLIGHT_MAX} jobs at once", hint="change --max-in-flight"
+            )
+        if spec.target and not spec.processor:
+            raise UsageError("bad_request", "only results of a processor can go elsewhere", hint="add --run PROCESSOR")
+        if spec.target:
+            remote, path = parse_location(spec.target, prefix=True)
+            if not is_prefix(path):
+                raise UsageError("bad_request", f"{spec.target} is no prefix", hint="end it with a slash")
+            if remote == self.remote and (path.startswith(self.prefix) or not self.prefix):
+                hint = "choose another prefix or remote for --to"
+                raise UsageError("bad_request", "the sync would find its own results", hint=hint)
+
+    def wants(self, path: str) -> bool:
+        """Whether an object of the listing is one to work on."""
+        inside = path.removeprefix(self.prefix)
+        if any(each.fullmatch(inside) for each in self._exclude):
+            return False
+        return not self._include or any(each.fullmatch(inside) for each in self._include)
+
+    def job(self, path: str, pin: str) -> GetSpec | RunSpec:
+        """What is to be done with one version of an object."""
+        spec, source = self.spec, f"{self.remote}:{path}"
+        if not spec.processor:
+            return GetSpec(source, pin=pin)
+        target = ""
+        if spec.target:
+            inside = path.removeprefix(self.prefix).lstrip("/") or path.rpartition("/")[2]
+            target = spec.target + inside.removesuffix(_SUFFIX) + _SUFFIX
+        return RunSpec(source, spec.processor, spec.params, target, spec.recipients, pin=pin)
+
+
+def pattern(text: str) -> re.Pattern[str]:
+    """A pattern of paths: ``*`` and ``?`` stay within a step, ``**`` crosses steps, ``**/`` may stand for nothing.
+
+    Raises:
+        UsageError: ``bad_request``; it is empty or too long.
+    """
+    if not 0 < len(text) <= _PATTERN_MAX:
+        raise UsageError("bad_request", "a pattern has 1 to 1024 characters", hint="for example: --include '**/*.smp'")
+    parts = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    found = re.split(r"(\*\*/|\*\*|\*|\?)", text)
+    return re.compile("".join(parts.get(part, re.escape(part)) for part in found), re.DOTALL)
+
+
+def retry_delay(tries: int, rng: random.Random) -> float:
+    """Seconds until an object that failed ``tries`` times is tried again: exponential, half of it jitter."""
+    ceiling = min(RETRY_MAX_S, RETRY_BASE_S * 2.0 ** min(tries - 1, 16))
+    return ceiling / 2 + rng.uniform(0.0, ceiling / 2)

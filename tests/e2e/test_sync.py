@@ -1,0 +1,170 @@
+"""Syncs end to end: real servers, the real daemon, kills; each object version gets exactly one result."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from box import Box, box
+from scene import Person, add_remote, believe, box_key, client, faults, read_digests, sha256
+from servers import BUCKET, rclone_s3, rclone_sftp
+
+from smp_proto.control import LocalConfig, SyncView
+from smpctl import Client
+
+
+class Place:
+    """A box that watches a folder through a server, and a sender."""
+
+    def __init__(self, machine: Box, sender: Person, folder: Path, remote: str) -> None:
+        self.box = machine
+        self.sender = sender
+        self.folder = folder
+        self.remote = remote
+        self._work = folder.parent / f"work-{remote}"
+        self._work.mkdir()
+
+    def arrive(self, name: str, content: bytes) -> None:
+        """An object appears, or replaces another, at once."""
+        (self._work / "scan.bin").write_bytes(content)
+        sealed = self.sender.seal([self._work / "scan.bin"], self._work / "part")
+        (self.folder / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(sealed, self.folder / "in" / name)
+
+    def results(self) -> dict[str, str]:
+        """The digest that each result holds, by the result's path."""
+        found = {}
+        for path in sorted((self.folder / "out").rglob("*.smp")):
+            into = self._work / f"opened-{len(list(self._work.iterdir()))}"
+            self.sender.open(path, into)
+            found[str(path.relative_to(self.folder / "out"))] = read_digests(into)["scan.bin"]
+        return found
+
+
+def until(ctl: Client, name: str, test: Callable[[SyncView], bool]) -> SyncView:
+    """Wait for a sync: each event of the daemon is an occasion to look."""
+    if test(view := ctl.sync_show(name).sync):
+        return view
+    with Client(ctl._path) as other:
+        for event in other.watch():
+            if event.kind == "sync" and test(view := ctl.sync_show(name).sync):
+                return view
+    raise AssertionError
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Box, Person]]:
+    folder = tmp_path_factory.mktemp("sync")
+    with box(folder / "box") as machine:
+        sender = Person(machine, folder, "hospital")
+        sender.knows(box_key(machine, folder), "box")
+        believe(machine, sender)
+        yield machine, sender
+        assert not faults(machine)
+
+
+@pytest.fixture(scope="module", params=["s3", "sftp", "local"])
+def place(request, machine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    running, sender = machine
+    folder = tmp_path_factory.mktemp(request.param)
+    if request.param == "local":
+        (folder / "root" / "in").mkdir(parents=True)
+        running.ctl("remote", "add", "local", f"file://{folder / 'root'}")
+        yield Place(running, sender, folder / "root", "local")
+        return
+    serve = rclone_s3(folder) if request.param == "s3" else rclone_sftp(folder / "root", folder)
+    with serve as served:
+        root = folder / BUCKET if request.param == "s3" else folder / "root"
+        (root / "in").mkdir(parents=True)
+        add_remote(running, request.param, served)
+        yield Place(running, sender, root, request.param)
+
+
+def test_what_arrives_is_worked_on_once(place: Place) -> None:
+    """Back-fill, what comes, changes, is bad; a kill in between; exactly one result for each version that stayed."""
+    name = f"watch-{place.remote}"
+    expected = {}
+    for number in range(3):
+        place.arrive(f"a/{number}.smp", b"%d" % number)
+        expected[f"a/{number}.smp"] = sha256(b"%d" % number)
+    (place.folder / "in" / "notes.txt").write_text("no scan")
+    (place.folder / "in" / "bad.smp").write_bytes(b"not sealed")
+    flags = ["--run", "digest", "--to", f"{place.remote}:out/", "--include", "**/*.smp", "--every", "1s"]
+    place.box.ctl("sync", "add", name, f"{place.remote}:in/", *flags)
+    with client(place.box) as ctl:
+        until(ctl, name, lambda view: view.done == 3 and view.quarantined == 1)
+    place.arrive("a/1.smp", b"another")
+    place.arrive("new.smp", b"new")
+    expected |= {"a/1.smp": sha256(b"another"), "new.smp": sha256(b"new")}
+    place.box.kill()
+    place.box.start()
+    with client(place.box) as ctl:
+        view = until(ctl, name, lambda view: view.done == 4 and not view.waiting + view.in_flight)
+        assert (view.seen, view.quarantined, view.failed) == (5, 1, 0)
+        (trouble,) = ctl.sync_show(name).troubles
+        assert (trouble.path, trouble.error.code if trouble.error else "") == ("in/bad.smp", "not_sealed")
+        jobs = [job for job in ctl.jobs(limit=1000) if job.source.startswith(f"{place.remote}:in/")]
+    assert place.results() == expected
+    assert sorted(job.state for job in jobs) == ["done"] * 5 + ["quarantined"]
+    shown = place.box.ctl("sync", "show", name).stdout.decode()
+    assert "in/bad.smp" in shown
+    assert f"smpctl sync retry {name}" in shown
+    assert b"is watched by the sync" in place.box.ctl("remote", "remove", place.remote, check=False).stderr
+    place.box.ctl("sync", "remove", name)
+    assert name not in place.box.ctl("sync", "ls").stdout.decode()
+    audit = place.box.ctl("audit", "verify").stdout.decode()
+    assert "whole and in order" in audit
+
+
+def test_into_the_vault_and_away(machine, tmp_path: Path) -> None:
+    """Without a processor objects go to the vault; with --after delete they leave the remote once they are there."""
+    running, sender = machine
+    (tmp_path / "root" / "in").mkdir(parents=True)
+    running.ctl("remote", "add", "ward", f"file://{tmp_path / 'root'}")
+    place = Place(running, sender, tmp_path / "root", "ward")
+    for number in range(3):
+        place.arrive(f"{number}.smp", b"%d" % number)
+    running.ctl("sync", "add", "ward", "ward:in/", "--after", "delete", "--every", "1h", "--max-in-flight", "1")
+    with client(running) as ctl:
+        until(ctl, "ward", lambda view: view.done == 3)
+        assert list((tmp_path / "root" / "in").iterdir()) == []
+        ctl.sync_control("ward", "pause")
+        place.arrive("late.smp", b"late")
+        ctl.sync_control("ward", "resume")
+        ctl.sync_control("ward", "now")
+        until(ctl, "ward", lambda view: view.done == 4)
+        assert len([item for item in ctl.vault() if item.entries == 1]) >= 4
+    running.ctl("sync", "remove", "ward")
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "why"),
+    [
+        (["nowhere:in/"], 5, "nowhere"),
+        (["here:in/", "--run", "nothing.such"], 5, "nothing.such"),
+        (["here:in/", "--to", "here:out/"], 2, "--run"),
+        (["here:", "--run", "digest", "--to", "here:out/"], 2, "own results"),
+        (["here:in/", "--every", "soon"], 2, "no time"),
+        (["here:in/", "--every", "0s"], 2, "every second to every day"),
+        (["here:in/", "--run", "digest", "--to", "here:out/", "--vault"], 2, "two things"),
+        (["here:in/", "--include", ""], 2, "pattern"),
+    ],
+)
+def test_wrong_input(machine, tmp_path_factory, flags: list[str], code: int, why: str) -> None:
+    """Each is refused at once, with what is wrong."""
+    running, _ = machine
+    with client(running) as ctl:
+        if "here" not in [remote.name for remote in ctl.remotes()]:
+            ctl.remote_add("here", LocalConfig(str(tmp_path_factory.mktemp("here"))))
+    done = running.ctl("sync", "add", "wrong", *flags, check=False)
+    assert done.returncode == code, done.stderr
+    assert why in done.stderr.decode()
+
+
+@pytest.mark.parametrize("verb", ["show", "pause", "resume", "now", "retry", "remove"])
+def test_a_sync_that_is_not_there(machine, verb: str) -> None:
+    """Said by name, with where to look."""
+    done = machine[0].ctl("sync", verb, "nobody", check=False)
+    assert done.returncode == 5
+    assert b"nobody" in done.stderr
+    assert b"smpctl sync ls" in done.stderr

@@ -1,0 +1,100 @@
+"""What a sync wants and where results go: pure functions."""
+
+import fnmatch
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sync.world import spec
+
+from smp_proto.errors import UsageError
+from smpd.sync.rules import RETRY_BASE_S, RETRY_MAX_S, Rules, pattern, retry_delay
+
+
+@pytest.mark.parametrize(
+    ("include", "exclude", "wanted", "left"),
+    [
+        ([], [], ["in/a", "in/a/b.smp"], []),
+        (["*.smp"], [], ["in/a.smp"], ["in/b/a.smp", "in/a.txt"]),
+        (["**/*.smp"], [], ["in/a.smp", "in/b/c/a.smp"], ["in/a.txt"]),
+        (["ct/**"], [], ["in/ct/a", "in/ct/b/c"], ["in/mr/a", "in/ct"]),
+        ([], ["tmp/**", "?.smp"], ["in/aa.smp"], ["in/tmp/x", "in/a.smp"]),
+        (["**/*.smp"], ["**/draft-*"], ["in/x/a.smp"], ["in/x/draft-a.smp", "in/draft-a.smp"]),
+        (["a[1].smp"], [], ["in/a[1].smp"], ["in/a1.smp"]),
+    ],
+)
+def test_patterns(include, exclude, wanted, left):
+    """Of paths below the prefix; a star stays within a step."""
+    rules = Rules(spec(include=include, exclude=exclude))
+    assert [path for path in wanted + left if rules.wants(path)] == wanted
+
+
+@given(st.text("ab/.*?", min_size=1, max_size=8), st.text("ab/.", max_size=8))
+def test_a_pattern_without_slashes_is_as_fnmatch_says(glob, path):
+    """Where no step is crossed the standard library agrees."""
+    if "/" in path or "**" in glob or "/" in glob:
+        return
+    assert bool(pattern(glob).fullmatch(path)) == fnmatch.fnmatchcase(path, glob)
+
+
+@given(st.text(min_size=1, max_size=20))
+def test_any_text_is_a_pattern(glob):
+    """Without wildcards it matches itself alone."""
+    found = pattern(glob)
+    if not set(glob) & {"*", "?"}:
+        assert found.fullmatch(glob)
+        assert not found.fullmatch(glob + "x")
+
+
+@pytest.mark.parametrize("glob", ["", "x" * 1025])
+def test_what_is_no_pattern(glob):
+    """Refused with an example."""
+    with pytest.raises(UsageError, match="pattern"):
+        pattern(glob)
+
+
+@pytest.mark.parametrize(
+    ("changes", "target"),
+    [
+        ({"target": "out:r/"}, "out:r/b/c.smp"),
+        ({"target": "out:"}, "out:b/c.smp"),
+        ({"target": ""}, ""),
+        ({"target": "out:r/", "source": "lake:in/b/c.smp"}, "out:r/c.smp"),
+    ],
+)
+def test_results_lie_as_their_objects_do(changes, target):
+    """Below the target, under the path below the prefix, with one suffix; the job is for one version."""
+    rules = Rules(spec(processor="digest", **changes))
+    for path in ("in/b/c.smp", "in/b/c"):
+        job = rules.job(path, "pin")
+        if path.endswith(".smp") or "source" not in changes:
+            assert job.target == target
+        assert (job.source, job.pin, job.processor) == (f"lake:{path}", "pin", "digest")
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"target": "out:r/"}, "processor"),
+        ({"processor": "digest", "target": "out:r"}, "no prefix"),
+        ({"processor": "digest", "target": "lake:in/results/"}, "own results"),
+        ({"processor": "digest", "target": "lake:r/", "source": "lake:"}, "own results"),
+        ({"source": "lake:../x"}, "step"),
+        ({"every_s": 0.5}, "every second to every day"),
+        ({"every_s": float("nan")}, "every second to every day"),
+        ({"max_in_flight": 0}, "1 to 256"),
+    ],
+)
+def test_what_cannot_work_is_refused(changes, why):
+    """Before anything is kept."""
+    with pytest.raises(UsageError, match=why):
+        Rules(spec(**changes))
+
+
+@given(st.integers(1, 10_000), st.integers())
+def test_a_failure_waits_longer_each_time(tries, seed):
+    """Between half and the whole of a ceiling that doubles up to an hour."""
+    delay = retry_delay(tries, random.Random(seed))
+    ceiling = min(RETRY_MAX_S, RETRY_BASE_S * 2 ** min(tries - 1, 16))
+    assert ceiling / 2 <= delay <= ceiling

@@ -1,0 +1,308 @@
+"""Every object version becomes one job, whatever happens in between."""
+
+import random
+
+import anyio
+import pytest
+from sync.world import Bucket, Machine, spec
+
+from smp_proto.control import SyncView
+from smp_proto.errors import IntegrityError, ProcessorError, RemoteError, ResourceError, SmpError, StateError
+from smpd.sync.rules import RETRY_MAX_S, TRIES
+
+
+class Crash(Exception):
+    """Ends the daemon where it is raised."""
+
+
+def fill(bucket: Bucket, count: int, pin: str = "1") -> None:
+    bucket.objects |= {f"in/{number:02}.smp": pin for number in range(count)}
+
+
+@pytest.fixture
+def machine(tmp_path) -> Machine:
+    return Machine(tmp_path, Bucket())
+
+
+async def test_each_object_once(machine):
+    """What is there becomes a job each; another listing makes none; what is new or changed does."""
+    fill(machine.bucket, 8)
+    machine.bucket.objects["elsewhere.smp"] = "1"
+    async with machine.running() as syncs:
+        await syncs.add(spec(), "ann(1)")
+        view = await machine.settled(1)
+        assert (view.seen, view.done, view.lag_s) == (8, 8, 0.0)
+        await machine.again()
+        assert set(machine.results.values()) == {1}
+        machine.bucket.objects |= {"in/03.smp": "2", "in/new.smp": "1"}
+        del machine.bucket.objects["in/04.smp"]
+        view = await machine.again()
+        assert (view.seen, view.done) == (9, 9)
+        assert view.hour_done >= 9
+        assert machine.results["in/03.smp", "2"] == machine.results["in/new.smp", "1"] == 1
+        machine.bucket.objects["in/03.smp"] = "1"  # a version that was done before
+        await machine.again()
+    assert len(machine.results) == 10
+    assert set(machine.results.values()) == {1}
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_exactly_once_whatever_happens(machine, seed):
+    """Objects come, change and go, listings break, the daemon dies: each version that stayed has one result."""
+    rng = random.Random(seed)
+    async with machine.running() as syncs:
+        await syncs.add(spec(max_in_flight=rng.randint(1, 5)), "ann(1)")
+    for step in range(12):
+        for _ in range(rng.randint(0, 6)):
+            machine.bucket.objects[f"in/{rng.randint(0, 15):02}.smp"] = str(step)
+        for path in [path for path in machine.bucket.objects if rng.random() < 0.1]:
+            del machine.bucket.objects[path]
+        machine.bucket.broken = RemoteError("remote_unreachable", "down") if rng.random() < 0.2 else None
+        left = [rng.randint(0, 4)]
+
+        def die(left: list[int] = left) -> None:
+            left[0] -= 1
+            if left[0] < 0:
+                raise Crash
+
+        machine.before_submit = die if rng.random() < 0.5 else lambda: None
+        try:
+            async with machine.running() as syncs:
+                await syncs.control("s", "now")
+                await machine.until(lambda view: bool(view.error) or not view.waiting + view.in_flight)
+        except* Crash:
+            pass
+    machine.before_submit, machine.bucket.broken = (lambda: None), None
+    async with machine.running():
+        await machine.again()  # may be the rest of one that a crash cut off
+        await machine.again()
+    stayed = set(machine.bucket.objects.items())
+    assert stayed <= set(machine.results)
+    assert set(machine.results.values()) == {1}
+
+
+async def test_a_listing_goes_on_where_it_was_left(machine):
+    """After a crash within a listing the batches that were taken are not listed again."""
+    fill(machine.bucket, 12)
+    machine.bucket.stop_after = 2
+    async with machine.running() as syncs:
+        await syncs.add(spec(), "ann(1)")
+        await machine.bucket.held.wait()
+    machine.bucket.stop_after = None
+    async with machine.running():
+        view = await machine.settled(1)
+    assert machine.bucket.listed_from == ["", "in/05.smp"]
+    assert view.done == 12
+    assert set(machine.results.values()) == {1}
+
+
+async def test_one_that_fails_backs_off_alone(machine):
+    """It is tried again later and later by the same job, is quarantined in the end, and the others go on."""
+    fill(machine.bucket, 4)
+    machine.outcome = lambda path: ProcessorError("processor_failed", "no") if path == "in/02.smp" else None
+    async with machine.running() as syncs:
+        await syncs.add(spec(), "ann(1)")
+        for tries in range(1, TRIES):
+            view = await machine.until(lambda view: view.failed == 1 and not view.in_flight + view.waiting)
+            assert view.done == 3
+            assert [(each.path, each.tries) for each in (await syncs.shown("s")).troubles] == [("in/02.smp", tries)]
+            machine.now += RETRY_MAX_S
+            syncs._watchers["s"].look()
+            await machine.until(lambda view, tries=tries: not view.failed or _tries(view) > tries)
+        view = await machine.until(lambda view: view.quarantined == 1)
+        (trouble,) = (await syncs.shown("s")).troubles
+        assert (trouble.state, trouble.tries, trouble.error.code) == ("quarantined", TRIES, "processor_failed")
+        assert len(machine.journal.list()) == 4
+        machine.outcome = lambda path: None
+        await syncs.control("s", "retry")
+        assert (await machine.until(lambda view: view.done == 4)).quarantined == 0
+        assert len(machine.journal.list()) == 4
+
+
+def _tries(view: SyncView) -> int:
+    return view.failed
+
+
+async def test_bad_data_is_left_to_a_person(machine):
+    """It is quarantined at once with its reason; a newer version of it is new."""
+    fill(machine.bucket, 3)
+    machine.outcome = lambda path: IntegrityError("bad_tag", "forged") if path == "in/00.smp" else None
+    async with machine.running() as syncs:
+        await syncs.add(spec(), "ann(1)")
+        view = await machine.settled(1)
+        assert (view.done, view.quarantined) == (2, 1)
+        machine.outcome = lambda path: None
+        machine.bucket.objects["in/00.smp"] = "2"
+        view = await machine.again()
+        assert (view.done, view.quarantined) == (3, 0)
+
+
+async def test_what_a_person_resumes_counts(machine):
+    """A quarantined job that is resumed by hand and ends well is the sync's result, and is not made twice."""
+    fill(machine.bucket, 1)
+    machine.outcome = lambda path: IntegrityError("untrusted_sender", "who")
+    async with machine.running() as syncs:
+        await syncs.add(spec(), "ann(1)")
+        await machine.until(lambda view: view.quarantined == 1)
+        machine.outcome = lambda path: None
+        (job,) = machine.journal.list()
+        machine.journal.move(job.id, "resume")
+        await machine.until(lambda view: view.done == 1)
+        await syncs.control("s", "retry")
+        await machine.again()
+    assert machine.results.total() == 1
+
+
+async def test_replaced_while_it_was_queued(machine):
+    """The job for the version that is gone does nothing; the version that is there gets its own."""
+    fill(machine.bucket, 2)
+    machine.hold = True
+    async with machine.running() as syncs:
+        await syncs.add(spec(), "ann(1)")
+        await machine.until(lambda view: view.in_flight == 2)
+        machine.bucket.objects["in/01.smp"] = "2"
+        count = machine.store.get("s").listings
+        await syncs.control("s", "now")
+        await machine.until(lambda _: machine.listings > count)
+        machine.hold = False
+        view = await machine.again()
+    assert view.done == 2
+    assert machine.results == {("in/00.smp", "1"): 1, ("in/01.smp", "2"): 1}
+
+
+async def test_no_more_in_flight_than_asked(machine):
+    """Jobs there are at once are bounded."""
+    fill(machine.bucket, 20)
+    async with machine.running() as syncs:
+        await syncs.add(spec(max_in_flight=3), "ann(1)")
+        await machine.settled(1)
+    assert machine.most <= 3
+
+
+async def test_backfill_and_live_take_turns(machine):
+    """An object that appears during a long back-fill does not wait for its end."""
+    fill(machine.bucket, 30)
+    order: list[str] = []
+    machine.outcome = order.append
+    machine.hold = True
+    async with machine.running() as syncs:
+        await syncs.add(spec(max_in_flight=1), "ann(1)")
+        await machine.until(lambda view: view.waiting == 29 and machine.listings == 1)
+        machine.bucket.objects["in/zz.smp"] = "1"
+        await syncs.control("s", "now")
+        await machine.until(lambda view: view.waiting == 30)
+        machine.hold = False
+        await machine.settled(2)
+    assert order.index("in/zz.smp") <= 3
+    assert len(order) == 31
+
+
+async def test_plaintext_has_to_be_still(tmp_path):
+    """In a standard remote an object counts once two listings agree on it."""
+    machine = Machine(tmp_path, Bucket("standard"))
+    fill(machine.bucket, 2)
+    async with machine.running() as syncs:
+        await syncs.add(spec(), "ann(1)")
+        await machine.until(lambda view: machine.listings == 1)
+        assert not machine.results
+        machine.bucket.objects["in/01.smp"] = "2"  # still being written
+        count = 2
+        await syncs.control("s", "now")
+        await machine.until(lambda view: machine.listings == count and view.done == 1)
+        await machine.again()
+    assert machine.results == {("in/00.smp", "1"): 1, ("in/01.smp", "2"): 1}
+
+
+async def test_pause_and_resume_outlive_a_restart(machine):
+    """A paused sync neither lists nor makes jobs."""
+    fill(machine.bucket, 2)
+    async with machine.running() as syncs:
+        await syncs.add(spec(), "ann(1)")
+        await machine.settled(1)
+        assert (await syncs.control("s", "pause")).state == "paused"
+    machine.bucket.objects["in/new.smp"] = "1"
+    async with machine.running() as syncs:
+        view = (await syncs.shown("s")).sync
+        assert (view.state, view.next_poll) == ("paused", 0.0)
+        await syncs.control("s", "resume")
+        assert (await machine.settled(2)).done == 3
+
+
+async def test_a_remote_that_is_down_is_asked_again(machine):
+    """The error shows, and goes with the next listing that ends well."""
+    machine.bucket.broken = RemoteError("remote_unreachable", "down")
+    async with machine.running() as syncs:
+        await syncs.add(spec(), "ann(1)")
+        while not (await syncs.shown("s")).sync.error:
+            await anyio.lowlevel.checkpoint()
+        machine.bucket.broken = None
+        fill(machine.bucket, 1)
+        view = await machine.again()
+    assert (view.done, view.error) == (1, None)
+
+
+async def test_the_source_is_deleted_once_its_result_is_there(machine):
+    """With a record before it; one that was replaced meanwhile stays."""
+    fill(machine.bucket, 3)
+    replaced = []
+
+    def outcome(path: str) -> SmpError | None:
+        if path == "in/01.smp" and not replaced:
+            replaced.append(path)
+        return None
+
+    machine.outcome = outcome
+    async with machine.running() as syncs:
+        await syncs.add(spec(after="delete"), "ann(1)")
+        view = await machine.settled(1)
+    assert view.done == 3
+    assert machine.bucket.objects == {}
+    assert machine.audited == [("object.delete", f"lake:in/0{number}.smp") for number in range(3)]
+
+
+async def test_the_disk_is_full_for_a_while(machine):
+    """Nothing counts as a failure of an object; it goes on when the journal takes jobs again."""
+    fill(machine.bucket, 2)
+    full = [True]
+
+    def refuse() -> None:
+        if full[0]:
+            raise ResourceError("disk_full", "full")
+
+    machine.before_submit = refuse
+    async with machine.running() as syncs:
+        await syncs.add(spec(), "ann(1)")
+        await machine.until(lambda view: view.waiting == 2 and machine.listings == 1)
+        full[0] = False
+        syncs._watchers["s"].look()
+        view = await machine.settled(1)
+    assert (view.done, view.failed) == (2, 0)
+
+
+async def test_removing_forgets_and_frees_the_name(machine):
+    """The jobs stay; a sync of that name begins anew."""
+    fill(machine.bucket, 5)
+    async with machine.running() as syncs:
+        await syncs.add(spec(), "ann(1)")
+        with pytest.raises(StateError, match="there is a sync named s"):
+            await syncs.add(spec(), "ann(1)")
+        await machine.settled(1)
+        await syncs.control("s", "remove")
+        assert await syncs.views() == []
+        assert machine.db.rows("SELECT count(*) FROM sync_objects") == [(0,)]
+        await syncs.add(spec(), "ann(1)")
+        await machine.settled(1)
+    assert set(machine.results.values()) == {2}
+
+
+async def test_names_are_not_in_the_database(machine):
+    """Neither path nor error nor the sync's source is there in the clear."""
+    machine.bucket.objects["in/jones-knee.smp"] = "pin-of-jones"
+    machine.outcome = lambda path: IntegrityError("bad_tag", "jones is forged")
+    async with machine.running() as syncs:
+        await syncs.add(spec(source="lake:in/", include=["jones*"]), "ann(1)")
+        await machine.until(lambda view: view.quarantined == 1)
+        machine.db.close()
+        with open(machine.path, "rb") as file:
+            assert b"jones" not in file.read()
+        machine.db.__init__(machine.path)
