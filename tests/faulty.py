@@ -58,6 +58,8 @@ class Proxy:
         self.received = 0  # bytes from the server since the fault was put in
         self.requests: list[tuple[int, int]] = []  # ranges asked of the server since then, first and last byte
         self.connections = 0
+        self.asked: list[tuple[bytes, float]] = []  # requests by line and range, and when, on the monotonic clock
+        self.refused = b"", 0.0
         self.port = 0
 
     def put(self, fault: Fault | None) -> None:
@@ -67,6 +69,7 @@ class Proxy:
             self._counts = {True: 0, False: 0}
             self.received = 0
             self.requests.clear()
+            self.asked.clear()
 
     def down(self) -> None:
         """Refuse connections, and break those that are open."""
@@ -145,7 +148,9 @@ class Proxy:
                 await asyncio.get_running_loop().run_in_executor(None, fault.action)
                 sink.write(data)
             elif fault.kind == "etag":
-                sink.write(re.sub(rb'(?i)(\r\netag: ?"?)[0-9a-f]{4}', rb"\g<1>0ff0", data))
+                changed = re.sub(rb'(?i)(\r\netag: ?"?)[0-9a-f]{4}', rb"\g<1>0ff0", data)
+                fault.hit = fault.hit or changed != data
+                sink.write(changed)
             else:
                 await self._break(fault.kind, data, source, sink, other)
                 return
@@ -199,15 +204,19 @@ class Proxy:
         """Answer a request in the server's place, if that is the fault; note what ranges are asked for."""
         if not re.match(rb"(GET|HEAD|PUT|POST|DELETE) [^\r\n]+ HTTP/1\.1\r\n", data):
             return False
+        extent = re.search(rb"(?i)\r\nrange: bytes=(\d*)-(\d+)\r\n", data)
+        request = data.partition(b"\r\n")[0] + (extent[0] if extent else b""), time.monotonic()
         with self._lock:
+            self.asked.append(request)
             fault = self._fault
             if fault is not None and fault.kind == "refuse" and self._counts[False] >= fault.at and fault.times:
                 fault.times -= 1
                 fault.hit = True
+                self.refused = request
                 client.write(fault.answer)
                 return True
-            if found := re.search(rb"(?i)\r\nrange: bytes=(\d+)-(\d+)\r\n", data):
-                self.requests.append((int(found[1]), int(found[2])))
+            if extent and extent[1]:
+                self.requests.append((int(extent[1]), int(extent[2])))
         return False
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import re
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -131,13 +132,21 @@ def _handler(store: GatedS3) -> type[BaseHTTPRequestHandler]:
     return Handler
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that went is none."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
 @contextlib.contextmanager
 def gated_s3(objects: dict[str, bytes], *, conditional: bool = False) -> Iterator[tuple[GatedS3, Served]]:
     """Run the server; the bucket is ``scans``."""
     store = GatedS3(objects, conditional=conditional)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(store))
-    server.daemon_threads = True
-    server.block_on_close = False
+    server = _Server(("127.0.0.1", 0), _handler(store))
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
