@@ -4,7 +4,7 @@ Rules it encodes:
 
 - ``start`` and what follows it (``succeed``, ``retry``, ``fail``, ``quarantine``) are the scheduler's moves;
   ``pause``, ``resume`` and ``cancel`` are a person's.
-- ``hold`` has a job wait for room before it starts; it is no attempt.
+- ``hold`` has a job wait, before it starts, for room or for a remote that is down; it is no attempt.
 - ``recover`` is what happens to a running job whose daemon died: it goes back to the queue.
 - ``done`` and ``cancelled`` are the end. ``failed`` and ``quarantined`` can be resumed: a new try goes on from
   what the spool holds. They can also be cancelled, which lets go of what the spool holds.
