@@ -13,6 +13,7 @@ import click
 import msgspec
 
 from smp_proto.errors import NotFoundError, UsageError
+from smp_proto.memory import forbid_dumps
 from smpctl.client import Client
 
 
@@ -109,6 +110,7 @@ def secret_bytes(path: str, what: str) -> bytearray:
         NotFoundError: ``no_such_file``.
         UsageError: ``bad_request``; it is empty or over 64 KiB.
     """
+    forbid_dumps()
     try:
         with open(path, "rb", buffering=0) as file:
             data = bytearray(1 << 16)

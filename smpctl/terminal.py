@@ -4,7 +4,7 @@ import os
 import termios
 
 from smp_proto.errors import UsageError
-from smp_proto.sealed.filekey import wipe
+from smp_proto.memory import forbid_dumps, wipe
 
 LENGTH_MAX = 4096  # what a terminal holds of one line
 
@@ -19,6 +19,7 @@ def ask(prompt: str, *, otherwise: str) -> bytearray:
     Raises:
         UsageError: ``bad_request``; there is no terminal, or nothing was typed.
     """
+    forbid_dumps()
     try:
         fd = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
     except OSError:

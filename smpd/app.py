@@ -147,7 +147,7 @@ def _compose(config: Config, state: State, group: TaskGroup) -> Daemon:
         if health.state != "down":
             scheduler.release()
 
-    pools = Pools(remotes.get, _fetch(config), group, health_changed)
+    pools = Pools(remotes.view, remotes.get, _fetch(config), group, health_changed)
 
     async def snapshot(actor: Actor, ids: list[str]) -> list[JobView]:
         def views() -> list[JobView]:

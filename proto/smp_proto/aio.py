@@ -196,15 +196,15 @@ class Caller:
         await self._gone.wait()
 
     @contextlib.asynccontextmanager
-    async def open(self, request: Any, fds: Sequence[int] = ()) -> AsyncIterator[Exchange]:
-        """Send REQUEST and yield the exchange; leaving before END sends CANCEL."""
+    async def open(self, request: Any, fds: Sequence[int] = (), *, secret: bool = False) -> AsyncIterator[Exchange]:
+        """Send REQUEST and yield the exchange; leaving before END sends CANCEL. ``secret`` as for a channel's send."""
         if not self.alive:
             raise self._lost()
         exchange = Exchange(self._channel, self._take_stream(), self._believe)
         self._open[exchange.stream] = exchange
         try:
             with self._peer():
-                await self._request(exchange, request, fds)
+                await self._request(exchange, request, fds, secret)
                 yield exchange
         finally:
             # The stream's number stays taken until END comes, so that a late frame finds its stream.
@@ -213,7 +213,15 @@ class Caller:
                     await self._channel.send(FrameType.CANCEL, exchange.stream)
             exchange.close()
 
-    async def call(self, request: Any, kind: type[T], *, timeout: float | None = None, fds: Sequence[int] = ()) -> T:
+    async def call(
+        self,
+        request: Any,
+        kind: type[T],
+        *,
+        timeout: float | None = None,
+        fds: Sequence[int] = (),
+        secret: bool = False,
+    ) -> T:
         """Send a request and return its reply.
 
         Raises:
@@ -221,12 +229,12 @@ class Caller:
             SmpError: the peer's error, or the peer is gone.
         """
         with anyio.fail_after(timeout):
-            async with self.open(request, fds) as exchange:
+            async with self.open(request, fds, secret=secret) as exchange:
                 return await exchange.result(kind)
 
-    async def _request(self, exchange: Exchange, request: Any, fds: Sequence[int]) -> None:
+    async def _request(self, exchange: Exchange, request: Any, fds: Sequence[int], secret: bool) -> None:
         try:
-            await self._channel.send(FrameType.REQUEST, exchange.stream, encode(request), fds)
+            await self._channel.send(FrameType.REQUEST, exchange.stream, encode(request), fds, secret=secret)
         except BaseException:
             self._open.pop(exchange.stream, None)  # never asked, so there is nothing to cancel or to wait for
             raise

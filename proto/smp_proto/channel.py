@@ -16,6 +16,7 @@ import anyio.lowlevel
 import msgspec
 
 from smp_proto.errors import DaemonError
+from smp_proto.memory import wipe_bytes
 from smp_proto.wire import FDS_MAX, Frame, FrameDecoder, FrameType, encode_frame
 
 STALL_S = 30.0
@@ -69,13 +70,23 @@ class Channel:
         self._unread = [0, 0, 0]
         self._unread_max = (UNREAD_MESSAGES_MAX, unread_bytes_max, UNREAD_FDS_MAX)
 
-    async def send(self, frame_type: FrameType, stream: int, body: bytes = b"", fds: Sequence[int] = ()) -> None:
-        """Send one frame; the descriptors stay open here.
+    async def send(
+        self, frame_type: FrameType, stream: int, body: bytes = b"", fds: Sequence[int] = (), *, secret: bool = False
+    ) -> None:
+        """Send one frame; the descriptors stay open here. What is ``secret`` is overwritten, ``body`` too.
 
         Raises:
             anyio.BrokenResourceError: the peer is gone, or has read nothing for ``stall_s``.
         """
-        data = memoryview(encode_frame(frame_type, stream, body, len(fds)))
+        frame = encode_frame(frame_type, stream, body, len(fds))
+        try:
+            await self._send_frame(memoryview(frame), fds)
+        finally:
+            if secret:
+                wipe_bytes(frame)
+                wipe_bytes(body)
+
+    async def _send_frame(self, data: memoryview, fds: Sequence[int]) -> None:
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         await anyio.lowlevel.checkpoint_if_cancelled()
         begun = not self._send_lock.locked()  # nobody is in the middle of a frame: nearly all go out whole, at once

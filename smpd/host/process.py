@@ -2,11 +2,10 @@
 
 import ctypes
 import os
-import resource
 
 from smp_proto.errors import ResourceError
+from smp_proto.memory import forbid_dumps
 
-_PR_SET_DUMPABLE = 4
 _M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8  # malloc.h
 _ARENAS = 2
 _MMAP_BYTES = 256 << 10
@@ -19,12 +18,12 @@ def harden() -> None:
     Raises:
         ResourceError: ``sandbox`` when the kernel refuses; keys must not be loaded then.
     """
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
-        reason = os.strerror(ctypes.get_errno())
+    try:
+        forbid_dumps()
+    except OSError as error:
         raise ResourceError(
-            "sandbox", f"the kernel refuses PR_SET_DUMPABLE: {reason}", hint="check the seccomp profile"
-        )
+            "sandbox", f"the kernel refuses PR_SET_DUMPABLE: {error.strerror}", hint="check the seccomp profile"
+        ) from error
     os.umask(0o077)
     if hasattr(_libc, "mallopt"):  # glibc: a heap for each thread keeps what was freed in it, content and all
         _libc.mallopt(_M_ARENA_MAX, _ARENAS)

@@ -5,6 +5,7 @@ drains what it is told. A slot is bytes ``[slot * slot_bytes, (slot + 1) * slot_
 """
 
 import contextlib
+import ctypes
 import fcntl
 import mmap
 import os
@@ -29,6 +30,7 @@ class Ring:
         if os.fstat(fd).st_size != slots * slot_bytes:
             raise ResourceError("internal", "a ring arrived with a size other than announced")
         self._map = mmap.mmap(fd, slots * slot_bytes, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+        _lock(self._map)
         self._view = memoryview(self._map)
 
     @classmethod
@@ -76,6 +78,13 @@ class Ring:
         with contextlib.suppress(BufferError):
             self._map.close()
         os.close(self.fd)
+
+
+def _lock(mapped: mmap.mmap) -> None:
+    """Keep a ring out of swap (mlock(2)) where the limit LimitMEMLOCK allows it, until it is unmapped."""
+    libc = ctypes.CDLL(None)
+    first = ctypes.c_char.from_buffer(mapped)
+    libc.mlock(ctypes.c_void_p(ctypes.addressof(first)), ctypes.c_size_t(len(mapped)))
 
 
 class Slots:

@@ -103,7 +103,7 @@ def _seal(pool: RemotePool, lane: Lane, piece: _Piece, writer: BundleWriter) -> 
             ring = pool.ring(lane)
             for start, part in private_copies(ring.fd, ring.offset(lane.slot), piece.length):
                 if piece.offset + start == 0:
-                    writer.begin(piece.name, guess_media_type(piece.name, bytes(part[:256])))
+                    writer.begin(piece.name, guess_media_type(piece.name, part))
                 writer.write(part)
         if piece.offset + piece.length == piece.info.size:
             writer.end()

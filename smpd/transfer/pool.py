@@ -15,7 +15,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from smp_proto.aio import Caller, Exchange
-from smp_proto.control import ObjectInfo, RemoteHealth
+from smp_proto.control import ObjectInfo, RemoteHealth, RemoteView
 from smp_proto.errors import NotFoundError, RemoteError, SmpError
 from smpd.links import fetching
 from smpd.links.ring import Ring
@@ -49,13 +49,15 @@ class RemotePool:
     """All that smpd does with one remote goes through here.
 
     Attributes:
+        load: gives it again with its secret (blocking), for each process that is started; wiped once it was sent.
         openers: limits the threads that hash and open, those of all remotes together, to the cores there are: more only
             take the cache and the interpreter lock from each other.
     """
 
     def __init__(
         self,
-        remote: Remote,
+        remote: RemoteView,
+        load: Callable[[str], Remote],
         settings: FetchSettings,
         group: TaskGroup,
         openers: anyio.CapacityLimiter,
@@ -64,7 +66,7 @@ class RemotePool:
         self.openers = openers
         self.name = remote.name
         self.mode = remote.mode
-        self._remote = remote
+        self._load = load
         self.settings = settings
         self.walls: dict[str, str] = {}  # of the process that was started last
         self._rings: list[Ring | None] = [None] * settings.processes
@@ -355,17 +357,21 @@ class RemotePool:
                     Ring.create, f"smp-cipher-{index}", settings.slots, settings.slot_bytes
                 )
                 self._rings[index] = ring
-            settings, remote = self.settings, self._remote
-            request = fetching.Setup(
-                remote.config,
-                ring.slots,
-                ring.slot_bytes,
-                remote.secret,
-                settings.connections,
-                settings.sandbox,
-                settings.deadlines,
-            )
-            self.walls = (await worker.caller.call(request, fetching.Walls, fds=[ring.fd])).sandbox
+            settings = self.settings
+            remote = await anyio.to_thread.run_sync(self._load, self.name)
+            try:
+                request = fetching.Setup(
+                    remote.config,
+                    ring.slots,
+                    ring.slot_bytes,
+                    remote.secret,
+                    settings.connections,
+                    settings.sandbox,
+                    settings.deadlines,
+                )
+                self.walls = (await worker.caller.call(request, fetching.Walls, fds=[ring.fd], secret=True)).sandbox
+            finally:
+                remote.wipe()
 
         return set_up
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 import anyio
 from anyio.abc import TaskGroup
 
-from smp_proto.control import RemoteHealth
+from smp_proto.control import RemoteHealth, RemoteView
 from smp_proto.errors import RemoteError
 from smpd.transfer.pool import FetchSettings, RemotePool
 from smpd.vault.remotes import Remote
@@ -16,7 +16,8 @@ class Pools:
     """The pools of all remotes, each made when it is first asked for.
 
     Args:
-        load: gives a remote with its secret (blocking); raises ``no_such_remote``.
+        view: gives a remote (blocking); raises ``no_such_remote``.
+        load: gives it with its secret, for the pool to wipe.
         settings: size of each pool.
         group: where the workers live.
         changed: is told when a remote goes down and when it is back.
@@ -24,11 +25,13 @@ class Pools:
 
     def __init__(
         self,
+        view: Callable[[str], RemoteView],
         load: Callable[[str], Remote],
         settings: FetchSettings,
         group: TaskGroup,
         changed: Callable[[RemoteHealth], None],
     ) -> None:
+        self._view = view
         self._load = load
         self._settings = settings
         self._group = group
@@ -45,8 +48,10 @@ class Pools:
         """
         async with self._lock:
             if name not in self.open:
-                remote = await anyio.to_thread.run_sync(self._load, name)
-                self.open[name] = RemotePool(remote, self._settings, self._group, self._openers, self._changed)
+                remote = await anyio.to_thread.run_sync(self._view, name)
+                self.open[name] = RemotePool(
+                    remote, self._load, self._settings, self._group, self._openers, self._changed
+                )
             return self.open[name]
 
     async def forget(self, name: str) -> None:

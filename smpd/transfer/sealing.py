@@ -121,7 +121,7 @@ def seal_descriptor(writer: BundleWriter, fd: int, name: str, media_type: str, p
             except OSError as error:
                 raise ResourceError("disk_failed", f"{name} could not be read: {error.strerror}") from error
             if offset == 0:
-                writer.begin(name, media_type or guess_media_type(name, bytes(buffer[: min(count, 256)])))
+                writer.begin(name, media_type or guess_media_type(name, buffer[:count]))
             if not count:
                 break
             writer.write(buffer[:count])

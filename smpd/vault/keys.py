@@ -21,6 +21,7 @@ from smp_proto.sealed.filekey import random_secret, wipe
 from smp_proto.sealed.keys import Identity
 from smpd.config import Keys
 from smpd.host.credentials import read_secret
+from smpd.host.process import lock_memory
 
 IDENTITY = "identity.key"
 STATE_KEY = "state.key"
@@ -80,8 +81,9 @@ def load_keys(folder: str, config: Keys) -> BoxKeys:
     finally:
         for each in secrets:
             wipe(each)
+    identity.forget_seed()  # what is in use is in OpenSSL's keys; the file has the rest
     try:
-        return BoxKeys(
+        keys = BoxKeys(
             identity,
             state=_expand(root, b"smpd state"),
             pseudonym=_expand(root, b"smpd pseudonym"),
@@ -91,6 +93,9 @@ def load_keys(folder: str, config: Keys) -> BoxKeys:
             protected=bool(config.passphrase_file or config.credential_file),
             mended=mended,
         )
+        for key in (keys.state, keys.pseudonym, keys.detail):
+            lock_memory(key)
+        return keys
     finally:
         wipe(root)
 

@@ -24,6 +24,7 @@ from smp_proto.control import (
 )
 from smp_proto.durable import is_part
 from smp_proto.errors import IntegrityError, NotFoundError, StateError, UsageError
+from smp_proto.memory import wipe_bytes, wipe_text
 from smpd.jobs.database import Database
 from smpd.jobs.seal import StateSeal
 
@@ -52,6 +53,12 @@ class Remote(msgspec.Struct, frozen=True):
     def view(self) -> RemoteView:
         """Return what may be shown."""
         return RemoteView(self.name, self.mode, self.config, self.secret is not None)
+
+    def wipe(self) -> None:
+        """Overwrite the secret, which nothing else may refer to."""
+        for value in msgspec.structs.astuple(self.secret) if self.secret is not None else ():
+            if isinstance(value, str):
+                wipe_text(value)
 
 
 _decode = msgspec.msgpack.Decoder(Remote).decode
@@ -156,7 +163,7 @@ class RemoteStore:
         return remote.view()
 
     def get(self, name: str) -> Remote:
-        """Return a remote with its secret.
+        """Return a remote with its secret, for the caller to wipe.
 
         Raises:
             NotFoundError: ``no_such_remote``.
@@ -166,10 +173,22 @@ class RemoteStore:
         if not rows:
             raise NotFoundError("no_such_remote", f"there is no remote {name[:80]!r}", hint="smpctl remote list")
         try:
-            return _decode(self._seal.open(rows[0][0], _context(name)))
+            plain = self._seal.open(rows[0][0], _context(name))
+            try:
+                return _decode(plain)
+            finally:
+                wipe_bytes(plain)
         except (IntegrityError, msgspec.MsgspecError, ValueError, RecursionError) as error:
             hint = f"smpctl remote remove {name}, then add it again"
             raise IntegrityError("corrupt", f"the record of remote {name} is damaged", hint=hint) from error
+
+    def view(self, name: str) -> RemoteView:
+        """Return what may be shown of a remote. Raises as :meth:`get`."""
+        remote = self.get(name)
+        try:
+            return remote.view()
+        finally:
+            remote.wipe()
 
     def names(self) -> list[str]:
         """Return the names of all remotes, sorted, without opening their records."""
@@ -185,7 +204,7 @@ class RemoteStore:
         views = []
         for name in self.names():
             try:
-                views.append(self.get(name).view())
+                views.append(self.view(name))
             except IntegrityError:
                 continue
         return views

@@ -30,7 +30,7 @@ from smp_proto.errors import StateError
 from smp_proto.sealed.keys import PublicIdentity
 from smpd.control.actor import Actor
 from smpd.control.permissions import Need
-from smpd.vault.remotes import parse_location
+from smpd.vault.remotes import Remote, parse_location
 from smpd.verbs.daemon import Daemon
 
 _UNFINISHED: tuple[JobState, ...] = ("queued", "waiting", "running", "paused")
@@ -40,7 +40,10 @@ async def remote_add(daemon: Daemon, actor: Actor, request: RemoteAdd, exchange:
     """Keep a remote, its secret sealed."""
     await daemon.record(actor, "remote.add", request.name, mode=request.mode)
     add = partial(daemon.remotes.add, request.name, request.config, mode=request.mode, secret=request.secret)
-    return await anyio.to_thread.run_sync(add)
+    try:
+        return await anyio.to_thread.run_sync(add)
+    finally:
+        Remote(request.name, request.mode, request.config, request.secret).wipe()
 
 
 async def remote_list(daemon: Daemon, actor: Actor, request: RemoteList, exchange: Exchange) -> Remotes:
@@ -58,7 +61,7 @@ async def remote_test(daemon: Daemon, actor: Actor, request: RemoteTest, exchang
 
 async def remote_remove(daemon: Daemon, actor: Actor, request: RemoteRemove, exchange: Exchange) -> None:
     """Forget a remote that no open job uses."""
-    await anyio.to_thread.run_sync(daemon.remotes.get, request.name)
+    await anyio.to_thread.run_sync(daemon.remotes.view, request.name)
     users = await anyio.to_thread.run_sync(_users, daemon, request.name)
     if users:
         raise StateError(

@@ -1,5 +1,6 @@
 """The walls between the processes: what each has loaded, holds, and could not do if it wanted to."""
 
+import hashlib
 import os
 import re
 import subprocess
@@ -146,7 +147,7 @@ def secrets_of(machine: Box, sealed: bytes) -> dict[str, bytes]:
     sender = PublicIdentity.parse((machine.folder.parent / "hospital" / "public").read_text().strip())
     opened = open_envelope(envelope, trailer, [identity], lambda _: sender)
     return {
-        "encryption key": bytes(identity._secret[:32]),
+        "encryption key": hashlib.shake_256(bytes(identity._secret[:32])).digest(96)[64:],  # its X25519 half
         "signing key": bytes(identity._secret[32:]),
         "file key": bytes(opened.file_key.material),
         "payload key": bytes(opened.file_key.payload_key()),

@@ -69,6 +69,19 @@ def test_writes_take_any_buffer() -> None:
     assert extract(bytes(out), [BOB], [ALICE]) == {"a": bytes(range(16)) + b"x"}
 
 
+def test_writing_leaves_no_copy() -> None:
+    """What is put together to a segment goes into the writer's own buffer, which it wipes, and nowhere else."""
+    sealing = writer(bytearray())
+    sealing.begin("a")
+    data = CONTENT[: S // 2]
+    tracemalloc.start()
+    sealing.write(data)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    sealing.abort()
+    assert peak < S // 8
+
+
 def test_selected_entries_and_progress() -> None:
     """The sink gets the wanted entries by offset, an empty one once; progress ends at the payload length."""
     data = seal([("a", CONTENT[:100]), ("empty", b""), ("b", CONTENT)], ALICE, [BOB])

@@ -111,7 +111,7 @@ async def pools(folder: Path, *, slots: int = 2, processes: int = 2) -> AsyncIte
     settings = FetchSettings(processes, slots, MIB, 4, 60.0, "auto")
     with anyio.fail_after(60):
         async with anyio.create_task_group() as group:
-            found = Pools(lambda name: remote, settings, group, lambda health: None)
+            found = Pools(lambda name: remote.view(), lambda name: remote, settings, group, lambda health: None)
             try:
                 yield found
             finally:

@@ -123,7 +123,9 @@ class BundleWriter:
                 if len(part) == room and not self._filled and done + room < len(rest):
                     self._seal(part, last=False)  # a whole segment that is not the last needs no copy
                 else:
-                    self._plain[self._filled : self._filled + len(part)] = part
+                    # By a view: a bytearray's own slice is filled from a copy, which is freed as it is.
+                    with memoryview(self._plain) as plain:
+                        plain[self._filled : self._filled + len(part)] = part
                     self._filled += len(part)
                 done += len(part)
 

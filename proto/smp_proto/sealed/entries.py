@@ -7,9 +7,11 @@ from typing import Annotated
 import msgspec
 
 from smp_proto.errors import UsageError
+from smp_proto.memory import wipe_bytes
 from smp_proto.sealed.canonical import decode
 
 NAME_MAX_BYTES = 1024
+_HEAD_BYTES = 132
 COMPONENT_MAX_BYTES = 255
 # Control characters, lone surrogates, line and paragraph separators: nothing a terminal or a log may obey.
 _REFUSED_CATEGORIES = frozenset({"Cc", "Cs", "Zl", "Zp"})
@@ -123,8 +125,21 @@ def misplaced(entries: Sequence[Entry], path: str) -> bool:
     return place is not None and not (isinstance(place, str) and place and f"/{path}".endswith(f"/{place}"))
 
 
-def guess_media_type(name: str, head: bytes = b"") -> str:
-    """A media type from the first bytes (132 are enough), else from the ending of the name."""
+def guess_media_type(name: str, head: bytes | memoryview = b"") -> str:
+    """A media type from the first bytes (132 are enough), else from the ending of the name.
+
+    Of a view no copy is left behind.
+    """
+    if isinstance(head, bytes):
+        return _guess(name, head)
+    copied = bytes(head[:_HEAD_BYTES])
+    try:
+        return _guess(name, copied)
+    finally:
+        wipe_bytes(copied)
+
+
+def _guess(name: str, head: bytes) -> str:
     if head[128:132] == b"DICM":
         return "application/dicom"
     for magic, media_type in _MAGICS.items():

@@ -1,33 +1,16 @@
 """Key material in memory: held in a ``bytearray``, hidden from ``repr``, wiped after use."""
 
-import ctypes
 import os
-import sys
 
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from smp_proto.errors import StateError
+from smp_proto.memory import take, wipe
+
+__all__ = ["FILE_KEY_BYTES", "FileKey", "hkdf", "random_secret", "take", "wipe"]
 
 FILE_KEY_BYTES = 32
-
-
-def wipe(secret: bytearray) -> None:
-    """Overwrite in place."""
-    secret[:] = bytes(len(secret))
-
-
-def take(secret: bytes) -> bytearray:
-    """Move a secret out of an immutable object and overwrite that object.
-
-    HPKE, SHAKE and the system's randomness return ``bytes``, which Python would free with the secret still in
-    it. The caller must hold the only reference.
-    """
-    taken = bytearray(secret)
-    # One-byte objects are shared by the whole interpreter; other interpreters may move or share any.
-    if len(secret) > 1 and sys.implementation.name == "cpython":
-        ctypes.memset(ctypes.c_char_p(secret), 0, len(secret))
-    return taken
 
 
 def random_secret(length: int) -> bytearray:

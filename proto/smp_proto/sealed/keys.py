@@ -207,13 +207,18 @@ class Identity:
         self._secret = bytearray()
         self._hpke = self._signing = None
 
+    def forget_seed(self) -> None:
+        """Overwrite the seeds and keep only what opens and signs; :meth:`to_file` raises afterwards."""
+        wipe(self._secret)
+        self._secret = bytearray()
+
     def to_file(self, *, passphrase: bytearray | None = None, credential: bytearray | None = None) -> bytes:
         """The key file, sealed by one of a passphrase (Argon2id) or key material of 32 bytes or more (HKDF).
 
         Raises:
             UsageError: ``bad_request``; none or both are given, or one is too short.
         """
-        if self._hpke is None:
+        if not self._secret:
             raise _wiped()
         return keyfile.seal(
             self._secret, self.public.blob, self.public.name, passphrase=passphrase, credential=credential

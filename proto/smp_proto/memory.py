@@ -1,0 +1,54 @@
+"""Overwriting secrets in memory, in immutable objects too. Knows nothing of keys, so that any room may use it."""
+
+import ctypes
+import os
+import resource
+import sys
+
+_PR_SET_DUMPABLE = 4
+_CPYTHON = sys.implementation.name == "cpython"  # other interpreters may move or share objects
+
+
+def forbid_dumps() -> None:
+    """Let this process leave no core, and nobody of the same user trace it or read its memory.
+
+    By RLIMIT_CORE and by PR_SET_DUMPABLE, prctl(2).
+
+    Raises:
+        OSError: the kernel refuses.
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def wipe(secret: bytearray) -> None:
+    """Overwrite in place."""
+    secret[:] = bytes(len(secret))
+
+
+def take(secret: bytes) -> bytearray:
+    """Move a secret out of an immutable object and overwrite that object.
+
+    HPKE, SHAKE and the system's randomness return ``bytes``, which Python would free with the secret still in
+    it. The caller must hold the only reference.
+    """
+    taken = bytearray(secret)
+    # One-byte objects are shared by the whole interpreter.
+    if len(secret) > 1 and _CPYTHON:
+        ctypes.memset(ctypes.c_char_p(secret), 0, len(secret))
+    return taken
+
+
+def wipe_bytes(secret: bytes) -> None:
+    """Overwrite an immutable object that nobody uses any more."""
+    wipe(take(secret))
+
+
+def wipe_text(secret: str) -> None:
+    """The same for text, if it is ASCII, as secrets of remotes are: its characters follow its head (PEP 393).
+
+    The caller must hold the only reference; a constant of a program is shared.
+    """
+    if len(secret) > 1 and secret.isascii() and _CPYTHON:
+        ctypes.memset(id(secret) + sys.getsizeof("") - 1, 0, len(secret))

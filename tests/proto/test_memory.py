@@ -1,0 +1,68 @@
+"""Secrets in Python's immutable objects are overwritten where they lie."""
+
+import subprocess
+import sys
+
+import pytest
+
+from smp_proto.aio import Channel
+from smp_proto.channel import encode
+from smp_proto.memory import take, wipe_bytes, wipe_text
+from smp_proto.wire import FrameType
+
+
+@pytest.mark.parametrize("length", [2, 15, 400])
+def test_overwriting(length: int) -> None:
+    """Text and bytes are zero afterwards; what was taken is what they held."""
+    text, data = "".join(["s"] * length), bytes([7]) * length
+    wipe_text(text)
+    assert text == "\0" * length
+    assert take(data) == bytes([7]) * length
+    assert data == bytes(length)
+
+
+def test_what_is_shared_stays() -> None:
+    """Objects of one byte or none are those of the whole interpreter; text that is not ASCII is left alone."""
+    for text in ("", "a", "\u00e9\u00e8"):
+        wipe_text(text)
+    for data in (b"", b"a"):
+        wipe_bytes(data)
+    assert ("".join(["", "a"]), bytes([97]), "\u00e9\u00e8"[0]) == ("a", b"a", "\u00e9")
+
+
+async def test_a_secret_message_is_overwritten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The peer gets it whole; the body and the frame are zero when it was sent, and only if they are to be."""
+    import socket
+
+    from smp_proto import channel
+
+    frames: list[bytes] = []
+    make = channel.encode_frame
+
+    def keeping(*arguments: object) -> bytes:
+        frames.append(make(*arguments))  # type: ignore[arg-type]
+        return frames[-1]
+
+    monkeypatch.setattr(channel, "encode_frame", keeping)
+    near, far = (Channel(each) for each in socket.socketpair())
+    for secret in (True, False):
+        body = encode({"secret": "hunter2"})
+        await near.send(FrameType.DATA, 1, body, secret=secret)
+        frame, _ = await far.receive()
+        assert frame.body == encode({"secret": "hunter2"})
+        assert (b"hunter2" in body, b"hunter2" in frames.pop()) == (not secret, not secret)
+    near.close()
+    far.close()
+
+
+def test_smpctl_leaves_no_core(tmp_path) -> None:
+    """Once it has read a secret it is not dumpable."""
+    (tmp_path / "secret").write_text("hush")
+    code = """
+import ctypes, resource, sys
+from smpctl.session import secret_bytes
+dumpable = ctypes.CDLL(None).prctl
+print(dumpable(3), bytes(secret_bytes(sys.argv[1], "passphrase")), dumpable(3), resource.getrlimit(resource.RLIMIT_CORE))
+"""
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "secret"], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "1 b'hush' 0 (0, 0)"
