@@ -52,6 +52,11 @@ class Opener:
         self.range_bytes = range_bytes
         self._payload = envelope.payload()
 
+    def close(self) -> None:
+        """Wipe the keys."""
+        self.envelope.file_key.wipe()
+        self._payload.wipe()
+
     @property
     def layout(self) -> Layout:
         """Where everything lies."""

@@ -49,8 +49,8 @@ class Source:
             self.acceptance.remember([(location, self.opener.envelope.signed)])
 
     def close(self) -> None:
-        """Wipe the file key."""
-        self.opener.envelope.file_key.wipe()
+        """Wipe the keys."""
+        self.opener.close()
 
 
 async def open_source(

@@ -1,24 +1,14 @@
 """Plugins for the tests: a distribution on a path of its own, as an installer would leave it."""
 
-import shutil
-
 import pytest
-from compute.harness import HOSTILE, HOSTILE_MODULE, close_shared
+from compute.harness import close_shared, install_hostile
 
 
 @pytest.fixture(scope="session")
 def plugins(tmp_path_factory):
     """A folder with the distribution ``smp-hostile``, to go on PYTHONPATH."""
     folder = tmp_path_factory.mktemp("plugins")
-    source = HOSTILE_MODULE.read_text(encoding="utf-8")
-    (folder / "hostile.py").write_text(source, encoding="utf-8")
-    shutil.copy(HOSTILE_MODULE.with_name("hostile_escapes.py"), folder)
-    info = folder / "smp_hostile-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: smp-hostile\nVersion: 1.0\n")
-    points = [f"{name} = hostile:{name.partition('.')[2]}" for name in HOSTILE]
-    points += ["wrong.name = hostile:sums", "wrong.import = hostile_missing:f", "digest = hostile:sums"]
-    (info / "entry_points.txt").write_text("[smpd.processors]\n" + "\n".join(points) + "\n")
+    install_hostile(folder)
     return folder
 
 

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -40,6 +41,18 @@ Slot4 = tuple[int, int, int, int]
 BUILT_IN = ("digest", "tensor.stats", "image.resize", "image.blur", "image.sharpen", "image.edges")
 HOSTILE_MODULE = Path(__file__).parent / "hostile.py"
 HOSTILE = tuple(re.findall(r'^@processor\("([^"]+)"', HOSTILE_MODULE.read_text(encoding="utf-8"), re.MULTILINE))
+
+
+def install_hostile(folder: Path) -> None:
+    """Leave the distribution ``smp-hostile`` in a folder, as an installer would."""
+    for name in ("hostile.py", "hostile_escapes.py"):
+        shutil.copy(HOSTILE_MODULE.with_name(name), folder)
+    info = folder / "smp_hostile-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: smp-hostile\nVersion: 1.0\n")
+    points = [f"{name} = hostile:{name.partition('.')[2]}" for name in HOSTILE]
+    points += ["wrong.name = hostile:sums", "wrong.import = hostile_missing:f", "digest = hostile:sums"]
+    (info / "entry_points.txt").write_text("[smpd.processors]\n" + "\n".join(points) + "\n")
 
 
 @dataclasses.dataclass

@@ -219,6 +219,19 @@ def objects(item, ctx):
         held.append(bytearray(1 << 20))
 
 
+@processor("hostile.leaks")
+def leaks(item, ctx):
+    held = globals().setdefault("LEAKED", [])
+    held.append(bytearray(b"x") * (64 << 20))
+    return Output("held", str(len(held)).encode())
+
+
+@processor("hostile.threads")
+def threads(item, ctx):
+    while True:
+        threading.Thread(target=threading.Event().wait, daemon=True).start()
+
+
 @processor("hostile.crashes")
 def crashes(item, ctx):
     ctypes.string_at(8)

@@ -188,9 +188,11 @@ class BundleWriter:
         """Wipe the key and the buffers; harmless when done already."""
         self._open = False
         self._file_key.wipe()
+        self._sealer.wipe()
         if self._hasher is not None:
             self._hasher.shutdown(wait=False)  # it has nothing to do any more; this may be called in an event loop
             self._hasher = None
+        self._sha256 = hashlib.sha256()  # the other one holds the last bytes of an entry
         used = max(self._used, self._filled)  # the rest was never touched, and touching it is what takes long
         self._plain[:used] = bytes(used)
 
@@ -323,8 +325,9 @@ class BundleReader:
         self.extract(lambda entry, offset, data: None, entries=())
 
     def close(self) -> None:
-        """Wipe the file key."""
+        """Wipe the keys."""
         self._opened.file_key.wipe()
+        self._payload.wipe()
 
     def __enter__(self) -> Self:
         return self

@@ -13,7 +13,7 @@ from blake3 import blake3
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from smp_proto.errors import IntegrityError
+from smp_proto.errors import IntegrityError, StateError
 from smp_proto.sealed.filekey import hkdf, wipe
 from smp_proto.sealed.layout import HEADER_BYTES, SEGMENT_BYTES, TAG_BYTES, Layout
 
@@ -53,7 +53,7 @@ class PayloadOpener:
 
     def __init__(self, subkey: bytearray, header: bytes, object_id: bytes, layout: Layout) -> None:
         check_header(header)
-        self._cipher = _cipher(subkey, header, object_id)
+        self._cipher: AESGCM | None = _cipher(subkey, header, object_id)
         self._header = header
         self._layout = layout
 
@@ -80,11 +80,15 @@ class PayloadOpener:
                 raise ValueError(f"segment {k} needs {plain_bytes} bytes")
             nonce = _nonce(self._header, k, k == self._layout.segments - 1)
             try:
-                return self._cipher.decrypt_into(nonce, ciphertext, None, target)
+                return _in_use(self._cipher).decrypt_into(nonce, ciphertext, None, target)
             except InvalidTag:
                 target[:] = bytes(plain_bytes)  # the cipher has left the unverified plaintext there
         message = f"segment {k} is not what was sealed: its tag does not match"
         raise IntegrityError("corrupt", message, details={"segment": k})
+
+    def wipe(self) -> None:
+        """Let go of the key now, and not when the last reference to this object goes; opening afterwards raises."""
+        self._cipher = None
 
 
 class PayloadSealer:
@@ -97,7 +101,7 @@ class PayloadSealer:
 
     def __init__(self, subkey: bytearray, object_id: bytes, segment_bytes: int = SEGMENT_BYTES) -> None:
         self.header = bytes([HEADER_TYPE]) + os.urandom(HEADER_BYTES - 1)
-        self._cipher = _cipher(subkey, self.header, object_id)
+        self._cipher: AESGCM | None = _cipher(subkey, self.header, object_id)
         self._segment_bytes = segment_bytes
         self._next: int | None = 0
         self._lock = threading.Lock()
@@ -120,7 +124,17 @@ class PayloadSealer:
                 if k != self._next:
                     raise ValueError(f"segment {k} is not the next to seal")
                 self._next = None if last else k + 1
-            return self._cipher.encrypt_into(_nonce(self.header, k, last), plain, None, target)
+            return _in_use(self._cipher).encrypt_into(_nonce(self.header, k, last), plain, None, target)
+
+    def wipe(self) -> None:
+        """Let go of the key now; sealing afterwards raises."""
+        self._cipher = None
+
+
+def _in_use(cipher: AESGCM | None) -> AESGCM:
+    if cipher is None:
+        raise StateError("wrong_state", "this key was wiped")
+    return cipher
 
 
 def leaf(ciphertext: Buffer) -> bytes:
