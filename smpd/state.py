@@ -18,6 +18,7 @@ from smpd.audit.kept import KeptLog
 from smpd.audit.log import AuditLog
 from smpd.config import Config
 from smpd.host.folders import ensure_dir
+from smpd.host.formats import check_formats
 from smpd.host.space import Space
 from smpd.jobs.database import Database
 from smpd.jobs.journal import Journal
@@ -62,6 +63,7 @@ def open_state(config: Config) -> State:
     folder = config.paths.state
     keys_folder = os.path.join(folder, "keys")
     ensure_dir(keys_folder)
+    check_formats(folder)
     with contextlib.ExitStack() as undo:
         space = undo.enter_context(contextlib.closing(Space(folder, config.space.reserve_bytes)))
         space.spare()
