@@ -24,7 +24,7 @@ def _status(found: Status) -> None:
             ("box key", found.fingerprint),
             ("jobs", jobs),
             ("remotes", ", ".join(found.remotes) or "none; add one with: smpctl remote add"),
-            ("vault", f"{found.vault_items} items in {found.state_dir}"),
+            ("vault", f"{found.vault_items} items"),
             ("disk", _disk(found)),
             ("audit", f"{found.audit_size} records, {'ok' if found.audit_ok else 'BROKEN: smpctl audit verify'}"),
             ("memory", f"{size(found.peak_rss_bytes)} at most"),
@@ -50,7 +50,7 @@ def _status(found: Status) -> None:
 
 
 def _disk(found: Status) -> str:
-    text = f"{size(found.free_bytes)} free"
+    text = f"{size(found.free_bytes)} free in {found.state_dir}"
     if found.reserve_bytes:
         text += f", {size(found.reserve_held_bytes)} of {size(found.reserve_bytes)} held in reserve"
     if found.claimed_bytes:
