@@ -246,10 +246,9 @@ def _compose(config: Config, state: State, group: TaskGroup) -> Daemon:
 def _notes(
     keys: BoxKeys, vault: Vault, journal: Journal, remotes: RemoteStore, trust: TrustStore, syncs: SyncStore
 ) -> list[str]:
-    """What ``doctor`` should warn of: found at start, changed by nobody."""
+    """What ``doctor`` should warn of: found at start, changed by nobody. Of stray files it asks the vault itself."""
     notes = [] if keys.protected else [f"the identity is {keys.protection}; set keys.credential_file"]
     found = vault.recover()
-    notes += [f"the vault has a file that no job brought: {name}" for name in found.orphans]
     notes += [f"the file of vault object {item} is gone" for item in found.missing]
     notes += [f"the file of vault object {item} has another size than it came with" for item in found.damaged]
     notes += [f"the record of vault object {item} is damaged: smpctl vault rm {item}" for item in found.unproved]

@@ -60,6 +60,7 @@ class Journal:
         priority: Priority = "normal",
         job_id: str = "",
         unfinished_max: int = 0,
+        source: Source | None = None,
     ) -> tuple[Job, bool]:
         """Keep a new job, queued. The same ``owner`` and ``key`` again return the job that is there.
 
@@ -70,6 +71,7 @@ class Journal:
             priority: its place in the queue.
             job_id: from :func:`new_job_id`, where something on disk was named by it before; made here when empty.
             unfinished_max: how many jobs of this owner may be unfinished, this one included; 0 is no limit.
+            source: what it is pinned to from the first: a job that needs one is never there without it.
 
         Returns:
             The job, and whether it was created.
@@ -86,8 +88,7 @@ class Journal:
             if found is not None:
                 job = self._job(found)
                 if job.spec != spec:
-                    hint = "use a new key for a new job"
-                    raise StateError("exists", f"this key was used before, for job {job.id}", hint=hint)
+                    raise StateError("exists", f"this key was used before, for job {job.id}", hint="use another key")
                 return job, False
             if unfinished_max and connection.execute(_UNFINISHED, (owner,)).fetchone()[0] >= unfinished_max:
                 message = f"{owner} has {unfinished_max} unfinished jobs, which is the most allowed"
@@ -105,7 +106,10 @@ class Journal:
             fixed = [getattr(job, name) for name in _FIXED]
             sealed = self._seal.seal(_encode(spec), _context("spec", [*fixed, token]))
             values = (*fixed, *self._changing(job), token, sealed)
-            return msgspec.structs.replace(job, number=connection.execute(_INSERT, values).lastrowid or 0), True
+            number = connection.execute(_INSERT, values).lastrowid or 0
+            if source is not None:
+                self._pin(connection, job_id, source)
+            return msgspec.structs.replace(job, number=number), True
 
     def get(self, job_id: str) -> Job:
         """Return one job.
@@ -238,10 +242,9 @@ class Journal:
 
     def set_source(self, job_id: str, pin: str, size: int, envelope: bytes | None = None) -> None:
         """Pin a job to an object. Replaces an earlier pin."""
-        body = self._seal.seal(_encode(Source(pin, size, envelope)), f"job {job_id} source")
         with self._db.transaction() as connection:
             self._find(connection, job_id)
-            connection.execute("INSERT OR REPLACE INTO sources (job, body) VALUES (?, ?)", (job_id, body))
+            self._pin(connection, job_id, Source(pin, size, envelope))
 
     def pin(self, job_id: str, pin: str, size: int) -> str:
         """Pin a job to an object unless it is pinned, and return the pin that holds.
@@ -251,12 +254,15 @@ class Journal:
         pinned = self.source(job_id)
         if pinned is not None:
             return pinned.pin
-        body = self._seal.seal(_encode(Source(pin, size)), f"job {job_id} source")
         with self._db.transaction() as connection:
             self._find(connection, job_id)
             connection.execute("DELETE FROM ranges WHERE job=?", (job_id,))
-            connection.execute("INSERT OR REPLACE INTO sources (job, body) VALUES (?, ?)", (job_id, body))
+            self._pin(connection, job_id, Source(pin, size))
         return pin
+
+    def _pin(self, connection: sqlite3.Connection, job_id: str, source: Source) -> None:
+        body = self._seal.seal(_encode(source), f"job {job_id} source")
+        connection.execute("INSERT OR REPLACE INTO sources (job, body) VALUES (?, ?)", (job_id, body))
 
     def source(self, job_id: str) -> Source | None:
         """Return what a job is pinned to, None before it is. A damaged record counts as none: it is asked for again."""

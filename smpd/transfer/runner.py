@@ -22,6 +22,7 @@ from smp_proto.sealed.keys import PublicIdentity
 from smp_proto.sealed.layout import TRAILER_BYTES, Trailer
 from smpd.host.space import disk_errors
 from smpd.jobs.job import Job, Progress
+from smpd.jobs.job import Source as JobSource
 from smpd.jobs.scheduler import RANKS
 from smpd.links import computing
 from smpd.transfer.arriving import find_objects, seal_arriving
@@ -80,9 +81,14 @@ class Runner:
 
     def note_sealed(self, job_id: str, result: Result) -> None:
         """Note what was sealed for a job, to be delivered; blocking."""
+        source = self.sealed_source(job_id, result)
+        self._box.journal.set_source(job_id, source.pin, source.size, source.envelope)
+
+    def sealed_source(self, job_id: str, result: Result) -> JobSource:
+        """What the journal is to know of what was sealed for a job in this process; blocking."""
         end = end_digest(self.out(job_id))
-        self._box.journal.set_source(job_id, end, 0, msgspec.msgpack.encode(result))
         self._sealed_here.add(job_id)
+        return JobSource(end, 0, msgspec.msgpack.encode(result))
 
     def discard(self, job_id: str) -> None:
         """Remove the files that a job left in the spool; blocking."""

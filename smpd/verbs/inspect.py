@@ -148,7 +148,9 @@ async def doctor(daemon: Daemon, actor: Actor, request: DoctorRequest, exchange:
         _files_check(descriptors.look(daemon.config)),
         _memory_check(),
     ]
-    checks += [Check("daemon", "warn", note) for note in daemon.notes]
+    strays = await anyio.to_thread.run_sync(daemon.box.vault.strays)
+    notes = [*daemon.notes, *(f"the vault has a file that no job brought: {name}" for name in strays)]
+    checks += [Check("daemon", "warn", note) for note in notes]
     for name in daemon.box.compute.missing:
         checks.append(Check("processor", "warn", f"{name} is listed but not installed", "install it, or unlist it"))
     for compute in daemon.box.compute.all:

@@ -72,16 +72,15 @@ async def submit(daemon: Daemon, actor: Actor, request: Submit, exchange: Exchan
 
 def _accept(daemon: Daemon, actor: Actor, request: Submit, job_id: str, sealed: Result | None) -> Job:
     journal = daemon.box.journal
-    found, created = journal.add(
+    found, _ = journal.add(
         request.job,
         owner=actor.label,
         key=request.key,
         priority=request.priority,
         job_id=job_id,
         unfinished_max=0 if is_master(actor.uid) else daemon.config.jobs.unfinished_user_max,
+        source=None if sealed is None else daemon.runner.sealed_source(job_id, sealed),
     )
-    if created and sealed is not None:
-        daemon.runner.note_sealed(job_id, sealed)
     return found
 
 

@@ -1,6 +1,7 @@
 """The SQLite file: settings, versions, damage and disk errors by name."""
 
 import os
+import re
 import sqlite3
 import stat
 import threading
@@ -8,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torture import strace
+from torture.children import Child
 
 from smp_proto.errors import IntegrityError, ResourceError, SmpError
 from smpd.jobs.database import MIGRATIONS, Database
@@ -315,4 +318,47 @@ def test_what_sqlite_undoes_by_itself_is_everybodys_error(tmp_path: Path) -> Non
     assert db.rows("SELECT name FROM remotes WHERE name='a'") == ([("a",)] if ended["a"] == "ok" else [])
     write("after")
     assert ended["after"] == "ok"
+    db.close()
+
+
+@pytest.mark.skipif(bool(strace.missing()), reason=strace.missing())
+def test_a_commit_after_one_whose_sync_failed_writes_its_places_again(tmp_path: Path) -> None:
+    """The pages of a failed sync are lost, whatever the next sync says: the next commit must write them, and does."""
+    path = str(tmp_path / "smp.db")
+
+    def before() -> Database:
+        db = Database(path, ("CREATE TABLE a (x)",))
+        with db.transaction() as connection:
+            connection.execute("INSERT INTO a VALUES (0)")
+        return db
+
+    def work(_say: object, db: Database) -> None:
+        for number in (1, 2):
+            try:
+                with db.transaction() as connection:
+                    connection.execute("INSERT INTO a VALUES (?)", (number,))
+            except ResourceError:
+                assert number == 1
+            else:
+                assert number == 2
+
+    child = Child(work, before, held=True)
+    child.wait_ready()
+    fault = ("-e", "trace=pwrite64,fdatasync", "-e", "inject=fdatasync:error=EIO:when=1")
+    with strace.attached(child.pid, tmp_path / "log", *fault):
+        child.release()
+        assert child.end() == 0
+    lost: list[str] = []
+    again: list[str] = []
+    calls = strace.parse(tmp_path / "log")
+    failed = next(at for at, call in enumerate(calls) if "INJECTED" in call.text)
+    for at, call in enumerate(calls):
+        if call.name == "pwrite64" and call.paths[0].endswith("-wal"):
+            place = re.search(r"(\d+, \d+)\) += \d+$", call.text)
+            assert place
+            (lost if at < failed else again).append(place[1])
+    assert lost
+    assert set(lost) <= set(again)
+    db = Database(path, ("CREATE TABLE a (x)",))
+    assert db.rows("SELECT x FROM a") == [(0,), (2,)]
     db.close()

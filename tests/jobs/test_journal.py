@@ -33,6 +33,22 @@ def test_add_is_durable_and_idempotent(store) -> None:
     assert sum(store.journal.counts().values()) == 2
 
 
+def test_a_job_is_never_there_without_its_source(store, monkeypatch) -> None:
+    """A job that is pinned from the first and its pin are kept together, or neither is."""
+    source = Source("", 0, b"what was sealed")
+    job, _ = store.journal.add(GetSpec("a:b"), owner="1:x", key="k", source=source)
+    store.reopen()
+    assert source == store.journal.source(job.id)
+
+    def fail(*_: object) -> None:
+        raise OSError(5, "cut off")
+
+    monkeypatch.setattr(store.journal, "_pin", fail)
+    with pytest.raises(OSError, match="cut off"):
+        store.journal.add(GetSpec("a:c"), owner="1:x", key="l", source=source)
+    assert [job.id] == [each.id for each in store.journal.list()]
+
+
 def _moved(store, job_id: str, transfer: Transfer) -> None:
     """A running job moved so much."""
     progress = Progress(store.journal.get(job_id), lambda: None)

@@ -102,7 +102,7 @@ class State:
         self.audit, self.verifier, self.space = self._opened.audit, self._opened.verifier, self._opened.space
         database = self._opened.database
         try:
-            self.journal, self.vault = Journal(database, seal), Vault(str(self.path / "vault"), database)
+            self.journal, self.vault = Journal(database, seal), Vault(str(self.path / "vault"), database, seal)
             self.remotes, self.trust = RemoteStore(database, seal), TrustStore(database, seal)
             ensure_dir(str(self.path / "spool"))
         except BaseException:
@@ -303,7 +303,7 @@ def _in_the_state(state: State, said: list[Said]) -> None:
     gone = {each.n for each in said if each.kind in ("removing", "removed")}
     brought = Counter(each.n for each in said if each.kind == "done")
     brought.update(n for each in said if each.kind == "many" for n in range(each.n, each.n + 5))
-    removed = {each.n for each in said if each.kind == "disbelieved"}
+    removed = {each.n for each in said if each.kind in ("disbelieving", "disbelieved")}
     for each in said:
         match each.kind:
             case "job":
@@ -329,6 +329,7 @@ def _in_the_state(state: State, said: list[Said]) -> None:
 
 
 def _audited(state: State, said: list[Said]) -> None:
+    assert state.audit.broken is None, state.audit.broken
     newest = state.audit.checkpoint()
     lines = state.audit.read(0, 1 << 30)
     verify_log(lines, [newest] if newest else [], (state.verifier,))
@@ -336,7 +337,8 @@ def _audited(state: State, said: list[Said]) -> None:
         if each.kind == "record":
             found = parse_line(lines[each.value])
             assert found.fields["n"] == each.n
-            assert state.audit.detail(found) == {"n": each.n}
+            assert state.audit._log
+            assert state.audit._log.detail(found) == {"n": each.n}
 
 
 def _key_is_there(root: Path, n: int) -> None:
@@ -348,7 +350,7 @@ def _key_is_there(root: Path, n: int) -> None:
 def _opens(root: Path, n: int) -> None:
     with sealed_file(str(root / "out" / f"{n}.smp")) as sealed:
         target = root / f"look{n}"
-        open_file(sealed, str(target), identity=person(), trust=lambda _id: person().public)
+        open_file(sealed, str(target), identity=person(), trust=lambda _id: person().public, overwrite=True)
     assert (target / "plain").read_bytes() == body(0)
 
 

@@ -36,8 +36,7 @@ FAULTS = [
     (calls, path, fault, nth)
     for calls, paths in CALLS_ON.items()
     for path in paths
-    for fault in ("error=EIO", "error=ENOSPC")
-    for nth in (1, 2)
+    for fault, nth in (("error=EIO", 1), ("error=ENOSPC", 2))
 ]
 
 

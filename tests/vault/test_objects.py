@@ -1,6 +1,7 @@
 """Objects kept on this box, and what is left after a crash at any step."""
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from smp_proto import durable
 from smp_proto.control import VaultItem
 from smp_proto.errors import IntegrityError, NotFoundError, ResourceError, SmpError, UsageError
 from smpd.jobs.database import Database
@@ -144,6 +146,35 @@ def test_adopt_refuses_what_is_not_the_object(place: Place, tmp_path: Path) -> N
         with pytest.raises(UsageError):
             place.adopt(place.part(), bad)
     assert (place.vault.list(), list(place.files.iterdir())) == ([], [])
+
+
+def test_a_removal_that_was_cut_off_is_finished_at_start(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once it began the object is neither listed nor opened, and the next start finishes; a disk that still fails waits."""
+    place.adopt(place.part(), JOB)
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(durable, "remove", fail)
+        with pytest.raises(ResourceError):
+            place.vault.remove(JOB)
+        assert (place.vault.list(), place.vault.count()) == ([], 0)
+        with pytest.raises(NotFoundError):
+            place.vault.open_fd(JOB)
+        assert place.vault.recover().orphans == [f"{JOB}.smp"]
+    assert not any(place.vault.recover())
+    assert list(place.files.iterdir()) == []
+
+
+def test_a_file_that_its_job_takes_after_all_is_no_stray(place: Place) -> None:
+    """A crash between renaming and recording leaves a file without a row until the job goes on."""
+    os.rename(place.part(), place.files / f"{JOB}.smp")
+    (place.files / "stray").touch()
+    assert place.vault.recover().orphans == [f"{JOB}.smp", "stray"]
+    assert place.vault.strays() == [f"{JOB}.smp", "stray"]
+    place.adopt(str(place.spool / f"{JOB}.part"), JOB)
+    assert place.vault.strays() == ["stray"]
 
 
 def test_recover_reports_and_touches_nothing(place: Place) -> None:
