@@ -163,6 +163,7 @@ class Whole:
             if view.state == "failed":  # by the fault: a person tries again
                 client.resume(each)
             assert client.wait(each).state == "done", client.job(each).error
+        self.put(client)  # sweeps what a fault left where it goes
         self._results(client, [client.job(each) for each in known])
         self._audited(client, named["job"])
         found = [check.text for check in client.doctor() if check.state == "warn" and "vault" in check.text]
