@@ -15,6 +15,14 @@ def status(session: Session) -> None:
     session.show(found, lambda: _status(found))
 
 
+def _quarantine(found: Status) -> str:
+    """What was refused and waits for a person; nothing where there is none."""
+    if not found.quarantine_items:
+        return ""
+    kept = f"{size(found.quarantine_bytes)} of at most {size(found.quarantine_max_bytes)}"
+    return f"{found.quarantine_items} objects, {kept}: smpctl quarantine ls"
+
+
 def _status(found: Status) -> None:
     jobs = ", ".join(f"{count} {name}" for name, count in found.jobs.items() if count) or "none"
     facts(
@@ -25,6 +33,7 @@ def _status(found: Status) -> None:
             ("jobs", jobs),
             ("remotes", ", ".join(found.remotes) or "none; add one with: smpctl remote add"),
             ("vault", f"{found.vault_items} items"),
+            ("quarantine", _quarantine(found)),
             ("disk", _disk(found)),
             ("audit", f"{found.audit_size} records, {'ok' if found.audit_ok else 'BROKEN: smpctl audit verify'}"),
             ("memory", f"{size(found.peak_rss_bytes)} at most"),

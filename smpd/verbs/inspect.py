@@ -50,12 +50,13 @@ async def status(daemon: Daemon, actor: Actor, request: StatusRequest, exchange:
     pools = _pools(daemon, actor)
     workers = [_worker(host) for host in _hosts(daemon, pools) if host.worker or host.peak_rss]
 
-    def look() -> tuple[dict[str, int], list[str], int, Room, Rss, list[int]]:
+    def look() -> tuple[dict[str, int], list[str], int, tuple[int, int], Room, Rss, list[int]]:
         counts = box.journal.counts()
         short = _short(box.journal) if counts["waiting"] else []
-        return counts, daemon.remotes.names(), box.vault.count(), box.space.look(), rss(os.getpid()), short
+        refused = (box.quarantine.count(), box.quarantine.kept_bytes())
+        return counts, daemon.remotes.names(), box.vault.count(), refused, box.space.look(), rss(os.getpid()), short
 
-    counts, remotes, items, room, memory, short = await anyio.to_thread.run_sync(look)
+    counts, remotes, items, refused, room, memory, short = await anyio.to_thread.run_sync(look)
     return Status(
         version=__version__,
         boot_id=daemon.boot_id,
@@ -85,6 +86,9 @@ async def status(daemon: Daemon, actor: Actor, request: StatusRequest, exchange:
         short_jobs=len(short),
         short_bytes=sum(short),
         health=[pool.gate.health for pool in pools],
+        quarantine_items=refused[0],
+        quarantine_bytes=refused[1],
+        quarantine_max_bytes=daemon.config.quarantine.max_bytes,
     )
 
 

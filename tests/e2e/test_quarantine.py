@@ -305,6 +305,10 @@ def test_a_person_sees_why(bench: Bench) -> None:
     text = bench.box.ctl("quarantine", "show", item.id[:8]).stdout.decode()
     for part in (item.location, "corrupt", "segment", item.sender, "not verified", view.id):
         assert part in text
+    status = bench.client.status()
+    assert status.quarantine_items >= 1
+    assert status.quarantine_bytes >= item.kept_bytes
+    assert f"{status.quarantine_items} objects" in bench.box.ctl("status").stdout.decode()
     denied = bench.box.ctl("quarantine", "rm", item.id, check=False)
     assert denied.returncode == 2
     assert b"--yes" in denied.stderr

@@ -57,7 +57,8 @@ class Status(msgspec.Struct):
 
     ``audit_unsigned`` records have no checkpoint yet; ``journal_waiting`` changes wait for the disk. Of the disk
     ``free_bytes`` are free, ``claimed_bytes`` of them set aside by running jobs, and beside them ``reserve_held_bytes``
-    of a reserve of ``reserve_bytes`` are held; ``short_jobs`` wait for ``short_bytes``, as far as known.
+    of a reserve of ``reserve_bytes`` are held; ``short_jobs`` wait for ``short_bytes``, as far as known. In quarantine
+    are ``quarantine_items``, of which ``quarantine_bytes`` of ciphertext are kept, at most ``quarantine_max_bytes``.
     """
 
     version: str
@@ -87,6 +88,9 @@ class Status(msgspec.Struct):
     short_jobs: int = 0
     short_bytes: int = 0
     health: list[RemoteHealth] = msgspec.field(default_factory=list)
+    quarantine_items: int = 0
+    quarantine_bytes: int = 0
+    quarantine_max_bytes: int = 0
 
 
 class DoctorRequest(Request, tag="doctor"):
