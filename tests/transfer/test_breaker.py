@@ -212,3 +212,14 @@ async def test_faults_of_this_machine_say_nothing_of_the_remote() -> None:
             await lake.ask(UNREACHABLE)
             await lake.ask(error)
             assert lake.gate.health.failures == 0
+
+
+async def test_probes_become_rarer() -> None:
+    """A remote that stays down is not hammered, whatever its probes find."""
+    for found in (UNREACHABLE, ResourceError("worker_died", "x"), RemoteError("remote_failed", "x")):
+        async with remote(BreakerSettings(1, 0.05, 0.2)) as lake:
+            lake.probes = [found]
+            await lake.ask(UNREACHABLE)
+            await anyio.sleep(1.0)
+            assert 1 <= lake.probed <= 9  # at 0.05, 0.1 and then each 0.2 s, all less a fifth
+            assert lake.gate.health.state == "down"
