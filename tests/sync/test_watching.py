@@ -6,8 +6,8 @@ import anyio
 import pytest
 from sync.world import Bucket, Machine, spec
 
-from smp_proto.control import SyncView
-from smp_proto.errors import IntegrityError, ProcessorError, RemoteError, ResourceError, SmpError, StateError
+from smp_proto.control import ObjectInfo, SyncView
+from smp_proto.errors import IntegrityError, ProcessorError, RemoteError, ResourceError, StateError
 from smpd.sync.rules import RETRY_MAX_S, TRIES
 
 
@@ -242,22 +242,25 @@ async def test_a_remote_that_is_down_is_asked_again(machine):
 
 
 async def test_the_source_is_deleted_once_its_result_is_there(machine):
-    """With a record before it; one that was replaced meanwhile stays."""
+    """With a record before it; one that was replaced meanwhile stays, and has its own turn."""
     fill(machine.bucket, 3)
-    replaced = []
+    stat, replaced = machine.bucket.stat, []
 
-    def outcome(path: str) -> SmpError | None:
+    async def replacing(path: str) -> ObjectInfo:
         if path == "in/01.smp" and not replaced:
             replaced.append(path)
-        return None
+            machine.bucket.objects[path] = "2"
+        return await stat(path)
 
-    machine.outcome = outcome
+    machine.bucket.stat = replacing
     async with machine.running() as syncs:
         await syncs.add(spec(after="delete"), "ann(1)")
-        view = await machine.settled(1)
-    assert view.done == 3
+        await machine.settled(1)
+        assert machine.bucket.objects == {"in/01.smp": "2"}
+        assert (await machine.again()).done == 3
     assert machine.bucket.objects == {}
-    assert machine.audited == [("object.delete", f"lake:in/0{number}.smp") for number in range(3)]
+    assert machine.results["in/01.smp", "1"] == machine.results["in/01.smp", "2"] == 1
+    assert sorted(machine.audited) == [("object.delete", f"lake:in/0{number}.smp") for number in range(3)]
 
 
 async def test_the_disk_is_full_for_a_while(machine):
