@@ -123,11 +123,11 @@ async def _serve_until_told(config: Config, state: State, daemon: Daemon, notifi
         group.start_soon(_mend, daemon)
         group.start_soon(_trim_when_idle, daemon)
         group.start_soon(notifier.feed_watchdog)
-        notifier.ready(f"{daemon.public.fingerprint()}, listening")
-        for unknown in unknown_accounts(config):
-            _log.warning("configuration", text=unknown)
-        _log.info("started", version=__version__, boot_id=daemon.boot_id, fingerprint=daemon.public.fingerprint())
-        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:  # before anybody is told to send one
+            notifier.ready(f"{daemon.public.fingerprint()}, listening")
+            for unknown in unknown_accounts(config):
+                _log.warning("configuration", text=unknown)
+            _log.info("started", version=__version__, boot_id=daemon.boot_id, fingerprint=daemon.public.fingerprint())
             async for number in signals:
                 _log.info("stopping", signal=signal.Signals(number).name)
                 break

@@ -1,0 +1,126 @@
+"""A damaged state: the daemon starts, says what is lost and what to type, and a broken audit log waits for an admin."""
+
+import os
+import tarfile
+from pathlib import Path
+
+import msgspec
+import pytest
+from box import Box
+from scene import client
+
+from smp_proto.control import GetSpec
+from smp_proto.errors import AuditError, SmpError
+from smpd.jobs.pages import FRAME_HEADER_BYTES, read_wal
+from smpd.vault import keys
+
+FIXTURE = Path(__file__).parents[1] / "fixtures" / "state-2.tar.xz"
+
+
+@pytest.fixture
+def machine(tmp_path: Path):
+    """A box on the state that a killed daemon left; it is not started."""
+    with tarfile.open(FIXTURE) as tar:
+        tar.extractall(tmp_path, filter="fully_trusted")
+    tmp_path.chmod(0o700)
+    found = Box(tmp_path, {"compute": {"processors": []}})
+    yield found
+    found.close()
+
+
+def flip(path: Path, offset: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 1
+    path.write_bytes(data)
+
+
+def events(caller) -> list[dict]:
+    return [msgspec.json.decode(line) for line in caller.audit_lines()]
+
+
+def test_lost_jobs_are_named(machine: Box) -> None:
+    """Frames that nothing can be read of cost the jobs in them: they are in the audit log, and doctor says so."""
+    wal = Path(f"{machine.state}/smpd.db-wal")
+    found = read_wal(str(wal))
+    data = bytearray(wal.read_bytes())
+    start = found.frames[len(found.frames) // 2].offset - FRAME_HEADER_BYTES
+    last = found.frames[-6].offset + found.page_size
+    data[start:last] = os.urandom(last - start)
+    wal.write_bytes(data)
+    machine.start()
+    with client(machine) as caller:
+        records = events(caller)
+        salvaged = next(record for record in records if record["event"] == "state.salvaged")
+        assert (machine.state / salvaged["fields"]["set_aside"]).exists()
+        known = {job.id for job in caller.jobs()}
+        submitted = {record["job"] for record in records if record["event"] == "job.submit"}
+        ended = {record["job"] for record in records if record["event"] in ("job.done", "job.cancelled")}
+        lost = {record["job"] for record in records if record["event"] == "job.lost"}
+        assert lost == submitted - known - ended
+        notes = " ".join(check.text for check in caller.doctor())
+        assert "set aside as smpd.db.damaged-" in notes
+        assert all(job in notes for job in lost)
+    machine.ctl("audit", "verify")
+    assert machine.stop() == 0
+    machine.start()
+    with client(machine) as caller:
+        assert "set aside as smpd.db.damaged-" in " ".join(check.text for check in caller.doctor())
+        assert [record["event"] for record in events(caller)].count("state.salvaged") == 1
+
+
+def test_a_broken_audit_log(machine: Box) -> None:
+    """The daemon runs and lets look; acts are refused, jobs wait, until an admin begins a new log that names the old one."""
+    flip(machine.state / "audit" / "audit.jsonl", 40)
+    machine.start()
+    with client(machine) as caller:
+        assert not caller.status().audit_ok
+        check = next(check for check in caller.doctor() if check.name == "audit")
+        assert check.state == "fail"
+        assert "smpctl audit renew" in check.hint
+        assert caller.vault()
+        with pytest.raises(AuditError) as caught:
+            caller.submit(GetSpec("disk:a.smp"))
+        assert caught.value.code == "audit_broken"
+        assert machine.ctl("audit", "verify", check=False).returncode == 11
+        assert machine.ctl("audit", "tail").stdout
+        waiting = [job for job in caller.jobs() if job.state == "waiting"]
+        assert [job.error.code for job in waiting if job.error] == ["audit_broken"]
+        assert all(job.attempt <= 1 for job in waiting)
+    assert machine.stop() == 0
+    machine.start()
+    machine.ctl("audit", "renew", "--reason", "a flipped bit")
+    found = machine.ctl("audit", "verify").stdout.decode()
+    assert "set aside as set-aside-1" in found
+    with client(machine) as caller:
+        assert caller.status().audit_ok
+        first = events(caller)[0]
+        assert (first["event"], first["fields"]["reason"]) == ("audit.begin", "a flipped bit")
+        with pytest.raises(SmpError) as again:
+            caller.audit_renew("once more")
+        assert again.value.code == "wrong_state"
+
+
+@pytest.mark.parametrize("name", [keys.IDENTITY, keys.STATE_KEY, keys.CREDENTIAL])
+@pytest.mark.parametrize("copy", [False, True])
+def test_a_damaged_key_file(machine: Box, name: str, copy: bool) -> None:
+    """Either copy is enough, also one that is gone; what was damaged is kept, and both are whole afterwards."""
+    machine.start()
+    assert machine.stop() == 0
+    folder = machine.state / "keys"
+    good = (folder / name).read_bytes()
+    damaged = folder / keys.COPIES / name if copy else folder / name
+    flip(damaged, len(good) // 2)
+    was = damaged.read_bytes()
+    machine.start()
+    with client(machine) as caller:
+        assert f"{damaged} was damaged" in " ".join(check.text for check in caller.doctor())
+        assert caller.vault()
+    assert machine.stop() == 0
+    assert damaged.with_name(f"{name}.damaged").read_bytes() == was
+    assert damaged.read_bytes() == good
+    (folder / name).unlink()
+    machine.start()
+    with client(machine) as caller:
+        assert caller.vault()
+    assert machine.stop() == 0
+    assert (folder / name).read_bytes() == good
