@@ -12,10 +12,10 @@ import anyio.abc
 import anyio.to_thread
 
 from smp_proto import control as c
-from smp_proto.aio import Caller, Channel, Exchange, close_all, encode
+from smp_proto.aio import Caller, Channel, Exchange
 from smp_proto.errors import DaemonError, SmpError
-from smp_proto.wire import FrameType
 from smpctl.address import connect
+from smpctl.async_connection import greet, hold, message_of, messages
 from smpctl.client import (
     ANSWER_TIMEOUT_S,
     SLOW_TIMEOUT_S,
@@ -26,7 +26,7 @@ from smpctl.client import (
     pause_after,
     wanted_entries,
 )
-from smpctl.connection import HELLO_TIMEOUT_S, check_hello, decode, lost, our_hello, too_slow
+from smpctl.connection import too_slow
 from smpctl.handing import Handing
 from smpctl.landing import Landing
 from smpctl.watching import Cursor, job_of
@@ -72,14 +72,14 @@ class AsyncClient:
                 sock = await anyio.to_thread.run_sync(connect, self._path)
                 channel = Channel(sock)
                 try:
-                    self._hello = await _greet(channel)
+                    self._hello = await greet(channel)
                 except BaseException:
                     channel.close()
                     raise
                 # The connection lives in a task of the client, since whoever asks first may be gone before others.
                 self._release.set()
                 self._release = anyio.Event()
-                self._caller = await self._group.start(_hold, channel, self._release)
+                self._caller = await self._group.start(hold, channel, self._release)
             return self._hello
 
     @contextlib.asynccontextmanager
@@ -155,9 +155,9 @@ class AsyncClient:
                     finally:
                         os.close(fd)
                     while turns.must_wait:
-                        turns.sealed(await _message(exchange, c.Sealing))
+                        turns.sealed(await message_of(exchange, c.Sealing))
                 while True:
-                    turns.sealed(await _message(exchange, c.Sealing))
+                    turns.sealed(await message_of(exchange, c.Sealing))
             return await exchange.result(c.JobView)
 
     async def jobs(self, states: Iterable[c.JobState] = (), *, limit: int = 100) -> list[c.JobView]:
@@ -243,7 +243,7 @@ class AsyncClient:
     async def ls(self, location: str, *, recursive: bool = True) -> AsyncGenerator[c.ObjectInfo, None]:
         """Yield the objects below ``REMOTE:PREFIX``."""
         async with self._open(c.ListObjects(location, recursive)) as exchange:
-            async for batch in _messages(exchange, c.Objects, SLOW_TIMEOUT_S):
+            async for batch in messages(exchange, c.Objects, SLOW_TIMEOUT_S):
                 for found in batch.objects:
                     yield found
 
@@ -355,7 +355,7 @@ class AsyncClient:
         """Records from ``since`` on, as stored, one line each, and what is needed to verify them."""
         lines: list[bytes] = []
         async with self._open(c.AuditRead(since)) as exchange:
-            async for batch in _messages(exchange, c.AuditLines):
+            async for batch in messages(exchange, c.AuditLines):
                 lines.extend(batch.lines)
             return lines, await exchange.result(c.AuditProof)
 
@@ -366,48 +366,6 @@ class AsyncClient:
     async def audit_lines(self, since: int = 0) -> AsyncGenerator[bytes, None]:
         """Yield the records alone, for a log that is too large to hold."""
         async with self._open(c.AuditRead(since)) as exchange:
-            async for batch in _messages(exchange, c.AuditLines):
+            async for batch in messages(exchange, c.AuditLines):
                 for line in batch.lines:
                     yield line
-
-
-async def _greet(channel: Channel) -> c.Hello:
-    try:
-        with anyio.fail_after(HELLO_TIMEOUT_S):
-            await channel.send(FrameType.HELLO, 0, encode(our_hello()))
-            frame, fds = await channel.receive()
-    except TimeoutError:
-        raise too_slow(HELLO_TIMEOUT_S) from None
-    except (anyio.EndOfStream, anyio.BrokenResourceError):
-        raise lost() from None
-    close_all(fds)
-    if frame.type is not FrameType.HELLO or fds:
-        raise DaemonError("protocol", f"the peer began with {frame.type.name}", hint="is this smpd's socket?")
-    return check_hello(decode(frame.body, c.Hello))
-
-
-async def _hold(channel: Channel, release: anyio.Event, *, task_status: anyio.abc.TaskStatus[Caller]) -> None:
-    async with Caller(channel, lost=lost) as caller:
-        task_status.started(caller)
-        await release.wait()
-
-
-async def _messages(exchange: Exchange, kind: type[T], timeout: float = ANSWER_TIMEOUT_S) -> AsyncGenerator[T, None]:
-    """DATA until END, each within the time given."""
-    while True:
-        try:
-            with anyio.fail_after(timeout):
-                message = await _message(exchange, kind)
-        except TimeoutError:
-            raise too_slow(timeout) from None
-        except anyio.EndOfStream:
-            return
-        yield message
-
-
-async def _message(exchange: Exchange, kind: type[T]) -> T:
-    message, fds = await exchange.receive(kind)
-    if fds:
-        close_all(fds)
-        raise DaemonError("protocol", "smpd sent descriptors, which a client never takes")
-    return message
