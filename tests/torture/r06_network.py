@@ -24,7 +24,7 @@ from gated_s3 import GatedS3, gated_s3
 from servers import Served, rclone_s3, sshd
 
 from smp_proto.aio import Caller, Channel
-from smp_proto.control import ObjectInfo, S3Config, SftpConfig
+from smp_proto.control import ObjectInfo, RemoteView, S3Config, SftpConfig
 from smp_proto.errors import IntegrityError, ResourceError, SmpError, one_error
 from smp_proto.sealed.bundle import BundleWriter
 from smp_proto.sealed.keys import Identity
@@ -119,7 +119,11 @@ class Network:
         self._served: dict[str, tuple[Served, Proxy]] = {}
         self.store: GatedS3
         settings = FetchSettings(1, SLOTS, MIB, 4, 600.0, "off", DEADLINES, BreakerSettings())
-        self.pools = Pools(self._load, settings, group, lambda health: None)
+        self.pools = Pools(self._view, self._load, settings, group, lambda health: None)
+
+    def _view(self, name: str) -> RemoteView:
+        served, _ = self._served[name]
+        return RemoteView(name, "zero-knowledge", served.config, has_secret=True)
 
     def _load(self, name: str) -> Remote:
         served, proxy = self._served[name]
