@@ -1,5 +1,6 @@
 """The composition root: puts the rooms together, runs them, and takes them down in order."""
 
+import contextlib
 import gc
 import os
 import secrets
@@ -37,7 +38,6 @@ from smpd.jobs.journal import Journal
 from smpd.jobs.salvage import Salvaged
 from smpd.jobs.scheduler import Scheduler
 from smpd.jobs.seal import StateSeal
-from smpd.jobs.states import ENDED
 from smpd.links.fetching import Deadlines
 from smpd.state import State, lost_jobs, open_state
 from smpd.sync.store import SyncStore
@@ -45,6 +45,7 @@ from smpd.sync.syncs import Syncs
 from smpd.transfer.box import Box, Senders
 from smpd.transfer.breaker import BreakerSettings
 from smpd.transfer.device import ComputePools, ComputeSettings
+from smpd.transfer.ends import Ends
 from smpd.transfer.pool import FetchSettings
 from smpd.transfer.pools import Pools
 from smpd.transfer.refusing import Refusals
@@ -100,6 +101,8 @@ async def _serve(config: Config, state: State, notifier: Notifier) -> None:
             # Only now, when no job and no request uses them any more, may the workers and their rings go.
             with anyio.CancelScope(shield=True):
                 await daemon.pools.aclose()
+                with contextlib.suppress(SmpError):  # what is not struck out is recorded again at the next start
+                    await anyio.to_thread.run_sync(daemon.box.journal.endings.flush)
             workers.cancel_scope.cancel()
 
 
@@ -108,6 +111,8 @@ async def _serve_until_told(config: Config, state: State, daemon: Daemon, notifi
     async with anyio.create_task_group() as group:
         await _record_start(daemon, created=state.keys.created, salvaged=state.salvaged)
         await _clean_spool(daemon)
+        with contextlib.suppress(AuditError):  # later then, when the log can be written
+            await daemon.ends.catch_up(again=True)
         await _complete_quarantine(daemon)
         server = ControlServer(
             sockets or [await anyio.to_thread.run_sync(_bind, config)],
@@ -120,6 +125,7 @@ async def _serve_until_told(config: Config, state: State, daemon: Daemon, notifi
         await group.start(daemon.syncs.run)
         group.start_soon(server.serve)
         group.start_soon(daemon.scheduler.run)
+        group.start_soon(daemon.runner.courier.run)
         group.start_soon(_mend, daemon)
         group.start_soon(_trim_when_idle, daemon)
         group.start_soon(notifier.feed_watchdog)
@@ -191,11 +197,7 @@ def _compose(config: Config, state: State, group: TaskGroup) -> Daemon:
     def seen(sync: str) -> None:
         events.publish("sync", SyncChanged(sync), job_id=f"sync {sync}", progress=True)
 
-    async def final(job: Job) -> None:
-        tidy = partial(runner.discard, job.id) if job.state in ENDED else None
-        outcome = job.error.code if job.error else "ok"
-        await box.audit(f"job.{job.state}", actor=job.owner, job=job.id, outcome=outcome, act=tidy)
-
+    ends = Ends(box, runner)
     permissions = Permissions(config.permissions)
     groups = RoleGroups.lookup(config.control)
 
@@ -214,7 +216,7 @@ def _compose(config: Config, state: State, group: TaskGroup) -> Daemon:
         backoff_base_s=config.jobs.backoff_base_s,
         backoff_max_s=config.jobs.backoff_max_s,
         on_change=changed,
-        on_final=final,
+        on_final=ends.ended,
         on_fault=lambda job_id, error: _log.error("job fault", job_id=job_id, exc_info=error),
         room=partial(_room, state.space, audit, pools),
         hold_max_s=config.jobs.remote_wait_s,
@@ -229,6 +231,7 @@ def _compose(config: Config, state: State, group: TaskGroup) -> Daemon:
         started=time.monotonic(),
         box=box,
         runner=runner,
+        ends=ends,
         scheduler=scheduler,
         events=events,
         pools=pools,
@@ -383,6 +386,7 @@ async def _mend(daemon: Daemon) -> None:
             if daemon.audit.failure and not daemon.audit.broken:
                 await anyio.to_thread.run_sync(daemon.audit.retry)
                 _log.info("audit log mended")
+                await daemon.ends.catch_up(again=True)
         except SmpError as error:
             _log.error("audit log cannot be written", code=error.code)
 

@@ -43,10 +43,13 @@ def is_part(name: str) -> bool:
     return _PART.fullmatch(name) is not None
 
 
-def create_part(folder: int, mode: int = 0o600) -> tuple[int, str]:
-    """Make an empty file that is to get its name by :func:`publish`; returns its descriptor, and what it is called."""
+def create_part(folder: int, mode: int = 0o600, name: str = "") -> tuple[int, str]:
+    """Make an empty file that is to get its name by :func:`publish`; returns its descriptor, and what it is called.
+
+    That is ``name``, of :func:`part_name`, where somebody is to know it beforehand.
+    """
     while True:
-        part = part_name()
+        part = name or part_name()
         fd = os.open(part, _NEW, mode, dir_fd=folder)
         if _hold(fd):
             return fd, part

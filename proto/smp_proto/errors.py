@@ -191,6 +191,7 @@ CODES: dict[str, ErrorCode] = {
     "processor_input": ErrorCode(ProcessorError, False, "the processor cannot take this media type"),
     "wrong_state": ErrorCode(StateError, False, "the job's state does not allow this"),
     "exists": ErrorCode(StateError, False, "a thing of this name exists already"),
+    "target_changed": ErrorCode(StateError, False, "somebody else's object appeared at a result's target; it is kept"),
     "cancelled": ErrorCode(StateError, False, "the job was cancelled"),
     "audit_unwritable": ErrorCode(AuditError, True, "the audit log cannot be written, so the act was not done"),
     "audit_broken": ErrorCode(AuditError, False, "the audit log does not match its checkpoints"),

@@ -17,13 +17,16 @@ from smp_proto.control import LocalConfig, ObjectInfo
 from smp_proto.errors import RemoteError, ResourceError, SmpError, UsageError
 from smpd.fetch.pins import stat_pin
 from smpd.fetch.remote import (
+    PLAINLY,
     Progress,
+    Writing,
     changed,
     is_listed,
     missing,
     missing_root,
     short_source,
     tail_of,
+    taken,
     unwritable,
     walk_folders,
 )
@@ -154,19 +157,18 @@ class LocalRemote:
 
     # ── writing ────────────────────────────────────────────────────────────────────────────────────────
 
-    async def write(self, path: str, fd: int, size: int, progress: Progress) -> ObjectInfo:
+    async def write(self, path: str, fd: int, size: int, progress: Progress, how: Writing = PLAINLY) -> ObjectInfo:
         """See :class:`smpd.fetch.remote.Remote`."""
-        folder, _, name = path.rpartition("/")
-        parent = await self._run(path, lambda root: _make_folders(root, folder))
+        parent = await self._run(path, lambda root: _make_folders(root, path.rpartition("/")[0]))
         try:
             await self._run(path, lambda _: self._sweep(parent))
-            target, part = await self._run(path, lambda _: durable.create_part(parent, 0o644))
+            target, part = await self._run(path, lambda _: durable.create_part(parent, 0o644, how.part))
             try:
                 for start in range(0, size, COPY_BYTES):
                     count = min(COPY_BYTES, size - start)
                     await self._run(path, lambda _, s=start, c=count: _copy(fd, target, s, c))  # type: ignore[misc]
                     await progress(start + count)
-                await self._run(path, lambda _: durable.publish(target, part, name, parent))
+                await self._run(path, lambda root: _publish(root, path, target, part, parent, how.replaces))
             except BaseException:
                 with anyio.CancelScope(shield=True):
                     await self._run(path, lambda _: durable.remove(part, parent))
@@ -183,6 +185,11 @@ class LocalRemote:
         if (found.st_dev, found.st_ino) not in self._swept:
             self._swept.add((found.st_dev, found.st_ino))
             durable.sweep(parent)
+
+    async def clear(self, path: str, size: int, part: str, upload: str) -> None:
+        """See :class:`smpd.fetch.remote.Remote`."""
+        if part:
+            await self.delete(path.rpartition("/")[0] + "/" * ("/" in path) + part)
 
     async def delete(self, path: str) -> None:
         """See :class:`smpd.fetch.remote.Remote`."""
@@ -254,6 +261,22 @@ def _make_folders(root: int, folder: str) -> int:
         finally:
             os.close(parent)
     return open_beneath(root, "/".join(parts) or ".", os.O_RDONLY | os.O_DIRECTORY)
+
+
+def _publish(root: int, path: str, target: int, part: str, parent: int, replaces: str | None) -> None:
+    try:
+        if replaces and _pin(root, path) not in ("", replaces):
+            raise taken(path)
+        durable.publish(target, part, path.rpartition("/")[2], parent, replace=replaces != "")
+    except FileExistsError as error:
+        raise taken(path) from error
+
+
+def _pin(root: int, path: str) -> str:
+    try:
+        return _stat(root, path).pin
+    except FileNotFoundError:
+        return ""
 
 
 def _copy(source: int, target: int, start: int, count: int) -> None:

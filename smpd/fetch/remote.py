@@ -4,13 +4,14 @@ import contextlib
 import errno
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import anyio
 
 from smp_proto.control import ObjectInfo
 from smp_proto.durable import is_part
-from smp_proto.errors import IntegrityError, NotFoundError, RemoteError, ResourceError, SmpError, UsageError
+from smp_proto.errors import IntegrityError, NotFoundError, RemoteError, ResourceError, SmpError, StateError, UsageError
+from smpd.links.fetching import END_BYTES
 
 PATH_MAX_BYTES = 1024
 # What to type to change a remote; smpd puts the name in.
@@ -18,6 +19,23 @@ ANEW = "smpctl remote remove NAME, smpctl remote add NAME ..."
 BATCH_OBJECTS = 256  # of at most PATH_MAX_BYTES each, so that a batch fits into one frame
 
 Progress = Callable[[int], Awaitable[None]]
+
+
+class Writing(NamedTuple):
+    """How an object is to be written; see :class:`smpd.links.fetching.Write`.
+
+    Args:
+        part: what a file is called until it is whole; a name of its own when empty.
+        replaces: pin of what may be there, empty for nothing; None for anything.
+        begun: told the id of a multipart upload; it is not used before that returns.
+    """
+
+    part: str = ""
+    replaces: str | None = None
+    begun: Callable[[str], Awaitable[None]] | None = None
+
+
+PLAINLY = Writing()
 
 
 class Remote(Protocol):
@@ -44,8 +62,12 @@ class Remote(Protocol):
         """Put the last ``len(into)`` bytes, or all of a smaller object, into the front of ``into``."""
         ...
 
-    async def write(self, path: str, fd: int, size: int, progress: Progress) -> ObjectInfo:
+    async def write(self, path: str, fd: int, size: int, progress: Progress, how: Writing = PLAINLY) -> ObjectInfo:
         """Upload bytes ``[0, size)`` of ``fd``, which stays open."""
+        ...
+
+    async def clear(self, path: str, size: int, part: str, upload: str) -> None:
+        """Remove what a :meth:`write` that was cut off may have left."""
         ...
 
     async def delete(self, path: str) -> None:
@@ -73,6 +95,21 @@ async def tail_of(remote: Remote, path: str, into: memoryview) -> ObjectInfo:
         with into[:length] as part:
             await remote.read(path, info.pin, info.size - length, part)
     return info
+
+
+async def is_same(remote: Remote, path: str, fd: int, size: int) -> tuple[str, bool]:
+    """The pin of what is there, empty for nothing, and whether it is what the descriptor holds, told by its end."""
+    end = memoryview(bytearray(min(size, END_BYTES)))
+    try:
+        info = await remote.stat(path)
+        if info.size != size or not size:
+            return info.pin, info.size == size
+        info = await remote.tail(path, end)
+    except NotFoundError as error:
+        if error.code != "no_such_object":
+            raise
+        return "", False
+    return info.pin, info.size == size and end == await read_source(fd, len(end), size - len(end))
 
 
 def check_path(path: str, *, prefix: bool = False) -> None:
@@ -139,6 +176,11 @@ def changed(path: str) -> IntegrityError:
     return IntegrityError(
         "source_changed", f"{path} changed while it was being read", hint="submit the job again to read the new object"
     )
+
+
+def taken(path: str) -> StateError:
+    """Something is at a target that is not to be replaced."""
+    return StateError("target_changed", f"{path} is not what was there when this was to be written")
 
 
 def missing(path: str, where: str) -> NotFoundError:

@@ -10,9 +10,9 @@ from smp_proto.errors import RemoteError, SmpError, UsageError
 from smpd.fetch.bucket import Bucket, timestamp, trust
 from smpd.fetch.exchange import Answer, Suffix, Unspoken, Wanted
 from smpd.fetch.patience import while_moving
-from smpd.fetch.pins import etag_pin, parse_pin
-from smpd.fetch.remote import Progress, changed, tail_of, unreachable
-from smpd.fetch.upload import OBJECT_MAX_BYTES, Uploader
+from smpd.fetch.pins import bare_etag, etag_pin, parse_pin
+from smpd.fetch.remote import PLAINLY, Progress, Writing, is_same, tail_of, taken, unreachable
+from smpd.fetch.upload import OBJECT_MAX_BYTES, PART_BYTES, Uploader
 from smpd.links.fetching import Deadlines
 
 
@@ -155,15 +155,23 @@ class S3Remote:
 
     # ── writing ────────────────────────────────────────────────────────────────────────────────────────
 
-    async def write(self, path: str, fd: int, size: int, progress: Progress) -> ObjectInfo:
+    async def write(self, path: str, fd: int, size: int, progress: Progress, how: Writing = PLAINLY) -> ObjectInfo:
         """See :class:`smpd.fetch.remote.Remote`."""
         if size > OBJECT_MAX_BYTES:
             raise UsageError("bad_request", f"{path} is larger than an object may be", hint="split it below 5 TiB")
-        await self._uploader.upload(path, self._root + path, fd, size, progress)
+        etag = await self._uploader.upload(path, self._root + path, fd, size, progress, how)
         info = await self.stat(path)
         if info.size != size:
-            raise changed(path)
+            raise taken(path)
+        # Of an object in parts some servers answer another ETag than they have afterwards.
+        if parse_pin(info.pin)[1] != bare_etag(etag) and not (await is_same(self, path, fd, size))[1]:
+            raise taken(path)
         return info
+
+    async def clear(self, path: str, size: int, part: str, upload: str) -> None:
+        """See :class:`smpd.fetch.remote.Remote`."""
+        if size > PART_BYTES:
+            await self._uploader.clear(path, self._root + path, upload)
 
     async def delete(self, path: str) -> None:
         """See :class:`smpd.fetch.remote.Remote`."""

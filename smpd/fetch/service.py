@@ -25,7 +25,7 @@ from smp_proto.control import (
 from smp_proto.errors import DaemonError, SmpError, UsageError
 from smpd.fetch import sandbox
 from smpd.fetch.pausing import tell
-from smpd.fetch.remote import BATCH_OBJECTS, Remote, changed, check_path
+from smpd.fetch.remote import BATCH_OBJECTS, Remote, Writing, changed, check_path, is_same
 from smpd.links import fetching
 from smpd.links.ring import Ring
 from smpd.walls.sandbox import Kernel
@@ -61,7 +61,7 @@ class Service:
     async def _handle(self, body: bytes, fds: list[int], exchange: Exchange) -> object:
         try:
             request = decode(body, _REQUEST)
-            expected = 1 if isinstance(request, fetching.Setup | fetching.Write) else 0
+            expected = 1 if isinstance(request, fetching.Setup | fetching.Write | fetching.Look) else 0
             if len(fds) != expected:
                 raise DaemonError("protocol", f"{type(request).__name__} comes with {expected} descriptors")
             if isinstance(request, fetching.Setup):
@@ -107,11 +107,11 @@ class Service:
             case fetching.List():
                 tell.set(lambda busy_s: exchange.send(fetching.Listed([], busy_s)))
                 await _list(request, remote, exchange)
-            case fetching.Write():
+            case fetching.Write() | fetching.Look():
+                return await _write_or_look(request, remote, fds[0], exchange)
+            case fetching.Clear():
                 check_path(request.path)
-                reporter = _Reporter(exchange)
-                tell.set(reporter.busy)
-                return await remote.write(request.path, fds[0], request.size, reporter)
+                await remote.clear(request.path, request.size, request.part, request.upload)
             case fetching.Hold():
                 remote.hold(request.seconds)
             case fetching.Delete():
@@ -124,8 +124,20 @@ class Service:
         return None
 
 
+async def _write_or_look(
+    request: fetching.Write | fetching.Look, remote: Remote, fd: int, exchange: Exchange
+) -> object:
+    check_path(request.path)
+    if isinstance(request, fetching.Look):
+        return fetching.Looked(*await is_same(remote, request.path, fd, request.size))
+    reporter = _Reporter(exchange)
+    tell.set(reporter.busy)
+    how = Writing(request.part, request.replaces, reporter.begun if request.part else None)
+    return await remote.write(request.path, fd, request.size, reporter, how)
+
+
 class _Reporter:
-    """Sends Progress."""
+    """Sends Progress. While ids are kept, no other message of the exchange comes."""
 
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
@@ -138,6 +150,11 @@ class _Reporter:
     async def busy(self, seconds: float) -> None:
         """The server asked for patience."""
         await self._exchange.send(fetching.Progress(self._done, seconds))
+
+    async def begun(self, upload: str) -> None:
+        """Tell the id of an upload, and wait until it is kept."""
+        await self._exchange.send(fetching.Progress(self._done, upload=upload))
+        await self._exchange.receive(fetching.Noted)
 
 
 async def _read(request: fetching.Read, remote: Remote, ring: Ring) -> None:

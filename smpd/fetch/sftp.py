@@ -14,12 +14,15 @@ from smp_proto.durable import part_name
 from smp_proto.errors import RemoteError, SmpError
 from smpd.fetch.pins import stat_pin
 from smpd.fetch.remote import (
+    PLAINLY,
     Progress,
+    Writing,
     changed,
     is_listed,
     missing,
     missing_root,
     read_source,
+    taken,
     unreachable,
     walk_folders,
 )
@@ -155,24 +158,24 @@ class SftpRemote:
 
     # ── writing ────────────────────────────────────────────────────────────────────────────────────────
 
-    async def write(self, path: str, fd: int, size: int, progress: Progress) -> ObjectInfo:
+    async def write(self, path: str, fd: int, size: int, progress: Progress, how: Writing = PLAINLY) -> ObjectInfo:
         """See :class:`smpd.fetch.remote.Remote`."""
         target = self._full(path)
         folder = posixpath.dirname(target)
-        temporary = posixpath.join(folder, part_name())
+        temporary = posixpath.join(folder, how.part or part_name())
         async with self._client(path) as (line, sftp):
             if folder:
                 await self._within(line, sftp.makedirs(folder, exist_ok=True))
             try:
                 await self._send(line, sftp, temporary, fd, size, progress)
-                await self._publish(line, sftp, temporary, target)
+                await self._publish(line, sftp, temporary, path, how.replaces)
             except BaseException:
                 with anyio.move_on_after(self._deadlines.cleanup_s, shield=True), contextlib.suppress(Exception):
                     await sftp.remove(temporary)
                 raise
         info = await self.stat(path)
         if info.size != size:
-            raise changed(path)
+            raise taken(path)
         return info
 
     async def _send(
@@ -193,14 +196,37 @@ class SftpRemote:
             raise
         await self._within(line, file.close(), self._deadlines.answer_s)
 
-    async def _publish(self, line: Line, sftp: asyncssh.SFTPClient, temporary: str, target: str) -> None:
+    async def _publish(
+        self, line: Line, sftp: asyncssh.SFTPClient, temporary: str, path: str, replaces: str | None
+    ) -> None:
+        target = self._full(path)
+        if replaces is not None and await self._pin(line, sftp, path) not in ("", replaces):
+            raise taken(path)
         try:
-            await self._within(line, sftp.posix_rename(temporary, target))
+            if replaces == "":  # plain rename does not replace, but where a server makes it so
+                await self._within(line, sftp.rename(temporary, target))
+            else:
+                await self._within(line, sftp.posix_rename(temporary, target))
         except asyncssh.SFTPOpUnsupported:
-            # Plain rename does not replace.
             with contextlib.suppress(*_ABSENT):
                 await self._within(line, sftp.remove(target))
             await self._within(line, sftp.rename(temporary, target))
+        except (asyncssh.SFTPFailure, asyncssh.SFTPFileAlreadyExists):
+            if replaces == "" and await self._pin(line, sftp, path):
+                raise taken(path) from None
+            raise
+
+    async def _pin(self, line: Line, sftp: asyncssh.SFTPClient, path: str) -> str:
+        """The pin of what is there, empty for nothing; over the session at hand, as there may be no other."""
+        try:
+            return _info(path, await self._within(line, sftp.stat(self._full(path)))).pin
+        except _ABSENT:
+            return ""
+
+    async def clear(self, path: str, size: int, part: str, upload: str) -> None:
+        """See :class:`smpd.fetch.remote.Remote`."""
+        if part:
+            await self.delete(posixpath.join(posixpath.dirname(path), part))
 
     async def delete(self, path: str) -> None:
         """See :class:`smpd.fetch.remote.Remote`."""

@@ -1,23 +1,26 @@
 """Uploads: whole where small, else in parts, several at a time, aborted unless completed."""
 
 import contextlib
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 from urllib.parse import quote
 
 import anyio
 
-from smp_proto.errors import RemoteError
+from smp_proto.errors import IntegrityError, NotFoundError, RemoteError, SmpError
 from smpd.fetch.bucket import Bucket
 from smpd.fetch.connection import Body
 from smpd.fetch.exchange import Unspoken
-from smpd.fetch.remote import Progress, first_error, read_source
+from smpd.fetch.pins import parse_pin
+from smpd.fetch.remote import PLAINLY, Progress, Writing, first_error, read_source, taken
 from smpd.fetch.signing import UNSIGNED_PAYLOAD
 from smpd.links.fetching import Deadlines
 
 PART_BYTES = 8 << 20
 PARTS_MAX = 10_000
 OBJECT_MAX_BYTES = 5 << 40
+_FIELDS = {"IfMatch": "if-match", "IfNoneMatch": "if-none-match"}
 
 
 def part_bytes(size: int) -> int:
@@ -38,31 +41,83 @@ class Uploader:
         self._connections = connections
         self._deadlines = deadlines
         self._by_client = False
+        self._conditional = True
 
-    async def upload(self, path: str, key: str, fd: int, size: int, progress: Progress) -> None:
-        """Write bytes ``[0, size)`` of ``fd`` to ``key``; ``path`` is its name in errors."""
+    async def upload(self, path: str, key: str, fd: int, size: int, progress: Progress, how: Writing = PLAINLY) -> str:
+        """Write bytes ``[0, size)`` of ``fd`` to ``key``; ``path`` is its name in errors. Returns the object's ETag."""
+        condition = _condition(how.replaces) if self._conditional else {}
+        try:
+            return await self._upload(path, key, fd, size, progress, how, condition)
+        except IntegrityError as error:
+            if not condition or error.code != "source_changed":
+                raise
+            raise taken(path) from error
+        except NotFoundError as error:
+            if "IfMatch" not in condition or error.code != "no_such_object":
+                raise
+            return await self._upload(path, key, fd, size, progress, how, {"IfNoneMatch": "*"})  # it went meanwhile
+        except SmpError as error:
+            if not condition or error.details.get("status") not in (400, 501):
+                raise
+        # It may not know conditional writes; what was looked at before has to do.
+        etag = await self._upload(path, key, fd, size, progress, how, {})
+        self._conditional = False
+        return etag
+
+    async def _upload(
+        self, path: str, key: str, fd: int, size: int, progress: Progress, how: Writing, condition: dict[str, str]
+    ) -> str:
         if size <= PART_BYTES:
-            await self._bucket.steps.do(partial(self._put, "put_object", path, key, fd, 0, size))
+            put = partial(self._put, "put_object", path, key, fd, 0, size, condition)
+            etag = await self._bucket.steps.do(put)
             await progress(size)
-            return
+            return etag
         # Shielded: were it cancelled on its way, an upload would stay behind whose id nobody knows.
         with anyio.CancelScope(shield=True):
             create = partial(self._bucket.call, "create_multipart_upload", path, Key=key)
             upload = (await self._bucket.steps.do(create))["UploadId"]
         try:
+            if how.begun is not None:
+                await how.begun(upload)
             parts = await self._put_parts(path, key, upload, fd, size, progress)
-            await self._bucket.call(
+            answer = await self._bucket.call(
                 "complete_multipart_upload",
                 path,
                 answer_s=self._deadlines.complete_s,
                 Key=key,
                 UploadId=upload,
                 MultipartUpload={"Parts": parts},
+                **condition,
             )
         except BaseException:
             with anyio.move_on_after(self._deadlines.cleanup_s, shield=True), contextlib.suppress(Exception):
                 await self._bucket.call("abort_multipart_upload", path, Key=key, UploadId=upload)
             raise
+        return str(answer.get("ETag", ""))
+
+    async def clear(self, path: str, key: str, upload: str) -> None:
+        """Abort an upload that was cut off; with no id known, those of this key that have no part yet.
+
+        A process that is killed after the server began an upload, and before its id was kept, has sent no part of it. A
+        server that does not list its uploads, or not to us, keeps what it has.
+        """
+        if upload:
+            await self._abort(path, key, upload)
+            return
+        try:
+            listed = await self._bucket.call("list_multipart_uploads", path, Prefix=key)
+            for each in listed.get("Uploads", ()):
+                if each["Key"] == key:
+                    parts = await self._bucket.call("list_parts", path, Key=key, UploadId=each["UploadId"])
+                    if not parts.get("Parts"):
+                        await self._abort(path, key, each["UploadId"])
+        except (NotFoundError, RemoteError) as error:
+            if error.retryable and error.details.get("status") != 501:
+                raise
+
+    async def _abort(self, path: str, key: str, upload: str) -> None:
+        with contextlib.suppress(NotFoundError):
+            await self._bucket.call("abort_multipart_upload", path, Key=key, UploadId=upload)
 
     async def _put_parts(
         self, path: str, key: str, upload: str, fd: int, size: int, progress: Progress
@@ -76,7 +131,8 @@ class Uploader:
             nonlocal sent
             for number, start in starts:
                 count = min(length, size - start)
-                put = partial(self._put, "upload_part", path, key, fd, start, count, PartNumber=number, UploadId=upload)
+                part: dict[str, str | int] = {"PartNumber": number, "UploadId": upload}
+                put = partial(self._put, "upload_part", path, key, fd, start, count, part)
                 etags[number] = await self._bucket.steps.do(put)
                 sent += count
                 await progress(sent)
@@ -87,15 +143,17 @@ class Uploader:
                     group.start_soon(worker)
         return [{"PartNumber": number, "ETag": etag} for number, etag in sorted(etags.items())]
 
-    async def _put(self, method: str, path: str, key: str, fd: int, start: int, length: int, **part: str | int) -> str:
-        """Send one body; returns the ETag that the server gave it."""
+    async def _put(
+        self, method: str, path: str, key: str, fd: int, start: int, length: int, more: Mapping[str, str | int]
+    ) -> str:
+        """Send one body, with these parameters of the client's; returns the ETag that the server gave it."""
         if not self._by_client:
             try:
                 with self._bucket.translated(path):
-                    return await self._put_directly(path, key, fd, start, length, part)
+                    return await self._put_directly(path, key, fd, start, length, more)
             except Unspoken:
                 self._by_client = True
-        return await self._put_by_client(method, path, key, fd, start, length, part)
+        return await self._put_by_client(method, path, key, fd, start, length, more)
 
     async def _put_by_client(
         self,
@@ -105,18 +163,19 @@ class Uploader:
         fd: int,
         start: int,
         length: int,
-        part: dict[str, str | int],
+        more: Mapping[str, str | int],
     ) -> str:
         body = await read_source(fd, length, start)
-        answer = await self._bucket.call(method, path, answer_s=self._deadlines.answer_s, Key=key, Body=body, **part)
+        answer = await self._bucket.call(method, path, answer_s=self._deadlines.answer_s, Key=key, Body=body, **more)
         return _etag_of(answer.get("ETag", ""))
 
     async def _put_directly(
-        self, path: str, key: str, fd: int, start: int, length: int, part: dict[str, str | int]
+        self, path: str, key: str, fd: int, start: int, length: int, more: Mapping[str, str | int]
     ) -> str:
         pool = await self._bucket.pool()
-        query = "&".join(f"{name}={quote(str(value), safe='-_.~')}" for name, value in sorted(_query(part)))
-        headers = {"content-length": str(length)}
+        query = "&".join(f"{name}={quote(str(value), safe='-_.~')}" for name, value in sorted(_query(more)))
+        conditions = {_FIELDS[name]: str(value) for name, value in more.items() if name in _FIELDS}
+        headers = {"content-length": str(length), **conditions}
         head = await self._bucket.request("PUT", key, headers, query, UNSIGNED_PAYLOAD)
         body = Body(fd, start, length)
         answer = await pool.ask("PUT", head, body, answer_s=self._deadlines.answer_s)
@@ -127,8 +186,16 @@ class Uploader:
         raise self._bucket.refused(answer, path)
 
 
-def _query(part: dict[str, str | int]) -> list[tuple[str, str | int]]:
-    return [(name[0].lower() + name[1:], value) for name, value in part.items()]
+def _condition(replaces: str | None) -> dict[str, str]:
+    """What a write asks for, so that nothing is replaced but an object with this pin."""
+    if replaces == "":
+        return {"IfNoneMatch": "*"}
+    etag = parse_pin(replaces)[1] if replaces else "W/"
+    return {} if etag.startswith("W/") else {"IfMatch": f'"{etag}"'}  # a weak tag never matches
+
+
+def _query(more: Mapping[str, str | int]) -> list[tuple[str, str | int]]:
+    return [(name[0].lower() + name[1:], value) for name, value in more.items() if name not in _FIELDS]
 
 
 def _etag_of(etag: str) -> str:

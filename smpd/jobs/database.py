@@ -137,6 +137,21 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE INDEX sync_objects_oldest ON sync_objects (sync, state, found);
     CREATE INDEX sync_objects_job ON sync_objects (job);
     """,
+    # A result is published once, and a job's end is recorded although the daemon dies at that moment.
+    """
+    CREATE TABLE deliveries (
+        job TEXT PRIMARY KEY REFERENCES jobs (id) ON DELETE CASCADE,
+        left INTEGER NOT NULL,                      -- whether something of an upload may lie at the remote
+        body BLOB NOT NULL                          -- sealed: pin, names of the upload
+    );
+    CREATE TABLE endings (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        job TEXT NOT NULL,
+        owner TEXT NOT NULL,
+        state TEXT NOT NULL,
+        outcome TEXT NOT NULL                       -- an error's code, or ok
+    );
+    """,
 )
 
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}

@@ -13,9 +13,11 @@ from typing import Any
 
 import msgspec
 
-from smp_proto.control import AnyJobSpec, JobState, JobView, Priority, Result
+from smp_proto.control import FINAL_STATES, AnyJobSpec, JobState, JobView, Priority, Result
 from smp_proto.errors import DaemonError, ErrorBody, IntegrityError, NotFoundError, StateError
 from smpd.jobs.database import Database
+from smpd.jobs.deliveries import Deliveries, Delivery
+from smpd.jobs.endings import Endings
 from smpd.jobs.job import Job, Progress, Source, new_job_id, view
 from smpd.jobs.seal import StateSeal
 from smpd.jobs.states import ENDED, STATES, Move, next_state
@@ -43,12 +45,18 @@ class Journal:
         db: an open database.
         seal: seals specs, errors, results, sources and leaves.
         wall: the clock for what is displayed.
+
+    Attributes:
+        deliveries: where the results of these jobs go.
+        endings: which of their ends the audit log does not tell of yet.
     """
 
     def __init__(self, db: Database, seal: StateSeal, *, wall: Callable[[], float] = time.time) -> None:
         self._db = db
         self._seal = seal
         self._wall = wall
+        self.deliveries = Deliveries(db, seal)
+        self.endings = Endings(db)
         self._live: dict[str, Progress] = {}
 
     def add(
@@ -190,7 +198,8 @@ class Journal:
             due: for ``retry`` and ``hold``, when it ends on the monotonic clock.
             counted: for ``retry``, whether the attempt that ends counts.
 
-        A move to the end (``done``, ``cancelled``) also deletes what was kept for resuming, and what was quarantined.
+        A move to the end (``done``, ``cancelled``) also deletes what was kept for resuming, and what was quarantined. A
+        final state is noted in :attr:`endings`.
 
         Raises:
             StateError: ``wrong_state``.
@@ -217,6 +226,10 @@ class Journal:
                 connection.execute("DELETE FROM ranges WHERE job=?", (job_id,))
                 connection.execute("DELETE FROM sources WHERE job=?", (job_id,))
                 connection.execute("DELETE FROM quarantine WHERE job=?", (job_id,))
+                # What a cancelled upload left behind is still to be cleared away.
+                connection.execute("DELETE FROM deliveries WHERE job=? AND (?='done' OR NOT left)", (job_id, state))
+            if state in FINAL_STATES:
+                self.endings.add(connection, moved)
         if state != "running":
             self._live.pop(job_id, None)
         return moved
@@ -245,6 +258,19 @@ class Journal:
         with self._db.transaction() as connection:
             self._find(connection, job_id)
             self._pin(connection, job_id, Source(pin, size, envelope))
+
+    def keep_result(self, job_id: str, sealed: Source, delivery: Delivery | None = None) -> None:
+        """Note that a job's results are sealed in the spool, and with that how far their delivery is."""
+        with self._db.transaction() as connection:
+            self._find(connection, job_id)
+            self._pin(connection, job_id, sealed)
+            if delivery is not None:
+                self.deliveries.keep_in(connection, job_id, delivery)
+
+    def result(self, job_id: str) -> Result | None:
+        """What an earlier attempt sealed and did not yet deliver."""
+        source = self.source(job_id)
+        return _decode(source.envelope, type=Result) if source and source.envelope is not None else None
 
     def pin(self, job_id: str, pin: str, size: int) -> str:
         """Pin a job to an object unless it is pinned, and return the pin that holds.

@@ -152,19 +152,65 @@ class ManyRead(msgspec.Struct):
 class Write(Request, tag="write"):
     """Upload ``size`` bytes of the descriptor that comes along, from its offset 0, to ``path``. Reply: ObjectInfo.
 
-    S3: multipart above one part, aborted on failure or cancel. SFTP and local: a temporary name, then rename.
-    An existing object of that name is replaced. DATA: Progress.
+    The object comes to be under its name whole, or not at all. S3: multipart above one part, aborted on failure or
+    cancel. SFTP and local: a file called ``part`` in the same folder, then renamed. DATA: Progress; where there is
+    a ``part``, one that has an ``upload`` is answered by Noted before anything is sent under that id.
+
+    ``replaces`` is the pin of what may be at the name, empty for nothing; None for anything. ``target_changed`` when
+    something else is, as far as the server can tell: S3 by a conditional write where it knows them, SFTP and local just
+    before and, where nothing may be there, by the renaming. What the server has afterwards is compared with what was
+    sent: size, and the ETag it answered, or the object's end.
+    """
+
+    path: str
+    size: int
+    part: str = ""
+    replaces: str | None = None
+
+
+class Progress(msgspec.Struct):
+    """Bytes moved so far, for how long the server asked for patience, which the process has, or the id of an upload."""
+
+    done: Annotated[int, msgspec.Meta(ge=0, le=SIZE_MAX)]
+    busy_s: BusySeconds = 0.0
+    upload: str = ""
+
+
+class Noted(msgspec.Struct):
+    """The id of an upload is kept."""
+
+
+class Look(Request, tag="look"):
+    """Is the object at ``path`` what the descriptor that comes along holds, ``size`` bytes of it? Reply: Looked.
+
+    Told by its size and its last :data:`END_BYTES` bytes, in which a sealed object has its id and its signature.
     """
 
     path: str
     size: int
 
 
-class Progress(msgspec.Struct):
-    """Bytes moved so far, and for how long the server asked for patience, which the process has."""
+END_BYTES = 64 << 10
 
-    done: Annotated[int, msgspec.Meta(ge=0, le=SIZE_MAX)]
-    busy_s: BusySeconds = 0.0
+
+class Looked(msgspec.Struct):
+    """What is there: its pin, empty when there is nothing, and whether it is the same."""
+
+    pin: str = ""
+    ours: bool = False
+
+
+class Clear(Request, tag="clear"):
+    """Remove what a cut off Write of ``size`` bytes to ``path`` may have left. Reply: None. Nothing there is no error.
+
+    SFTP and local: the file ``part``. S3: the multipart upload of that id. With no id, a process was perhaps killed
+    before it could tell: then the uploads of exactly this key that have no part yet, where the server lists them.
+    """
+
+    path: str
+    size: int
+    part: str
+    upload: str = ""
 
 
 class Hold(Request, tag="hold"):
@@ -190,4 +236,4 @@ class Probed(msgspec.Struct):
     facts: dict[str, str] = {}
 
 
-AnyRequest = Setup | Stat | List | Read | Tail | ReadMany | Write | Hold | Delete | Probe
+AnyRequest = Setup | Stat | List | Read | Tail | ReadMany | Write | Look | Clear | Hold | Delete | Probe

@@ -228,6 +228,11 @@ class RemotePool:
         tries = await persist(lambda: self._call(self._any(), request, ObjectInfo))
         return tries.answer
 
+    async def ask(self, request: object, kind: type[T], fd: int | None = None) -> T:
+        """Put one question to any of the processes."""
+        tries = await persist(lambda: self._call(self._any(), request, kind, () if fd is None else (fd,)))
+        return tries.answer
+
     async def delete(self, path: str) -> None:
         """Remove an object."""
         await self._call(self._any(), fetching.Delete(path), type(None))
@@ -256,22 +261,32 @@ class RemotePool:
                 await exchange.send(fetching.More())
         self.gate.note(None)
 
-    async def write(self, path: str, fd: int, size: int, progress: Callable[[int], None]) -> ObjectInfo:
-        """Upload a sealed file from its descriptor; from its beginning again, where a fault may pass."""
-        request = fetching.Write(path, size)
-
-        async def once() -> ObjectInfo:
-            async with self._ask(self._any(), request, [fd]) as (worker, exchange):
-                async with contextlib.aclosing(messages(worker, exchange, fetching.Progress)) as steps:
-                    async for step in steps:
-                        if step.busy_s:
-                            self.gate.busy(step.busy_s)
+    async def write(
+        self,
+        path: str,
+        fd: int,
+        size: int,
+        progress: Callable[[int], None],
+        *,
+        part: str,
+        replaces: str,
+        begun: Callable[[str], Awaitable[None]],
+    ) -> ObjectInfo:
+        """Upload a sealed file; see :class:`~smpd.links.fetching.Write`. ``begun`` keeps a multipart upload's id."""
+        request = fetching.Write(path, size, part, replaces)
+        async with self._ask(self._any(), request, [fd]) as (worker, exchange):
+            async with contextlib.aclosing(messages(worker, exchange, fetching.Progress)) as steps:
+                async for step in steps:
+                    if step.busy_s:
+                        self.gate.busy(step.busy_s)
+                    if step.upload:
+                        await begun(step.upload)
+                        await exchange.send(fetching.Noted())
+                    else:
                         progress(step.done)
-                info = await exchange.result(ObjectInfo)
-            self.gate.note(None)
-            return info
-
-        return (await persist(once)).answer
+            info = await exchange.result(ObjectInfo)
+        self.gate.note(None)
+        return info
 
     async def aclose(self) -> None:
         """Stop the processes, and give the rings back once nobody holds a lane."""
@@ -300,8 +315,10 @@ class RemotePool:
             if host.worker is not None and host.worker.caller.alive:
                 self._group.start_soon(hold, host.worker.caller)
 
-    async def _call(self, host: WorkerHost, request: object, kind: type[T], *, gated: bool = True) -> T:
-        async with self._ask(host, request, gated=gated) as (worker, exchange):
+    async def _call(
+        self, host: WorkerHost, request: object, kind: type[T], fds: Sequence[int] = (), *, gated: bool = True
+    ) -> T:
+        async with self._ask(host, request, fds, gated=gated) as (worker, exchange):
             answer = await until_answered(worker, lambda: exchange.result(kind))
         if not isinstance(answer, fetching.ManyRead):  # which tells of each object
             self.gate.note(None)

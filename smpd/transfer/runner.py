@@ -20,7 +20,6 @@ from smp_proto.sealed.bundle import BundleInfo
 from smp_proto.sealed.envelope import open_envelope
 from smp_proto.sealed.keys import PublicIdentity
 from smp_proto.sealed.layout import TRAILER_BYTES, Trailer
-from smpd.host.space import disk_errors
 from smpd.jobs.job import Job, Progress
 from smpd.jobs.job import Source as JobSource
 from smpd.jobs.scheduler import RANKS
@@ -28,6 +27,7 @@ from smpd.links import computing
 from smpd.transfer.arriving import find_objects, seal_arriving
 from smpd.transfer.box import Box, Meter
 from smpd.transfer.collection import Members, get_all
+from smpd.transfer.delivery import Courier
 from smpd.transfer.device import PlainRing, finish_results
 from smpd.transfer.evidence import Evidence
 from smpd.transfer.lanes import rank
@@ -43,11 +43,16 @@ from smpd.vault.remotes import is_prefix, parse_location
 
 
 class Runner:
-    """Runs jobs. One instance serves the scheduler; it keeps nothing between jobs."""
+    """Runs jobs. One instance serves the scheduler; it keeps nothing between jobs.
+
+    Attributes:
+        courier: delivers results.
+    """
 
     def __init__(self, box: Box) -> None:
         self._box = box
         self._sealed_here: set[str] = set()  # in this process: what an earlier one sealed is looked at again
+        self.courier = Courier(box, self.out)
 
     async def __call__(self, job: Job, progress: Progress) -> Result:
         """Do the job, or what is left of it.
@@ -78,11 +83,6 @@ class Runner:
                 return await self._run(job, job.spec, meter)
             case PutSpec():
                 return await self._put(job, job.spec, meter)
-
-    def note_sealed(self, job_id: str, result: Result) -> None:
-        """Note what was sealed for a job, to be delivered; blocking."""
-        source = self.sealed_source(job_id, result)
-        self._box.journal.set_source(job_id, source.pin, source.size, source.envelope)
 
     def sealed_source(self, job_id: str, result: Result) -> JobSource:
         """What the journal is to know of what was sealed for a job in this process; blocking."""
@@ -170,11 +170,15 @@ class Runner:
             result = await self._sealed(job)
         except IntegrityError:  # this box's own disk; it can be made again
             result = None
+        fresh = result is None
         if result is None:
+            if spec.target:
+                await self.courier.plan(job, spec.target)
             result = await self._process(job, spec, meter)
-        if not spec.target:
-            return await self._keep(job, self.out(job.id), result, self._box.identity.public.key_id)
-        return await self._deliver(job, spec.target, result, meter)
+        if spec.target:
+            await self.courier.deliver(job, spec.target, result, meter, fresh=fresh)
+            return result
+        return await self._keep(job, self.out(job.id), result, self._box.identity.public.key_id)
 
     async def _process(self, job: Job, spec: RunSpec, meter: Meter) -> Result:
         recipients = [PublicIdentity.parse(text) for text in spec.recipients]
@@ -227,24 +231,7 @@ class Runner:
         """In a thread: make the results durable, then note that they are."""
         result = result_of(finish_results(writer))
         writer.kept = True  # it may be noted even where the disk fails to say so
-        self.note_sealed(job.id, result)
-        return result
-
-    async def _deliver(self, job: Job, target: str, result: Result, meter: Meter) -> Result:
-        pool, path = await self._locate(target)
-        if is_prefix(path):
-            path += f"{job.id}.smp"
-        await self._audit(job, "object.deliver", f"{pool.name}:{path}", object_id=result.object_id)
-        with disk_errors("the spool"):
-            fd = await self._thread(os.open, self.out(job.id), os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            meter.begin("upload", result.sealed_bytes)
-            await pool.write(path, fd, result.sealed_bytes, meter.reached)
-        except SmpError as error:
-            raise naming(error, f"{pool.name}:{path}") from error
-        finally:
-            os.close(fd)
-        result.target = f"{pool.name}:{path}"
+        self._box.journal.keep_result(job.id, self.sealed_source(job.id, result), self.courier.begin(job))
         return result
 
     # ── put ────────────────────────────────────────────────────────────────────────────────────────────
@@ -253,7 +240,8 @@ class Runner:
         result = await self._sealed(job)
         if result is None:
             raise UsageError("bad_request", "the files of this put were never sealed", hint="submit it again")
-        return await self._deliver(job, spec.target, result, meter)
+        await self.courier.deliver(job, spec.target, result, meter)
+        return result
 
     # ── steps ──────────────────────────────────────────────────────────────────────────────────────────
 
@@ -366,7 +354,8 @@ class Runner:
         if source is None or source.envelope is None:
             return None
         result = msgspec.msgpack.decode(source.envelope, type=Result)
-        if job.id not in self._sealed_here:
+        adopted = await self._thread(self._box.vault.adopted, job.id)  # then its file is in the vault already
+        if job.id not in self._sealed_here and not adopted:
             try:
                 await self._thread(check_sealed, self.out(job.id), result, source.pin)
             except IntegrityError as error:

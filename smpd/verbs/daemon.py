@@ -17,6 +17,7 @@ from smpd.control.watch import Events
 from smpd.jobs.scheduler import Scheduler
 from smpd.sync.syncs import Syncs
 from smpd.transfer.box import Box
+from smpd.transfer.ends import Ends
 from smpd.transfer.pools import Pools
 from smpd.transfer.runner import Runner
 from smpd.vault.remotes import RemoteStore
@@ -36,6 +37,7 @@ class Daemon:
     started: float
     box: Box
     runner: Runner
+    ends: Ends
     scheduler: Scheduler
     events: Events
     pools: Pools

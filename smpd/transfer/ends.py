@@ -1,0 +1,62 @@
+"""What follows the end of a job: its record in the audit log, and the tidying of what it leaves behind."""
+
+from functools import partial
+from typing import Any
+
+import anyio
+
+from smpd.jobs.endings import Ending
+from smpd.jobs.job import Job
+from smpd.jobs.states import ENDED
+from smpd.transfer.box import Box
+from smpd.transfer.runner import Runner
+
+
+class Ends:
+    """Records the ends that the journal knows of, each once, or a second time where a crash leaves it open.
+
+    Args:
+        box: what there is.
+        runner: tidies.
+    """
+
+    def __init__(self, box: Box, runner: Runner) -> None:
+        self._box = box
+        self._runner = runner
+        self._lock = anyio.Lock()
+
+    async def ended(self, job: Job) -> None:
+        """A job has just ended.
+
+        Raises:
+            AuditError: it could not be recorded; :meth:`catch_up` does it once the log can be written.
+        """
+        await self._record(job.id, again=False)
+        if job.state != "done":
+            self._runner.courier.poke()
+
+    async def catch_up(self, *, again: bool) -> None:
+        """Record what is still to be recorded. ``again`` marks the records that may be there for the second time.
+
+        Raises:
+            AuditError: it cannot be written.
+        """
+        await self._record("", again=again)
+
+    async def _record(self, job_id: str, *, again: bool) -> None:
+        async with self._lock:
+            for ending in await anyio.to_thread.run_sync(self._box.journal.endings.pending, job_id):
+                fields: dict[str, Any] = {"again": True} if again else {}
+                await self._box.audit(
+                    f"job.{ending.state}",
+                    actor=ending.owner,
+                    job=ending.job,
+                    outcome=ending.outcome,
+                    act=partial(self._tidy, ending),
+                    **fields,
+                )
+
+    def _tidy(self, ending: Ending) -> None:
+        self._box.journal.endings.recorded(ending)
+        if ending.state in ENDED:
+            self._runner.discard(ending.job)

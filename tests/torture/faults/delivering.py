@@ -1,0 +1,50 @@
+"""Faults of what makes a result arrive once, planted into the daemon."""
+
+from typing import Any
+
+from torture import planted
+
+
+def upload_without_looking() -> None:
+    """Send again after a crash, whatever is at the target."""
+    if planted.ROLE == "smpd":
+        from smpd.links import fetching
+        from smpd.transfer.pool import RemotePool
+
+        ask, write = RemotePool.ask, RemotePool.write
+
+        async def blind(self: RemotePool, request: object, *arguments: Any) -> Any:
+            if isinstance(request, fetching.Look):
+                return fetching.Looked()
+            return await ask(self, request, *arguments)
+
+        async def anyhow(self: RemotePool, *arguments: Any, **options: Any) -> Any:
+            return await write(self, *arguments, **{**options, "replaces": None})
+
+        RemotePool.ask, RemotePool.write = blind, anyhow
+
+
+def forget_what_ran() -> None:
+    """Lose, at start, the jobs that were running."""
+    if planted.ROLE == "smpd":
+        from smpd.jobs.journal import Journal
+
+        recover = Journal.recover
+
+        def forgetful(self: Journal) -> Any:
+            with self._db.transaction() as connection:
+                connection.execute("DELETE FROM jobs WHERE state='running'")
+            return recover(self)
+
+        Journal.recover = forgetful
+
+
+def forget_uploads() -> None:
+    """Keep no id of an upload, nor the name of a temporary file."""
+    if planted.ROLE == "smpd":
+        from smpd.transfer.delivery import Courier
+
+        async def cleared(*_: object) -> None:
+            return None
+
+        Courier._clear = cleared

@@ -1,0 +1,81 @@
+"""R1: SIGKILL of smpd at random points of get, run and put, with all of them under way at once."""
+
+from torture.harness import Experiment, Trial, Trials
+from torture.killing import Site, site
+from torture.planted import planting
+
+# Points that a batch passes at most, with some to spare: a batch that ends before is killed just after its end.
+POINTS = {False: 130, True: 330}
+# Where a crash would hurt most; every second trial aims at one of them.
+AIMS = (
+    "after RemotePool.write",
+    "after Vault.adopt",
+    "before RemotePool.write",
+    "after Runner.__call__",
+    "after AuditLog._commit",
+    "after Meter.reached",
+    "before Runner.discard",
+    "after os.rename",
+    "after RemotePool._call",
+    "after Database._leave",
+)
+PLANTS = "torture.faults.delivering"
+
+
+def run(trials: Trials) -> None:
+    """One box, killed again and again; what it was doing then must be done once after the next start."""
+    at_end = 0
+    places: set[str] = set()
+    with site(trials.folder) as made:
+        for trial in trials:
+            with trial:
+                _try(made, trial)
+                place = made.switch.killed_at()
+                places.add(place)
+                at_end += not place
+            if made.box.process is None or made.box.process.poll() is not None:
+                made.box.start()
+        with made.client() as caller:
+            assert caller.status().audit_ok
+    trials.figures["killed just after the end"] = at_end
+    trials.figures["different points killed at"] = len(places - {""})
+
+
+def _try(made: Site, trial: Trial) -> None:
+    rng, aimed = trial.rng, trial.number % 2 == 0
+    large = rng.random() < 0.2
+    kinds = ["put", *rng.sample(["put", "get", "prefix"], 2), *(["run"] if rng.random() < 0.4 else [])]
+    tasks = made.tasks(kinds, large=large)
+    if aimed:
+        made.switch.arm(1 + rng.randrange(1 + trial.number // 20), only=AIMS[trial.number // 2 % len(AIMS)])
+    else:
+        made.switch.arm(rng.randrange(1, POINTS[large]))
+    with made.ending():
+        made.try_tasks(tasks)
+    if rng.random() < 0.5:
+        made.kill_all()
+    else:
+        made.box.kill()  # and the workers see it, and clear up
+    place = made.switch.killed_at()
+    made.switch.arm(0)
+    made.box.start()
+    try:
+        with made.ending():
+            made.check(tasks)
+    except AssertionError as error:
+        raise AssertionError(f"killed {place or 'at the end'}, {kinds}, large={large}: {error}") from error
+
+
+EXPERIMENT = Experiment(
+    id="R1",
+    title="SIGKILL of smpd at a step of get, run and put, several at once (there is no sync yet)",
+    passes="no acknowledged job lost, each result delivered once, output digest equal",
+    trials=200,
+    short=1,
+    run=run,
+    plants={
+        "uploads-again": lambda: planting(f"{PLANTS}:upload_without_looking"),
+        "forgets-what-ran": lambda: planting(f"{PLANTS}:forget_what_ran"),
+    },
+    planted_trials=1,
+)
