@@ -37,6 +37,7 @@ class CountingS3:
 
     def __init__(self, *, conditional: bool = True) -> None:
         self.conditional = conditional
+        self.refuses_conditions = False
         self.objects: dict[str, bytes] = {}
         self.etags: dict[str, str] = {}
         self.uploads: dict[str, tuple[str, dict[int, bytes]]] = {}
@@ -84,6 +85,8 @@ def _handler(store: CountingS3) -> type[BaseHTTPRequestHandler]:
             body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
             kind = next((f" {n}" for n in ("uploads", "uploadId", "list-type") if n in query), "")
             store.before(self.command, key, query)
+            if store.refuses_conditions and {"If-Match", "If-None-Match"} & {name.title() for name in self.headers}:
+                raise NotImplementedError
             with store.lock:
                 store.requests[self.command + kind] += 1
             return key, query, body
@@ -166,7 +169,10 @@ def _handler(store: CountingS3) -> type[BaseHTTPRequestHandler]:
             self._answer(200, f'<?xml version="1.0" encoding="UTF-8"?>{text}'.encode(), Content_Type="application/xml")
 
         def do_PUT(self) -> None:
-            key, query, body = self._begin()
+            try:
+                key, query, body = self._begin()
+            except NotImplementedError:
+                return self._refuse(501, "NotImplemented")
             with store.lock:
                 if "uploadId" in query:
                     upload = query["uploadId"][0]
@@ -181,7 +187,10 @@ def _handler(store: CountingS3) -> type[BaseHTTPRequestHandler]:
             return self._answer(200, ETag=f'"{etag}"')
 
         def do_POST(self) -> None:
-            key, query, body = self._begin()
+            try:
+                key, query, body = self._begin()
+            except NotImplementedError:
+                return self._refuse(501, "NotImplemented")
             with store.lock:
                 if "uploads" in query:
                     upload = secrets.token_hex(8)

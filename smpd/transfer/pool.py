@@ -272,7 +272,7 @@ class RemotePool:
         replaces: str,
         begun: Callable[[str], Awaitable[None]],
     ) -> ObjectInfo:
-        """Upload a sealed file; see :class:`~smpd.links.fetching.Write`. ``begun`` keeps a multipart upload's id."""
+        """Upload a sealed file, see :class:`~smpd.links.fetching.Write`; ``begun`` keeps a multipart upload's id."""
         request = fetching.Write(path, size, part, replaces)
         async with self._ask(self._any(), request, [fd]) as (worker, exchange):
             async with contextlib.aclosing(messages(worker, exchange, fetching.Progress)) as steps:

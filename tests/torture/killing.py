@@ -137,6 +137,17 @@ class Site:
                 for _ in caller.watch(jobs=[task.job for task in tasks], resume=False):
                     pass
 
+    def start_or_die(self, tasks: list[Task]) -> None:
+        """Start a daemon that the switch may kill on the way, and wait until it is gone or all is done."""
+        self.box.start(wait=False)
+        assert self.box.process
+        while self.box.process.poll() is None:
+            with contextlib.suppress(DaemonError), self.client() as caller:
+                caller.connect()
+                break
+            time.sleep(0.005)
+        self.try_tasks(tasks)
+
     def finish(self, tasks: list[Task]) -> list[JobView]:
         """With a daemon that is not killed any more: nothing acknowledged is lost, and all of it ends."""
         with self.client() as caller:

@@ -33,7 +33,7 @@ _STEPS = {
         "smpd.transfer.runner:Runner.discard",
     ),
     "smpd.fetch": (
-        *(f"os:{name}" for name in ("fsync", "rename", "unlink", "sendfile", "pread", "mkdir")),
+        *(f"os:{name}" for name in ("fsync", "rename", "link", "unlink", "sendfile", "pread", "mkdir")),
         "smpd.fetch.bucket:Bucket.call",
         "smpd.fetch.http:Pool.get",
         "smpd.fetch.http:Pool.ask",
@@ -41,9 +41,11 @@ _STEPS = {
         "smpd.fetch.service:_Reporter.__call__",
     ),
     "smpd.compute": (
-        "smpd.compute.server:Server._run",
-        "os:pread",
-        "os:preadv",
+        "smpd.compute.server:Server.handle",
+        "smpd.compute.run:Running._take",
+        "smpd.compute.run:Running._announce",
+        "smpd.compute.run:Running._work",
+        "smpd.compute.run:Running._post",
     ),
 }
 
@@ -84,7 +86,7 @@ def killing(path: str) -> None:
             left, passed, _, only = struct.unpack_from("<qq48s48s", shared, at)
             if only[0] and only.rstrip(b"\0") != name.encode()[:48]:
                 return
-            struct.pack_into("<qq", shared, at, left - 1 if left > 1 else left, passed + 1)
+            struct.pack_into("<qq", shared, at, max(0, left - 1), passed + 1)
             if left == 1:
                 struct.pack_into("48s", shared, at + 16, name.encode()[:48])
                 os.kill(os.getpid(), signal.SIGKILL)

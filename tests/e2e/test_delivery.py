@@ -1,0 +1,201 @@
+"""A result is published once: what a killed attempt left is found, cleared away, or somebody else's."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from box import Box
+from counting_s3 import CountingS3, counting_s3
+from scene import children, client, done
+from servers import Served
+
+from smp_proto.control import JobView, LocalConfig
+
+MIB = 1 << 20
+CONFIG = {"fetch": {"processes": 1, "slots": 2, "slot_bytes": MIB, "connections": 2}}
+
+
+class Held:
+    """Holds the requests of a method at the server until released, from when one of another method came."""
+
+    def __init__(self, store: CountingS3, method: str, query: str = "", *, after: str = "") -> None:
+        self.reached, self.free = threading.Event(), threading.Event()
+        self._store = store
+        seen = not after
+
+        def before(found: str, key: str, asked: dict[str, list[str]]) -> None:
+            nonlocal seen
+            seen = seen or found == after
+            if seen and found == method and (query in asked if query else not asked):
+                self.reached.set()
+                self.free.wait(60)
+
+        store.before = before
+
+    def until_reached(self) -> None:
+        """Wait until one is held."""
+        assert self.reached.wait(60)
+
+    def release(self) -> None:
+        """Let them go, and hold no more."""
+        self._store.before = lambda *_: None
+        self.free.set()
+
+
+@pytest.fixture
+def store() -> Iterator[tuple[CountingS3, Served]]:
+    """A bucket that counts."""
+    with counting_s3() as found:
+        yield found
+
+
+@pytest.fixture
+def machine(tmp_path: Path, store: tuple[CountingS3, Served]) -> Iterator[Box]:
+    """A box of its own, with a bucket, a folder, and files to put."""
+    made = Box(tmp_path / "box", CONFIG)
+    try:
+        made.start()
+        (tmp_path / "disk").mkdir()
+        for name, size in (("small", 5_000), ("large", 9 * MIB)):
+            (tmp_path / name).write_bytes(os.urandom(size))
+        with client(made) as caller:
+            caller.remote_add("lake", store[1].config, secret=store[1].secret)
+            caller.remote_add("disk", LocalConfig(str(tmp_path / "disk")))
+        yield made
+    finally:
+        store[0].before = lambda *_: None
+        made.close()
+
+
+def put(machine: Box, name: str, target: str) -> JobView:
+    with client(machine) as caller:
+        return caller.put([machine.folder.parent / name], target, [caller.box_key().text])
+
+
+def kill_all(machine: Box) -> None:
+    """The daemon and its workers, which cannot clear up after themselves."""
+    assert machine.process
+    machine.process.send_signal(signal.SIGSTOP)  # else it would start others
+    for pid in children(machine.process.pid):
+        os.kill(pid, signal.SIGKILL)
+    machine.kill()
+
+
+def final(machine: Box, job: JobView) -> JobView:
+    with client(machine) as caller:
+        return caller.wait(job.id)
+
+
+@pytest.mark.parametrize("target", ["lake:out.smp", "lake:results/"])
+def test_an_upload_that_was_not_recorded_is_found(machine, store, target) -> None:
+    """Killed when the object is there, before the answer came: it is not sent again."""
+    kept = store[0]
+    held = Held(kept, "HEAD", after="PUT")
+    job = put(machine, "small", target)
+    held.until_reached()
+    kill_all(machine)
+    held.release()
+    machine.start()
+    view = done(final(machine, job))
+    assert view.result
+    assert list(kept.effects.values()) == [1]
+    assert kept.requests["PUT"] == 1
+
+
+def test_an_upload_in_parts_is_aborted(machine, store) -> None:
+    """Killed with a part on its way: the upload whose id was kept is aborted, and another one completed."""
+    kept = store[0]
+    held = Held(kept, "PUT", "uploadId")
+    job = put(machine, "large", "lake:results/")
+    held.until_reached()
+    (left,) = kept.uploads
+    kill_all(machine)
+    held.release()
+    machine.start()
+    done(final(machine, job))
+    assert left not in kept.uploads
+    assert not kept.uploads
+    assert list(kept.effects.values()) == [1]
+
+
+def test_an_upload_whose_id_nobody_learned_is_aborted(machine, store) -> None:
+    """Killed while the server makes the upload: it has no part, and goes; one of somebody else with parts stays."""
+    kept = store[0]
+    kept.uploads["theirs"] = ("out.smp", {1: b"part"})
+    held = Held(kept, "POST", "uploads")
+    job = put(machine, "large", "lake:out.smp")
+    held.until_reached()
+    kill_all(machine)
+    held.release()
+    while len(kept.uploads) < 2:  # the server goes on with what it was asked
+        pass
+    machine.start()
+    done(final(machine, job))
+    assert set(kept.uploads) == {"theirs"}
+
+
+def test_what_a_cancelled_job_left_is_cleared_away(machine, store) -> None:
+    """A job that was killed and then cancelled leaves no upload, though no attempt follows."""
+    kept = store[0]
+    held = Held(kept, "PUT", "uploadId")
+    job = put(machine, "large", "lake:out.smp")
+    held.until_reached()
+    kill_all(machine)
+    held.release()
+    held = Held(kept, "DELETE", "uploadId")
+    machine.start()
+    held.until_reached()
+    with client(machine) as caller:
+        caller.cancel(job.id)
+    assert kept.uploads
+    held.release()
+    for _ in range(2000):
+        if not kept.uploads:
+            break
+        threading.Event().wait(0.01)
+    assert not kept.uploads
+    assert not kept.effects
+
+
+@pytest.mark.parametrize("conditional", [True, False])
+def test_an_object_of_somebody_else_is_left_as_it_is(machine, store, conditional) -> None:
+    """What appears at the target while the job waits is not replaced, until a person says so."""
+    kept = store[0]
+    kept.conditional = conditional
+    held = Held(kept, "PUT")
+    job = put(machine, "small", "lake:out.smp")
+    held.until_reached()
+    kill_all(machine)
+    kept.before = lambda *_: None  # but what is held stays so
+    kept.store("out.smp", b"theirs")
+    machine.start()
+    view = final(machine, job)
+    assert (view.state, view.error.code if view.error else "") == ("failed", "target_changed")
+    assert "lake:out.smp" in view.error.message
+    assert kept.objects["out.smp"] == b"theirs"
+    with client(machine) as caller:
+        caller.resume(job.id)
+        done(caller.wait(job.id))
+    assert kept.objects["out.smp"] != b"theirs"
+    held.release()
+
+
+@pytest.mark.parametrize("remote", ["lake", "disk"])
+def test_an_object_that_was_there_is_replaced(machine, store, tmp_path, remote) -> None:
+    """As ever: a target that holds an older object gets the new one."""
+    for name in ("small", "large"):
+        done(final(machine, put(machine, name, f"{remote}:out.smp")))
+    size = len(store[0].objects["out.smp"]) if remote == "lake" else (tmp_path / "disk" / "out.smp").stat().st_size
+    assert size > 9 * MIB
+
+
+def test_a_server_without_conditional_writes(machine, store) -> None:
+    """One that refuses the condition gets the object without."""
+    kept = store[0]
+    kept.refuses_conditions = True
+    done(final(machine, put(machine, "small", "lake:out.smp")))
+    done(final(machine, put(machine, "large", "lake:results/")))
+    assert list(kept.effects.values()) == [1, 1]
