@@ -37,6 +37,7 @@ _STEPS = {
         "smpd.fetch.bucket:Bucket.call",
         "smpd.fetch.http:Pool.get",
         "smpd.fetch.http:Pool.ask",
+        "smpd.fetch.upload:Uploader._put",
         "smpd.fetch.service:Service._answer",
         "smpd.fetch.service:_Reporter.__call__",
     ),
