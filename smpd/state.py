@@ -5,6 +5,7 @@ What is damaged keeps the daemon from as little as can be: it is set aside, neve
 
 import contextlib
 import os
+import sys
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -25,6 +26,7 @@ from smpd.jobs.journal import Journal
 from smpd.jobs.pages import read_wal
 from smpd.jobs.salvage import Salvaged, finish_swap, salvage, set_aside
 from smpd.vault.keys import BoxKeys, load_keys
+from smpd.walls.sandbox import code_folders
 
 _LINES = 1000
 _log = structlog.get_logger("smpd")
@@ -115,14 +117,27 @@ def _open_database(path: str, space: Space, notes: list[str]) -> tuple[Database,
     return Database(path, make_room=space.spare), salvaged
 
 
+def within_reach(folder: str) -> list[str]:
+    """The folders of code that hold this one, so that a worker could read it: Landlock has no exceptions."""
+    path = sys.path if sys.flags.safe_path else sys.path[1:]  # the first is where smpd was started, and not a worker's
+    real = os.path.realpath(folder)
+    found = {os.path.realpath(each) for each in code_folders(("smpd", "smp_proto"), path)}
+    return sorted(each for each in found if os.path.commonpath([each, real]) == each)
+
+
 def _notes(state: State) -> list[str]:
     path = os.path.join(state.folder, "smpd.db")
     details = [name for name in os.listdir(state.audit.directory) if DAMAGED in name and name[-1].isdigit()]
-    return [f"the keys of details in the audit log were damaged, and set aside as audit/{name}" for name in details] + [
+    notes = [
+        f"the state lies in {each}, which workers can read: set paths.state" for each in within_reach(state.folder)
+    ]
+    notes += [f"the keys of details in the audit log were damaged, and set aside as audit/{name}" for name in details]
+    notes += [
         f"a damaged database was set aside as {name}: what could be read of it is in use; smpctl audit tail names the "
         "jobs that are lost; restore a backup, or remove the file once it was looked at"
         for name in set_aside(path)
     ]
+    return notes
 
 
 def lost_jobs(audit: KeptLog, journal: Journal) -> list[str]:

@@ -148,13 +148,16 @@ class Sandbox:
         seccomp.install(self._libc, self._kernel.machine, code)
 
 
-def code_folders(modules: Iterable[str]) -> list[str]:
+def code_folders(modules: Iterable[str], path: Iterable[str] | None = None) -> list[str]:
     """Where Python's own code, the installed packages and these top-level modules are; never the root folder.
 
     A virtual environment is there for its programs, so all of it; of the prefix of a system's Python, which may be
-    ``/usr``, only the libraries.
+    ``/usr``, only the libraries. ``path`` stands in for ``sys.path``.
     """
-    found = {*sys.path, *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))}
+    found = {
+        *(sys.path if path is None else path),
+        *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")),
+    }
     if sys.prefix != sys.base_prefix:
         found.add(sys.prefix)
     found.update(os.path.join(sys.base_prefix, name) for name in ("lib", "lib64"))
