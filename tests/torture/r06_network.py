@@ -228,8 +228,8 @@ class _One:
         at = self.rng.randrange(int(len(self.data) * 0.7))
         if self.place == "put" and self.kind == "refuse":
             at = self.rng.randrange(500)  # of the answers, which are small
-        elif self.kind == "etag":
-            at //= 3  # a head has yet to come
+        elif self.kind in ("etag", "refuse"):
+            at //= 4  # a request has yet to come
         return Fault(
             self.kind,  # type: ignore[arg-type]
             at,
@@ -256,6 +256,7 @@ class _One:
             self.proxy.put(None)
             got = await _get(pool, self.key, path, _Count())
         else:
+            assert fault.hit, "the fault was never met"
             assert self.kind != "etag", "an answer with another tag passed"
             self._costs(fault)
         assert fault.hit, "the fault was never met"
