@@ -11,6 +11,7 @@ from functools import partial
 
 import structlog
 
+from smp_proto import durable
 from smp_proto.audit.note import VerifierKey
 from smp_proto.audit.record import parse_line
 from smp_proto.errors import ResourceError, SmpError
@@ -65,6 +66,7 @@ def open_state(config: Config) -> State:
     folder = config.paths.state
     keys_folder = os.path.join(folder, "keys")
     ensure_dir(keys_folder)
+    durable.sweep_path(folder)
     check_formats(folder)
     with contextlib.ExitStack() as undo:
         space = undo.enter_context(contextlib.closing(Space(folder, config.space.reserve_bytes)))

@@ -65,6 +65,15 @@ def create_stage(folder: int) -> tuple[int, str]:
             return fd, part
 
 
+def sweep_path(path: str) -> None:
+    """As :func:`sweep`, of a folder by its path."""
+    fd = os.open(path, _FOLDER)
+    try:
+        sweep(fd)
+    finally:
+        os.close(fd)
+
+
 def remove_stage(fd: int, part: str, folder: int) -> None:
     """Remove a folder of parts with what is still in it, and close its descriptor."""
     try:

@@ -60,9 +60,10 @@ def load_keys(folder: str, config: Keys) -> BoxKeys:
         KeyFileError: ``key_locked`` for a wrong credential or passphrase, ``key_invalid`` for a damaged file.
         UsageError: ``bad_config`` for a secret file that others can read.
     """
-    _sweep(folder)
+    durable.sweep_path(folder)
     copies = os.path.join(folder, COPIES)
     durable.make_folder(copies, 0o700)
+    durable.sweep_path(copies)
     found = {name: _read_both(folder, name) for name in (IDENTITY, STATE_KEY)}
     created = not found[IDENTITY]
     secrets, kind, protection = _secrets(folder, config)
@@ -77,7 +78,9 @@ def load_keys(folder: str, config: Keys) -> BoxKeys:
         root, good[STATE_KEY] = _state_key(folder, identity, found[STATE_KEY])
         if not (config.passphrase_file or config.credential_file):
             good[CREDENTIAL] = secret
-        mended = [note for name, data in good.items() for note in _write_both(folder, name, data, created=created)]
+        # The identity last: where it is there, all that it needs is.
+        order = [name for name in (CREDENTIAL, STATE_KEY, IDENTITY) if name in good]
+        mended = [note for name in order for note in _write_both(folder, name, good[name], created=created)]
     finally:
         for each in secrets:
             wipe(each)
@@ -132,7 +135,7 @@ def _write_both(folder: str, name: str, data: bytes | bytearray, *, created: boo
         try:
             if was == data:
                 continue
-            if was:
+            if was and not created:  # of a first start that was cut off it is of no use
                 write_file(where, f"{name}.damaged", was)
                 yield f"{path} was damaged, and made again from its other copy; what it was is {name}.damaged beside it"
             elif where == folder and not created:
@@ -153,15 +156,6 @@ def _read(path: str) -> bytearray:
         if data:
             os.readv(fd, [data])
         return data
-    finally:
-        os.close(fd)
-
-
-def _sweep(folder: str) -> None:
-    """Remove what a first start that was cut off left."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        durable.sweep(fd)
     finally:
         os.close(fd)
 
