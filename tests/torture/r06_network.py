@@ -24,7 +24,7 @@ from gated_s3 import GatedS3, gated_s3
 from servers import Served, rclone_s3, sshd
 
 from smp_proto.aio import Caller, Channel
-from smp_proto.control import ObjectInfo, RemoteView, S3Config, SftpConfig
+from smp_proto.control import AnyRemoteSecret, ObjectInfo, RemoteView, S3Config, SftpConfig
 from smp_proto.errors import IntegrityError, ResourceError, SmpError, one_error
 from smp_proto.sealed.bundle import BundleWriter
 from smp_proto.sealed.keys import Identity
@@ -133,7 +133,9 @@ class Network:
         elif isinstance(config, SftpConfig):
             known = config.known_hosts.replace(f":{config.port} ", f":{proxy.port} ")
             config = msgspec.structs.replace(config, port=proxy.port, known_hosts=known)
-        return Remote(name, "zero-knowledge", config, served.secret)
+        # A copy, since smpd wipes the secret that it has sent, and "key" is a word that the interpreter uses itself.
+        secret = msgspec.msgpack.decode(msgspec.msgpack.encode(served.secret), type=AnyRemoteSecret)
+        return Remote(name, "zero-knowledge", config, secret)
 
     def serve(self, name: str) -> tuple[Served, Proxy]:
         """The server of a name, running, and its proxy."""
