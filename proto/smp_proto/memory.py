@@ -6,6 +6,7 @@ import resource
 import sys
 
 _PR_SET_DUMPABLE = 4
+_STATE_OFFSET = 4 * ctypes.sizeof(ctypes.c_void_p)  # of a text: reference count, type, length and hash come before
 _CPYTHON = sys.implementation.name == "cpython"  # other interpreters may move or share objects
 
 
@@ -48,7 +49,13 @@ def wipe_bytes(secret: bytes) -> None:
 def wipe_text(secret: str) -> None:
     """The same for text, if it is ASCII, as secrets of remotes are: its characters follow its head (PEP 393).
 
-    The caller must hold the only reference; a constant of a program is shared.
+    The caller must hold the only reference. What the interpreter shares of itself, as it does constants and names that
+    look like one, is left as it is: overwriting it would change the program.
     """
-    if len(secret) > 1 and secret.isascii() and _CPYTHON:
+    if len(secret) > 1 and secret.isascii() and _CPYTHON and not _interned(secret):
         ctypes.memset(id(secret) + sys.getsizeof("") - 1, 0, len(secret))
+
+
+def _interned(text: str) -> bool:
+    """Whether the interpreter shares this object: the first bits of its state, behind length and hash (PEP 393)."""
+    return bool(ctypes.c_uint16.from_address(id(text) + _STATE_OFFSET).value & 0b11)

@@ -66,3 +66,12 @@ print(dumpable(3), bytes(secret_bytes(sys.argv[1], "passphrase")), dumpable(3), 
 """
     done = subprocess.run([sys.executable, "-c", code, tmp_path / "secret"], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "1 b'hush' 0 (0, 0)"
+
+
+@pytest.mark.parametrize("text", ["key", sys.intern("".join(["pass", "word1"]))])
+def test_what_the_interpreter_shares_is_left_alone(text):
+    """A secret that reads like a name of the program would take that name away from everybody."""
+    before = text.encode().decode()
+    wipe_text(text)
+    assert text == before
+    assert dict(key=1) == {"".join(["k", "ey"]): 1}  # noqa: C408 - the name is what is looked at
