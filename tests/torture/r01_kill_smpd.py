@@ -29,8 +29,7 @@ def run(trials: Trials) -> None:
     with site(trials.folder) as made:
         for trial in trials:
             with trial:
-                _try(made, trial)
-                place = made.switch.killed_at()
+                place = _try(made, trial)
                 places.add(place)
                 at_end += not place
             if made.box.process is None or made.box.process.poll() is not None:
@@ -41,7 +40,8 @@ def run(trials: Trials) -> None:
     trials.figures["different points killed at"] = len(places - {""})
 
 
-def _try(made: Site, trial: Trial) -> None:
+def _try(made: Site, trial: Trial) -> str:
+    """One trial; says at which point it was killed, nothing when all had ended."""
     rng, aimed = trial.rng, trial.number % 2 == 0
     large = rng.random() < 0.2
     kinds = ["put", *rng.sample(["put", "get", "prefix"], 2), *(["run"] if rng.random() < 0.4 else [])]
@@ -64,6 +64,7 @@ def _try(made: Site, trial: Trial) -> None:
             made.check(tasks)
     except AssertionError as error:
         raise AssertionError(f"killed {place or 'at the end'}, {kinds}, large={large}: {error}") from error
+    return place
 
 
 EXPERIMENT = Experiment(
