@@ -315,6 +315,7 @@ def _compute(config: Config) -> ComputeSettings:
         memory_bytes=machine_bytes() // 2 if compute.memory_bytes == "auto" else compute.memory_bytes,
         timeout_s=compute.timeout_s,
         idle_s=compute.idle_s,
+        keeper=compute.socket if compute.start == "socket" else "",
     )
 
 

@@ -87,10 +87,15 @@ class Fetch(Section, frozen=True):
 
 
 class Compute(Section, frozen=True):
-    """The processes that hold the device. ``memory_bytes`` 0 means no limit, ``auto`` a share of the machine's."""
+    """The processes that hold the device. ``memory_bytes`` 0 means no limit, ``auto`` a share of the machine's.
+
+    ``start`` is ``spawn``, or ``socket`` to have them started by systemd, as another user.
+    """
 
     device: Annotated[str, Meta(pattern=r"^(auto|cpu|mps|(cuda|rocm|xpu)(:\d{1,2})?)$")] = "auto"
     sandbox: Literal["auto", "required", "off"] = "auto"
+    start: Literal["spawn", "socket"] = "spawn"
+    socket: Annotated[str, Meta(pattern=r"^/[^\0]+$")] = "/run/smpd-compute.sock"
     processors: tuple[Annotated[str, Meta(min_length=1, max_length=128)], ...] = BUILT_IN_PROCESSORS
     timeout_s: Seconds = 600.0
     memory_bytes: Annotated[int, Meta(ge=0, le=1 << 46)] | Literal["auto"] = "auto"
@@ -334,8 +339,9 @@ def _check(config: Config, environ: Mapping[str, str]) -> None:
         for name, value in msgspec.structs.asdict(getattr(config, section)).items():
             if "\0" in value or (value and not os.path.isabs(value)):
                 raise _bad(f"{section}.{name} is {value!r}", "write an absolute path")
-    if len(os.fsencode(config.paths.socket)) > 107:
-        raise _bad("paths.socket is longer than the 107 bytes of unix(7)", "choose a shorter path")
+    for key, path in (("paths.socket", config.paths.socket), ("compute.socket", config.compute.socket)):
+        if len(os.fsencode(path)) > 107:
+            raise _bad(f"{key} is longer than the 107 bytes of unix(7)", "choose a shorter path")
     if config.jobs.backoff_max_s < config.jobs.backoff_base_s:
         raise _bad("jobs.backoff_max_s is less than jobs.backoff_base_s", "raise the first or lower the second")
     if config.fetch.probe_max_s < config.fetch.probe_s:

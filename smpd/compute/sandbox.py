@@ -64,10 +64,10 @@ class Sandbox(sandbox.Sandbox):
 
     def before_imports(self, readable: Iterable[str]) -> None:
         """Close what needs no device and no torch; ``readable`` are the folders of code."""
-        self.forgo_privileges(signal.SIGKILL)
-        if self.on:
+        if self.on:  # first: of a process that is not dumpable that file is root's
             with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as score:
                 score.write(str(_OOM_SCORE))
+        self.forgo_privileges(signal.SIGKILL)
         rules = [Rule(path) for path in (*_KERNEL, *readable)]
         rules += [Rule(path) for pattern in _GPU for path in glob.glob(pattern)]
         devices = [path for pattern in _DEVICES for path in glob.glob(pattern)]

@@ -12,6 +12,7 @@ from smpd.config import Config, Control
 _MOST = 1 << 16
 _OWN = 48  # database, audit log, event loop, standard streams, locks, and what is open for a moment
 _WORKER = 4  # its link, its ring, its process, and one in passing
+_COMPUTE = 5  # likewise, with two rings, and a connection to its keeper
 _JOB = 4  # its spool file, an upload, a folder, and one in passing
 _CONNECTION = 2  # itself, and a file that is being handed over
 
@@ -58,5 +59,5 @@ def look(config: Config) -> Descriptors:
 
 def _without_clients(config: Config) -> int:
     jobs = config.jobs.running_max + 1
-    workers = 2 * jobs * config.fetch.processes + len(config.compute.processors)
-    return _OWN + jobs * _JOB + workers * _WORKER
+    fetch, compute = 2 * jobs * config.fetch.processes, len(config.compute.processors)
+    return _OWN + jobs * _JOB + fetch * _WORKER + compute * _COMPUTE

@@ -28,7 +28,10 @@ _FROM_COMPUTE = cast("type[computing.FromCompute]", computing.AnyFromCompute)
 
 
 class ComputeSettings(NamedTuple):
-    """What every compute process is started with; ``memory_bytes`` is for each."""
+    """What every compute process is started with.
+
+    ``memory_bytes`` is for each; ``keeper`` is the socket of those who start it, empty to start it ourselves.
+    """
 
     slots: int
     slot_bytes: int
@@ -39,6 +42,7 @@ class ComputeSettings(NamedTuple):
     memory_bytes: int
     timeout_s: float
     idle_s: float
+    keeper: str = ""
 
 
 class PlainRing:
@@ -134,7 +138,16 @@ class Compute:
         self._bounds: Bounds | None = None
         self._overrun: SmpError | None = None  # what the process was ended for
         self._begun = anyio.Event()
-        self.host = WorkerHost(group, "compute", distribution, self._set_up, settings.idle_s, self._let_go, self._watch)
+        self.host = WorkerHost(
+            group,
+            "compute",
+            distribution,
+            self._set_up,
+            settings.idle_s,
+            self._let_go,
+            self._watch,
+            settings.keeper,
+        )
 
     async def describe(self) -> computing.Ready:
         """What the process is and can do; starts it if need be."""
@@ -272,6 +285,12 @@ class Compute:
         rings, self._rings = self._rings, None
         for ring in rings or ():
             await anyio.to_thread.run_sync(ring.close)
+
+    @property
+    def started(self) -> str:
+        """How the process is started, for people."""
+        keeper = self._settings.keeper
+        return f"by the keeper at {keeper}, as another user" if keeper else "by smpd, as its own user"
 
     @property
     def ring_bytes(self) -> int:

@@ -2,15 +2,13 @@
 
 A worker is ``python -P -m smpd.fetch FD`` or ``python -P -m smpd.compute FD``, run in the root folder, so that nothing
 in the folder that smpd was started in is code of its. FD is its end of a socketpair and the only thing it inherits. It
-learns everything else over that link.
+learns everything else over that link. A compute process may be had from a keeper instead (``smpd.transfer.keeping``).
 """
 
 import contextlib
-import os
 import socket
 import subprocess
-import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,29 +18,12 @@ from anyio.abc import Process, TaskGroup, TaskStatus
 from smp_proto.aio import Caller, Channel
 from smp_proto.errors import ResourceError, SmpError
 from smpd.host.memory import rss
+from smpd.links.starting import command, environment
 from smpd.transfer.bounds import believed_of_fetch
+from smpd.transfer.keeping import Kept, start_kept
 
 START_TIMEOUT_S = 120.0
 _STOP_TIMEOUT_S = 3.0
-# What a worker's environment may hold: nothing of ours, and no credential that happens to be exported.
-_ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "PYTHONPATH", "VIRTUAL_ENV", "XDG_RUNTIME_DIR", "TMPDIR")
-_ENVIRONMENT_OF = {
-    "fetch": (
-        "SSH_AUTH_SOCK",
-        "AWS_CONFIG_FILE",
-        "AWS_SHARED_CREDENTIALS_FILE",
-        "SSL_CERT_FILE",
-        "HTTPS_PROXY",
-        "https_proxy",
-        "HTTP_PROXY",
-        "http_proxy",
-        "NO_PROXY",
-        "no_proxy",
-    ),
-    "compute": ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "OMP_NUM_THREADS", "LD_LIBRARY_PATH"),
-}
-
-
 # What a compute process may say depends on what it was asked; see smpd.transfer.device.
 _BELIEVE: dict[str, Callable[[SmpError], SmpError]] = {"fetch": believed_of_fetch, "compute": lambda error: error}
 
@@ -54,7 +35,7 @@ class Worker:
     role: str
     label: str
     caller: Caller
-    process: Process
+    process: Process | Kept
 
     @property
     def pid(self) -> int:
@@ -63,14 +44,21 @@ class Worker:
 
 
 @contextlib.asynccontextmanager
-async def start_worker(role: str, label: str) -> AsyncIterator[Worker]:
+async def start_worker(role: str, label: str, keeper: str = "") -> AsyncIterator[Worker]:
     """Start ``smpd.{role}`` and stop it at the end: by closing its link, and by SIGKILL if that is not enough.
 
+    Args:
+        role: ``fetch`` or ``compute``.
+        label: what it is for, as shown to people.
+        keeper: the socket of those who start it; empty to start it ourselves.
+
     Raises:
-        ResourceError: ``worker_died``, the system has no room for another process.
+        ResourceError: ``worker_died``, the system has no room for another process, or the keeper started none.
+        UsageError: ``bad_config``, the keeper is not to be used.
     """
+    process: Process | Kept
     try:
-        ours, process = await _spawn(role)
+        ours, process = await (start_kept(keeper, label) if keeper else _spawn(role))
     except OSError as error:
         raise ResourceError(
             "worker_died",
@@ -93,12 +81,12 @@ async def _spawn(role: str) -> tuple[socket.socket, Process]:
     try:
         with theirs:
             process = await anyio.open_process(
-                [sys.executable, "-P", "-m", f"smpd.{role}", str(theirs.fileno())],
+                command(role, theirs.fileno()),
                 cwd="/",
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=None,
-                env=_environment(_ENVIRONMENT + _ENVIRONMENT_OF[role]),
+                env=environment(role),
                 pass_fds=(theirs.fileno(),),
             )
     except BaseException:
@@ -107,15 +95,7 @@ async def _spawn(role: str) -> tuple[socket.socket, Process]:
     return ours, process
 
 
-def _environment(names: Sequence[str]) -> dict[str, str]:
-    """What is set of ``names``; of PYTHONPATH only what does not depend on the folder smpd was started in."""
-    found = {name: os.environ[name] for name in names if name in os.environ}
-    if "PYTHONPATH" in found:
-        found["PYTHONPATH"] = os.pathsep.join(filter(os.path.isabs, found["PYTHONPATH"].split(os.pathsep)))
-    return found
-
-
-def kill(process: Process) -> None:
+def kill(process: Process | Kept) -> None:
     """SIGKILL, if it still runs."""
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError):
@@ -143,6 +123,7 @@ class WorkerHost:
         idle_s: let it go after this long without a use.
         let_go: called when the worker is gone and before another can start; gives back what only it needed.
         watch: runs beside a worker that is ready, for as long as it is there.
+        keeper: see :func:`start_worker`.
     """
 
     def __init__(
@@ -154,6 +135,7 @@ class WorkerHost:
         idle_s: float,
         let_go: Callable[[], Awaitable[None]] | None = None,
         watch: Callable[[Worker], Coroutine[Any, Any, None]] | None = None,
+        keeper: str = "",
     ) -> None:
         self._group = group
         self.role = role
@@ -162,6 +144,7 @@ class WorkerHost:
         self._idle_s = idle_s
         self._let_go = let_go
         self._watch = watch
+        self._keeper = keeper
         self._lock = anyio.Lock()
         self._scope: anyio.CancelScope | None = None
         self._gone = anyio.Event()
@@ -223,7 +206,7 @@ class WorkerHost:
         worker: Worker | None = None
         try:
             with scope:
-                async with start_worker(self.role, self.label) as started:
+                async with start_worker(self.role, self.label, self._keeper) as started:
                     await self._prepare(started)
                     worker = self.worker = started
                     self.restarts += 1

@@ -196,6 +196,7 @@ async def _compute_checks(compute: Compute) -> list[Check]:
     except SmpError as error:
         return [Check(name, "fail", error.message, error.hint)]
     checks = [Check(name, "ok", f"{ready.device} ({ready.device_name}), torch {ready.torch}, pinned {ready.pinned}")]
+    checks.append(Check(name, "ok", f"started {compute.started}"))
     checks += _wall_checks("sandbox", ready.sandbox)
     return checks + [Check(name, "warn", note) for note in ready.notes]
 

@@ -1,5 +1,6 @@
 """The systemd units, judged by systemd's own tools where they are installed."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -8,7 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from smpd.compute import keeper
+from smpd.config import Compute
+
 UNITS = Path(__file__).parents[2] / "systemd"
+SERVICES = {"smpd.service": "/opt/smp/venv/bin/smpd", "smpd-compute@.service": "/opt/smp/venv/bin/python"}
+README = (UNITS / "README.md").read_text()
 needs_systemd = pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not installed")
 
 
@@ -24,28 +30,37 @@ class Unit(ConfigParser):
 @pytest.fixture
 def units(tmp_path):
     """The units, with a program that exists here in place of the installed one."""
-    text = (UNITS / "smpd.service").read_text()
-    assert text.count("ExecStart=/opt/smp/venv/bin/smpd\n") == 1
-    (tmp_path / "smpd.service").write_text(text.replace("/opt/smp/venv/bin/smpd", "/bin/true"))
-    shutil.copy(UNITS / "smpd.socket", tmp_path)
-    return [str(tmp_path / "smpd.service"), str(tmp_path / "smpd.socket")]
+    for name, program in SERVICES.items():
+        text = (UNITS / name).read_text()
+        assert len(re.findall(rf"^ExecStart={program}( .*)?$", text, re.MULTILINE)) == 1
+        (tmp_path / name).write_text(text.replace(program, "/bin/true"))
+    for path in UNITS.glob("*.socket"):
+        shutil.copy(path, tmp_path)
+    found = {path.name for path in tmp_path.iterdir()}
+    assert found == {path.name for path in UNITS.iterdir() if path.suffix in (".service", ".socket")}
+    return [str(tmp_path / name) for name in sorted(found)]
 
 
 @needs_systemd
 def test_verify(units):
     """systemd finds nothing to say about the units."""
     done = subprocess.run(["systemd-analyze", "verify", "--man=no", *units], capture_output=True, text=True)
-    said = [line for line in done.stderr.splitlines() if "smpd." in line]
+    said = [line for line in done.stderr.splitlines() if "smpd" in line]
     assert (done.returncode, said) == (0, [])
 
 
 @needs_systemd
-def test_exposure(units):
+@pytest.mark.parametrize("name", SERVICES)
+def test_exposure(units, name):
     """The exposure is no more than the README states."""
-    stated = re.search(r"exposure of at most (\d\.\d)", (UNITS / "README.md").read_text())[1]
-    threshold = str(round(float(stated) * 10))
+    stated = re.search(rf"`systemd-analyze security {name}`.*exposure of at most (\d\.\d)", README)[1]
+    (unit,) = [path for path in units if path.endswith(f"/{name}")]
     done = subprocess.run(
-        ["systemd-analyze", "security", "--offline=true", f"--threshold={threshold}", "--no-pager", units[0]],
+        [
+            *("systemd-analyze", "security", "--offline=true", "--no-pager"),
+            f"--threshold={round(float(stated) * 10)}",
+            unit,
+        ],
         capture_output=True,
         text=True,
     )
@@ -62,3 +77,18 @@ def test_units_agree():
     assert service["RuntimeDirectoryPreserve"] == "yes"
     assert "MemoryDenyWriteExecute" not in service
     assert "PrivateUsers" not in service
+
+
+def test_units_of_compute_agree():
+    """Socket, service, smpd's own unit and the configuration's default agree; nothing of the process is left behind."""
+    daemon, service, sock = (Unit(name) for name in ("smpd.service", "smpd-compute@.service", "smpd-compute.socket"))
+    listener, process = sock["Socket"], service["Service"]
+    assert listener["ListenStream"] == Compute().socket
+    assert os.path.dirname(listener["ListenStream"]) == "/run"  # root's: nobody else can put a socket there
+    assert (listener["Accept"], listener["SocketMode"]) == ("yes", "0600")
+    assert listener["SocketUser"] == daemon["Service"]["User"]
+    module, expected = process["ExecStart"].split()[-2:]
+    assert (module, expected) == (keeper.__name__, daemon["Service"]["User"])
+    assert (process["StandardInput"], process["KillMode"]) == ("socket", "control-group")
+    assert "MemoryDenyWriteExecute" not in process
+    assert "PrivateUsers" not in process  # the keeper could not tell smpd from others

@@ -101,7 +101,7 @@ class _Here:
 
 
 @contextlib.asynccontextmanager
-async def _in_this_process(role: str, label: str) -> AsyncIterator[workers.Worker]:
+async def _in_this_process(role: str, label: str, _keeper: str) -> AsyncIterator[workers.Worker]:
     ours, theirs = socket.socketpair()
     async with anyio.create_task_group() as group:
         group.start_soon(service.Service().run, Channel(theirs))

@@ -1,6 +1,9 @@
 """How smpd starts its workers, and that they cannot turn to it."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,22 @@ from smpd.transfer.workers import start_worker
 from smpd.walls.sandbox import WALLS, Kernel
 
 KERNEL = Kernel.probe()
+WITHOUT_CAPSET = """
+import errno, os, sys
+from smpd.walls import sandbox, seccomp
+machine = os.uname().machine
+walls = sandbox.Sandbox("required", sandbox.Kernel.probe())
+if sys.argv[1] == "none":
+    walls.forgo_privileges(0)
+walls._prctl(38, 1)  # PR_SET_NO_NEW_PRIVS
+refuse = [seccomp._op(seccomp._RETURN, seccomp._ERRNO | errno.EPERM)]
+code = [seccomp._op(seccomp._LOAD, 0), *seccomp._case({"x86_64": 126, "aarch64": 91}[machine], refuse)]
+seccomp.install(walls._libc, machine, b"".join([*code, seccomp._op(seccomp._RETURN, seccomp._ALLOW)]))
+try:
+    walls.forgo_privileges(0)
+finally:
+    print(walls.walls["capabilities"])
+"""
 
 
 @pytest.mark.parametrize("role", ["fetch", "compute"])
@@ -45,3 +64,12 @@ def test_doctor_shows_the_walls_of_a_started_remote(tmp_path: Path) -> None:
         }
     finally:
         box.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not KERNEL.seccomp, reason="to hold a capability needs root")
+@pytest.mark.parametrize(("held", "wall"), [("none", "on"), ("all", "Operation not permitted")])
+def test_a_worker_that_may_not_call_capset(held: str, wall: str) -> None:
+    """As the units have it (@privileged): the wall is up when there is no capability to drop, and only then."""
+    done = subprocess.run([sys.executable, "-c", WITHOUT_CAPSET, held], capture_output=True, text=True)
+    assert done.stdout.strip() == wall, done.stderr
+    assert (done.returncode == 0) == (held == "none")
