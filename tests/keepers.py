@@ -59,10 +59,10 @@ def as_other(command: Sequence[str], *, uid: int, check: bool = False) -> subpro
 class Keepers:
     """The listener; ``path`` is its socket. ``said`` is what the keepers and their workers wrote to standard error."""
 
-    def __init__(self, folder: Path, expects: str, uid: int, env: dict[str, str]) -> None:
+    def __init__(self, folder: Path, expects: str, uid: int, env: dict[str, str], before: Sequence[str]) -> None:
         self.path = str(folder / "c")
         self.log = folder / "log"
-        self.command = [python(), "-P", "-m", "smpd.compute.keeper", expects]
+        self.command = [*before, python(), "-P", "-m", "smpd.compute.keeper", expects]
         self.uid = uid
         self.env = env
         self.running: list[subprocess.Popen[bytes]] = []
@@ -122,10 +122,17 @@ def open_folder() -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def keepers(expects: str = "root", uid: int = OTHER, *folders: Path) -> Iterator[Keepers]:
-    """A listener for the length of a block; at its end all keepers must be gone by themselves."""
+def keepers(expects: str = "root", uid: int = OTHER, *folders: Path, before: Sequence[str] = ()) -> Iterator[Keepers]:
+    """A listener for the length of a block; at its end all keepers must be gone by themselves.
+
+    Args:
+        expects: the name of smpd's user.
+        uid: theirs.
+        folders: on their Python's path.
+        before: a command that runs theirs.
+    """
     with open_folder() as folder:
-        found = Keepers(folder, expects, uid, environment(*folders))
+        found = Keepers(folder, expects, uid, environment(*folders), before)
         try:
             yield found
         finally:

@@ -79,6 +79,10 @@ def test_units_agree():
     assert "PrivateUsers" not in service
 
 
+def filters(name):
+    return re.findall(r"^SystemCall.*$", (UNITS / name).read_text(), re.MULTILINE)
+
+
 def test_units_of_compute_agree():
     """Socket, service, smpd's own unit and the configuration's default agree; nothing of the process is left behind."""
     daemon, service, sock = (Unit(name) for name in ("smpd.service", "smpd-compute@.service", "smpd-compute.socket"))
@@ -91,4 +95,5 @@ def test_units_of_compute_agree():
     assert (module, expected) == (keeper.__name__, daemon["Service"]["User"])
     assert (process["StandardInput"], process["KillMode"]) == ("socket", "control-group")
     assert "MemoryDenyWriteExecute" not in process
+    assert filters("smpd.service") == filters("smpd-compute@.service")
     assert "PrivateUsers" not in process  # the keeper could not tell smpd from others

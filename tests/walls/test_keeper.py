@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -115,6 +116,34 @@ def test_what_goes_wrong_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
                 job = machine.json("run", processor, "ward:a.bin", check=False)
                 assert job["error"]["code"] == code, job
             assert digest(machine, tmp_path / "out") == sha256(b"scan" * 1000).hexdigest()
+
+
+def calls(name: str) -> set[str]:
+    """The system calls of a group of systemd's, and of the groups in it."""
+    command = ["systemd-analyze", "syscall-filter", name]
+    said = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "NO_COLOR": "1"})
+    names = {line.strip() for line in said.stdout.splitlines()[1:]}
+    groups = {each for each in names if each.startswith("@")}
+    return {each for each in names - groups if not each.startswith("#")}.union(*map(calls, groups))
+
+
+@pytest.mark.skipif(not shutil.which("strace") or not shutil.which("systemd-analyze"), reason="a tool is missing")
+def test_the_unit_s_filter_lets_it_work(tmp_path: Path) -> None:
+    """Of all system calls that keeper and process make for a run the unit refuses capset, whose refusal is planned for."""
+    unit = Path(__file__).parents[2] / "systemd" / "smpd-compute@.service"
+    allowed: set[str] = set()
+    for line in re.findall(r"^SystemCallFilter=(.*)$", unit.read_text(), re.MULTILINE):
+        for each in line.lstrip("~").split():
+            named = calls(each) if each.startswith("@") else {each}
+            allowed = allowed - named if line.startswith("~") else allowed | named
+    with open_folder() as folder:
+        folder.chmod(0o777)
+        strace = ["strace", "-f", "-qq", "-o", f"{folder}/trace"]
+        with keepers(before=strace) as found, by_keeper(tmp_path, found.path) as machine:
+            digest(machine, tmp_path / "out")
+        made = set(re.findall(r"^\d+ +(?:<\.\.\. )?(\w+)(?:\(| resumed)", (folder / "trace").read_text(), re.MULTILINE))
+    assert {"landlock_restrict_self", "seccomp", "pidfd_open"} <= made
+    assert made - allowed == {"capset"}
 
 
 async def test_no_keeper_outlives_smpd_and_no_process_its_keeper() -> None:
