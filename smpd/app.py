@@ -35,6 +35,7 @@ from smpd.host.sockets import bind_socket, inherited_sockets
 from smpd.host.space import Space
 from smpd.jobs.job import Job, Progress
 from smpd.jobs.journal import Journal
+from smpd.jobs.retention import Retention
 from smpd.jobs.salvage import Salvaged
 from smpd.jobs.scheduler import Scheduler
 from smpd.jobs.seal import StateSeal
@@ -126,6 +127,7 @@ async def _serve_until_told(config: Config, state: State, daemon: Daemon, notifi
         group.start_soon(server.serve)
         group.start_soon(daemon.scheduler.run)
         group.start_soon(daemon.runner.courier.run)
+        group.start_soon(daemon.retention.run)
         group.start_soon(_mend, daemon)
         group.start_soon(_trim_when_idle, daemon)
         group.start_soon(notifier.feed_watchdog)
@@ -189,6 +191,7 @@ def _compose(config: Config, state: State, group: TaskGroup) -> Daemon:
     def changed(job: Job, progress: bool) -> None:
         if not progress:
             syncs.moved(job)
+            retention.moved(job)
         events.publish("job", journal.view(job), job_id=job.id, progress=progress)
         if not progress:
             code = job.error.code if job.error else ""
@@ -197,7 +200,7 @@ def _compose(config: Config, state: State, group: TaskGroup) -> Daemon:
     def seen(sync: str) -> None:
         events.publish("sync", SyncChanged(sync), job_id=f"sync {sync}", progress=True)
 
-    ends = Ends(box, runner)
+    ends, retention = Ends(box, runner), Retention(database, journal, config.jobs.ended_kept)
     permissions = Permissions(config.permissions)
     groups = RoleGroups.lookup(config.control)
 
@@ -233,6 +236,7 @@ def _compose(config: Config, state: State, group: TaskGroup) -> Daemon:
         runner=runner,
         ends=ends,
         scheduler=scheduler,
+        retention=retention,
         events=events,
         pools=pools,
         syncs=syncs,

@@ -105,7 +105,7 @@ class Compute(Section, frozen=True):
 
 
 class Jobs(Section, frozen=True):
-    """How many jobs run at once, and how failed ones are tried again."""
+    """How many jobs run at once, how failed ones are tried again, and how many that are over are kept."""
 
     running_max: Few = 8
     unfinished_user_max: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
@@ -113,6 +113,7 @@ class Jobs(Section, frozen=True):
     backoff_base_s: Seconds = 2.0
     backoff_max_s: Seconds = 60.0
     remote_wait_s: Seconds = 86_400.0
+    ended_kept: Annotated[int, Meta(ge=1000, le=100_000_000)] = 100_000
 
 
 class Quarantine(Section, frozen=True):

@@ -14,6 +14,7 @@ from smpd.config import Config
 from smpd.control.actor import Actor
 from smpd.control.permissions import Permissions
 from smpd.control.watch import Events
+from smpd.jobs.retention import Retention
 from smpd.jobs.scheduler import Scheduler
 from smpd.sync.syncs import Syncs
 from smpd.transfer.box import Box
@@ -39,6 +40,7 @@ class Daemon:
     runner: Runner
     ends: Ends
     scheduler: Scheduler
+    retention: Retention
     events: Events
     pools: Pools
     syncs: Syncs
