@@ -190,6 +190,26 @@ def test_users_who_have_no_power_over_each_other() -> None:
         assert (said.stdout, said.stderr) == ("not ours\ngone\n", "")
 
 
+def test_a_process_that_cannot_be_watched() -> None:
+    """Where /proc hides the processes of others, none is used: nobody would see how much memory it takes."""
+    code = (
+        "import anyio, sys\n"
+        "from smp_proto.errors import SmpError\n"
+        "from smpd.transfer.keeping import start_kept\n"
+        "try:\n"
+        "    anyio.run(start_kept, sys.argv[1], 'x')\n"
+        "except SmpError as error:\n"
+        "    print(error.code, error.hint)\n"
+    )
+    hidden = "mount -t proc -o hidepid=2 proc /proc || exit 77; exec setpriv --reuid=1 --regid=1 --clear-groups $0 $@"
+    with keepers("daemon") as found:
+        command = ["unshare", "-m", "sh", "-c", hidden, python(), "-P", "-", found.path]
+        done = subprocess.run(command, env=environment(), cwd="/", input=code, capture_output=True, text=True)
+    if done.returncode == 77:
+        pytest.skip("/proc cannot be mounted here")
+    assert done.stdout == "bad_config mount /proc without hidepid, and set no ProtectProc for smpd\n", done.stderr
+
+
 def test_a_stranger_gets_nothing() -> None:
     """A user other than the one that the unit names is refused by the keeper, and nothing starts."""
     code = (
