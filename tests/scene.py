@@ -212,17 +212,17 @@ class Folder:
                         self.made.append(data[16 : 16 + length].rstrip(b"\0").decode())
                     data = data[16 + length :]
 
-    def until_empty(self) -> None:
-        """Wait until nothing is in the folder."""
-        while names := os.listdir(self.path):
+    def until_empty(self, but: Callable[[str], bool] = lambda name: False) -> None:
+        """Wait until nothing is in the folder, or nothing else."""
+        while names := [name for name in os.listdir(self.path) if not but(name)]:
             assert select.select([self._fd], [], [], WAIT_S)[0], f"{names} stayed in {self.path}"
             self._read()
 
 
 def spool_empties(machine: Box) -> None:
-    """Wait until the spool is empty: a job's files go just after its end is announced."""
-    with Folder(machine.state / "spool") as folder:
-        folder.until_empty()
+    """Wait until nothing but the quarantine is in the spool: a job's files go just after its end is announced."""
+    with Folder(machine.state / "spool") as folder, client(machine) as ctl:
+        folder.until_empty(lambda name: name.partition(".")[0] in {item.job for item in ctl.quarantine()})
 
 
 def children(pid: int) -> dict[int, str]:

@@ -214,7 +214,7 @@ def test_a_put_survives_sigkill(scene, tmp_path, volume):
         hospital = scene.box.folder.parent / "hospital" / "public"
         job = scene.box.json("put", tmp_path / "scan.bin", "archive:put.smp", "--to", hospital, "--detach")
         (tmp_path / "scan.bin").unlink()
-        following.until(job["id"], lambda view: view.state == "running" and view.phase == "upload")
+        following.until(job["id"], lambda view: view.state == "running")
         scene.box.kill()
         served.process.send_signal(signal.SIGCONT)
         scene.box.start()
