@@ -125,6 +125,7 @@ async def whole(folder: Path, *, scheduler: bool = False, **sections: Any) -> As
                     groups=groups,
                     permissions=daemon.permissions,
                 )
+                await group.start(daemon.syncs.run)
                 group.start_soon(server.serve)
                 if scheduler:
                     group.start_soon(daemon.scheduler.run)

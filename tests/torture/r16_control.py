@@ -48,7 +48,8 @@ class Scene:
         self.trials = trials
         self.box = box
         self.faults = faults
-        self.requests = list(sample_requests().values())
+        # A sync that came about would go on by itself, with a fetch process and its ring: memory that is meant to be taken.
+        self.requests = [each for each in sample_requests().values() if not isinstance(each, c.SyncAdd)]
         self.jobs: dict[str, str] = {}
         self._real: Box | None = None
         self._calm: tuple[int, int] | None = None
