@@ -21,7 +21,7 @@ from smp_proto import control as c
 from smp_proto.aio import Caller, Channel, decode, encode
 from smp_proto.errors import DaemonError, SmpError
 from smp_proto.wire import PROTOCOL_MAX, PROTOCOL_MIN, FrameType
-from smpd import app
+from smpd.composing import compose
 from smpd.config import Config, Permission, load_config
 from smpd.control.actor import Peer, RoleGroups
 from smpd.control.permissions import Permissions
@@ -105,9 +105,9 @@ async def whole(folder: Path, *, scheduler: bool = False, **sections: Any) -> As
     with (
         tempfile.TemporaryDirectory(prefix="smpd-") as runtime,
         patch("smpd.control.server.peer_of", _peer_of),
-        patch("smpd.app.Permissions", Numbered),
-        patch("smpd.app.unknown_accounts", lambda _: []),
-        patch("smpd.app.RoleGroups.lookup", lambda _: groups),
+        patch("smpd.composing.Permissions", Numbered),
+        patch("smpd.composing.unknown_accounts", lambda _: []),
+        patch("smpd.control.actor.RoleGroups.lookup", lambda _: groups),
     ):
         path = os.path.join(runtime, "s")
         listener = socket.socket(socket.AF_UNIX)
@@ -115,7 +115,7 @@ async def whole(folder: Path, *, scheduler: bool = False, **sections: Any) -> As
         listener.listen(64)
         try:
             async with anyio.create_task_group() as group:
-                daemon = app._compose(config, state, group)
+                daemon = compose(config, state, group)
                 server = ControlServer(
                     [listener],
                     handlers(daemon),

@@ -26,8 +26,8 @@ def unrecorded() -> None:
 
 def impatient() -> None:
     """Start jobs without asking for room, and take a full disk for their own fault."""
-    from smpd import app
+    from smpd import composing
     from smpd.jobs import holding
 
-    app._room = lambda *_: None
+    composing._room = lambda *_: None
     holding.PATIENT_CODES = frozenset()
