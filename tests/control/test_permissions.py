@@ -283,3 +283,32 @@ async def test_a_list_of_jobs_is_cut_to_what_fits(tmp_path):
                 assert 600 < len(jobs) < 1200
                 assert jobs[0].id == box.daemon.box.journal.list(limit=1)[0].id
             assert (await root.call(c.JobsRequest(limit=-5), c.Jobs)).jobs == []
+
+
+async def test_what_came_of_a_forgotten_job_is_for_those_who_see_all(tmp_path):
+    """Whose it was cannot be told any more; it stays in the vault."""
+    async with whole(tmp_path, permissions=TABLES, jobs={"ended_kept": 1}) as box:
+        add_remotes(box)
+        jobs = [await submitted(box, ANNA, f"pacs:{number}") for number in range(3)]
+        assert set(await seen(box, ANNA, OPERATOR, c.VaultList(), c.Vault, "id")) == set(jobs)
+        for job in jobs:
+            await box.daemon.scheduler.cancel(job)
+        assert await anyio.to_thread.run_sync(box.daemon.retention.sweep) == 2
+        assert await seen(box, ANNA, OPERATOR, c.JobsRequest(), c.Jobs, "id") == jobs[2:]
+        assert await seen(box, ANNA, OPERATOR, c.VaultList(), c.Vault, "id") == jobs[2:]
+        assert set(await seen(box, ROOT, (), c.VaultList(), c.Vault, "id")) == set(jobs)
+
+
+async def test_the_daemon_counts_the_jobs_that_end(tmp_path, monkeypatch):
+    """Once a piece of them has ended it forgets what is too much."""
+    monkeypatch.setattr("smpd.jobs.retention.PIECE", 3)
+    async with whole(tmp_path, jobs={"ended_kept": 1}) as box, anyio.create_task_group() as group:
+        add_remotes(box)
+        jobs = [await submitted(box, ANNA, f"pacs:{number}") for number in range(3)]
+        group.start_soon(box.daemon.retention.run)
+        for job in jobs:
+            await box.daemon.scheduler.cancel(job)
+        with anyio.fail_after(20):
+            while set(box.daemon.box.journal.ids()) != {jobs[2]}:
+                await anyio.sleep(0.01)
+        group.cancel_scope.cancel()
