@@ -25,6 +25,7 @@ from servers import Served, rclone_s3, sshd
 
 from smp_proto.aio import Caller, Channel
 from smp_proto.control import AnyRemoteSecret, ObjectInfo, RemoteView, S3Config, SftpConfig
+from smp_proto.durable import part_name
 from smp_proto.errors import IntegrityError, ResourceError, SmpError, one_error
 from smp_proto.sealed.bundle import BundleWriter
 from smp_proto.sealed.keys import Identity
@@ -32,7 +33,7 @@ from smpd.fetch import service, upload
 from smpd.fetch.exchange import Exchange, Wanted
 from smpd.fetch.patience import Patience
 from smpd.host.space import Space
-from smpd.links.fetching import Deadlines
+from smpd.links.fetching import Clear, Deadlines, Look, Looked
 from smpd.links.pause import Pause
 from smpd.transfer import asking, workers
 from smpd.transfer.breaker import BreakerSettings
@@ -295,20 +296,39 @@ class _One:
         try:
             for attempt in range(ATTEMPTS):
                 try:
-                    info = await pool.write(self.key, fd, len(self.data), lambda done: None)
+                    await self._deliver(pool, fd)
                     break
                 except SmpError as error:
                     if not error.retryable or attempt == ATTEMPTS - 1:
                         raise
         finally:
             os.close(fd)
-        assert info.size == len(self.data)
         assert fault.hit, "the fault was never met"
         if self.kind == "refuse":
             self._kept_away()
         self.proxy.put(None)
         assert self.served.path
         assert (self.served.path / self.key).read_bytes() == self.data, "other bytes were stored"
+
+    async def _deliver(self, pool: RemotePool, fd: int) -> None:
+        """As a delivery does: before another try what was left is cleared away, and the object looked for."""
+        part, ids, tries = part_name(), [""], 0
+
+        async def begun(id_: str) -> None:
+            ids.append(id_)
+
+        async def once() -> None:
+            nonlocal tries
+            tries += 1
+            if tries > 1:
+                await pool.ask(Clear(self.key, len(self.data), part, ids[-1]), type(None))
+                if (await pool.ask(Look(self.key, len(self.data)), Looked, fd)).ours:
+                    return
+            size = len(self.data)
+            info = await pool.write(self.key, fd, size, lambda done: None, part=part, replaces="", begun=begun)
+            assert info.size == size
+
+        await asking.persist(once)
 
 
 def _busy(rng: random.Random) -> bytes:
