@@ -20,9 +20,9 @@ from smpd.jobs.pages import Pages, Row, Value
 _NEW, _SWAP, _DAMAGED = ".new", ".swap", ".damaged-"
 
 _OF_VERSION_1 = ("number", "id", "job", "object_id", "sender", "size", "entries", "created")  # of the vault
-
-
 _OF_VERSION_2 = 9  # how many they were then
+_FITS: dict[str, tuple[type, ...]] = {"INTEGER": (int,), "REAL": (int, float), "TEXT": (str,), "BLOB": (bytes,)}
+Columns = tuple[tuple[str, str], ...]  # each with its declared type
 
 
 class Salvaged(NamedTuple):
@@ -83,9 +83,11 @@ def _sorted(rows: Iterable[Row]) -> dict[str, list[dict[str, Value]]]:
         if tuple(map(type, values)) == (str, bytes):
             pairs.append({"name": values[0], "body": values[1]})
         elif values and values[0] is None:
-            for table, columns in shapes.items():
-                if len(values) in columns:
-                    found[table].append(dict(zip(columns[len(values)], (rowid, *values[1:]), strict=True)))
+            row = (rowid, *values[1:])
+            for table, shape in shapes.items():
+                columns = shape.get(len(row), ())
+                if columns and all(isinstance(each, _FITS[kind]) for (_, kind), each in zip(columns, row, strict=True)):
+                    found[table].append({name: each for (name, _), each in zip(columns, row, strict=True)})
     jobs = {row["id"] for row in found["jobs"]}
     for pair in pairs:  # a remote's name or a job's id
         if pair["name"] in jobs:
@@ -95,20 +97,24 @@ def _sorted(rows: Iterable[Row]) -> dict[str, list[dict[str, Value]]]:
     return found
 
 
-def _shapes() -> dict[str, dict[int, tuple[str, ...]]]:
-    """Of each table with a number of its own: its columns, by how many there were in each version."""
+def _shapes() -> dict[str, dict[int, Columns]]:
+    """Of each table with a number of its own: its columns, by how many there were in each version.
+
+    Two tables may have had as many, so the types count as well.
+    """
     with contextlib.closing(sqlite.connect_memory()) as model:
         for step in MIGRATIONS:
             model.executescript(step)
         tables = [name for (name,) in model.execute("SELECT name FROM sqlite_master WHERE type='table'")]
-        found: dict[str, dict[int, tuple[str, ...]]] = {}
+        found: dict[str, dict[int, Columns]] = {}
         for table in tables:
-            columns = tuple(row[1] for row in model.execute(f"PRAGMA table_info({table})"))
-            if columns[0] == "number":
+            columns = tuple((row[1], row[2]) for row in model.execute(f"PRAGMA table_info({table})"))
+            if columns[0][0] == "number":
                 found[table] = {len(columns): columns}
     whole = found["vault"][max(found["vault"])]
     found["vault"] |= {count: whole[:count] for count in range(_OF_VERSION_2, len(whole))}  # columns came at the end
-    found["vault"] |= {len(_OF_VERSION_1): _OF_VERSION_1}
+    kinds = dict(whole)
+    found["vault"] |= {len(_OF_VERSION_1): tuple((name, kinds[name]) for name in _OF_VERSION_1)}
     return found
 
 

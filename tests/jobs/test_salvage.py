@@ -10,13 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smp_proto.control import GetSpec
+from smp_proto.control import GetSpec, ObjectInfo, SyncSpec
 from smp_proto.errors import IntegrityError, ResourceError
 from smpd.jobs.database import MIGRATIONS, Database
 from smpd.jobs.journal import Journal
 from smpd.jobs.pages import FRAME_HEADER_BYTES, WAL_HEADER_BYTES, Pages, read_wal
 from smpd.jobs.salvage import finish_swap, salvage, set_aside
 from smpd.jobs.seal import StateSeal
+from smpd.sync.store import SyncStore
 
 PAGE = 4096
 
@@ -190,3 +191,26 @@ def test_a_changed_version_is_damage_and_a_newer_one_is_not(tmp_path: Path):
         Database(path)
     assert newer.value.code == "unsupported"
     assert "newer smpd" in newer.value.hint
+
+
+def test_rows_of_one_length_are_told_apart(tmp_path: Path):
+    """Syncs have as many columns as the vault had once: each row goes to its own table, by the types of its values."""
+    db = Database(str(tmp_path / "live.db"))
+    store = SyncStore(db, StateSeal(bytearray(32)))
+    for name in ("knees", "hips"):
+        sync = store.add(SyncSpec(name=name, source="lake:in/"), "1:x")
+        store.note(sync.number, [ObjectInfo(f"in/{n}", 1, "p") for n in range(5)], "", settle=False, live=False)
+    (tmp_path / "state").mkdir()
+    path = tmp_path / "state" / "smpd.db"
+    for suffix in ("", "-wal"):
+        shutil.copyfile(f"{tmp_path}/live.db{suffix}", f"{path}{suffix}")
+    db.close()
+    rows = salvage(str(path)).rows
+    assert {"syncs": 2, "sync_objects": 10, "vault": 0, "jobs": 0} == {
+        name: rows[name] for name in ("syncs", "sync_objects", "vault", "jobs")
+    }
+    db = Database(str(path))
+    again = SyncStore(db, StateSeal(bytearray(32)))
+    assert [each.spec.name for each in again.all()] == ["hips", "knees"]
+    assert again.counts(1)[0] == {"new": 5}
+    db.close()
