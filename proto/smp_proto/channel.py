@@ -150,6 +150,7 @@ class Channel:
             if not data:
                 raise anyio.BrokenResourceError if self._decoder.partial else anyio.EndOfStream
             self._decoder.feed(data)
+            wipe_bytes(data)  # it may hold a secret, which the heap would keep until something else comes there
             self._ready.extend(self._decoder.frames())
             self._check_descriptors(flags)
         frame = self._ready.popleft()

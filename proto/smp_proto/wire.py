@@ -78,6 +78,7 @@ class FrameDecoder:
             if len(buffer) < HEADER_BYTES + length:
                 return
             body = bytes(memoryview(buffer)[HEADER_BYTES : HEADER_BYTES + length])
+            buffer[: HEADER_BYTES + length] = bytes(HEADER_BYTES + length)  # deleting alone leaves it in memory
             del buffer[: HEADER_BYTES + length]
             yield Frame(frame_type, stream, body, fds)
 

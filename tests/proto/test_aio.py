@@ -343,7 +343,7 @@ class Endless(socket.socket):
     flood = encode_frame(FrameType.CANCEL, 1) * 1000
 
     def recvmsg(self, *_args: Any) -> Any:
-        return self.flood, [], 0, None
+        return bytes(bytearray(self.flood)), [], 0, None
 
 
 async def test_a_flood_does_not_keep_the_loop():

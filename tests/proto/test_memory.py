@@ -8,7 +8,7 @@ import pytest
 from smp_proto.aio import Channel
 from smp_proto.channel import encode
 from smp_proto.memory import take, wipe_bytes, wipe_text
-from smp_proto.wire import FrameType
+from smp_proto.wire import FrameType, encode_frame
 
 
 @pytest.mark.parametrize("length", [2, 15, 400])
@@ -75,3 +75,26 @@ def test_what_the_interpreter_shares_is_left_alone(text):
     wipe_text(text)
     assert text == before
     assert dict(key=1) == {"".join(["k", "ey"]): 1}  # noqa: C408 - the name is what is looked at
+
+
+class _Given:
+    """A socket that gives one piece."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    def setblocking(self, _: bool) -> None:
+        """Nothing waits."""
+
+    def recvmsg(self, *_: int) -> tuple[bytes, list[object], int, None]:
+        return self.data, [], 0, None
+
+
+@pytest.mark.anyio
+async def test_what_was_received_is_overwritten():
+    """A request may hold a secret: what the socket gave does not keep it."""
+    given = _Given(encode_frame(FrameType.REQUEST, 1, b"the secret of a remote"))
+    channel = Channel(given)
+    frame, _ = await channel.receive()
+    assert frame.body == b"the secret of a remote"
+    assert given.data == bytes(len(given.data))
