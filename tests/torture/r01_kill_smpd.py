@@ -69,7 +69,7 @@ def _try(made: Site, trial: Trial) -> str:
 
 EXPERIMENT = Experiment(
     id="R1",
-    title="SIGKILL of smpd at a step of get, run and put, several at once (there is no sync yet)",
+    title="SIGKILL of smpd at a step of get, run and put, several at once; syncs have a test of their own",
     passes="no acknowledged job lost, each result delivered once, output digest equal",
     trials=200,
     short=1,
