@@ -185,6 +185,16 @@ class Site:
         finally:
             timer.cancel()
 
+    def recovered(self, tasks: list[Task], how: str) -> None:
+        """Start it once more, undisturbed: all that was acknowledged ends as it must. A failure says how it was killed."""
+        self.switch.arm(0)
+        self.box.start()
+        try:
+            with self.ending():
+                self.check(tasks)
+        except AssertionError as error:
+            raise AssertionError(f"{how}: {error}") from error
+
     # ── what must hold ─────────────────────────────────────────────────────────────────────────────────
 
     def check(self, tasks: list[Task]) -> None:
