@@ -46,6 +46,7 @@ class Client:
     def __init__(self, path: str | None = None) -> None:
         self._path = path
         self._connection: Connection | None = None
+        self._closes = 0
 
     def __enter__(self) -> Self:
         return self
@@ -54,7 +55,8 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Close the connection; jobs go on."""
+        """Close the connection; jobs go on. The one call that another thread may make: it ends a watch there."""
+        self._closes += 1
         if self._connection is not None:
             self._connection.close()
             self._connection = None
@@ -184,6 +186,7 @@ class Client:
         """
         wanted = list(jobs)
         cursor = Cursor(since, resume, patience_s)
+        closes = self._closes
         while True:
             try:
                 start = cursor.joined(self.connect().boot_id)
@@ -193,7 +196,10 @@ class Client:
                         yield event
                 return
             except SmpError as error:
-                time.sleep(cursor.after(error))
+                if self._closes == closes:
+                    time.sleep(cursor.after(error))
+                if self._closes != closes:
+                    raise
 
     def wait(
         self,

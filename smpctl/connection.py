@@ -5,6 +5,7 @@ drops any that come along, and a frame that announces one is refused.
 """
 
 import array
+import contextlib
 import socket
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -171,6 +172,8 @@ class Connection:
     def close(self) -> None:
         """Close the socket; the daemon then ends what was open here, except jobs."""
         self.alive = False
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)  # wakes a thread that waits for the daemon
         self._socket.close()
 
 

@@ -101,6 +101,13 @@ class Box:
             raise AssertionError(f"smpctl {arguments} exited {done.returncode}: {done.stderr.decode()}")
         return done
 
+    def ctl_begun(self, *arguments: str | Path) -> "subprocess.Popen[str]":
+        """Start ``smpctl``, with pipes to its output."""
+        command = [sys.executable, "-m", "smpctl", *map(str, arguments)]
+        return subprocess.Popen(
+            command, env=self.env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
     def json(self, *arguments: str | Path, stdin: bytes = b"", check: bool = True) -> Any:
         """Run ``smpctl --json`` and decode its one object."""
         done = self.ctl(*arguments, "--json", stdin=stdin, check=check)

@@ -151,6 +151,7 @@ class Following:
 
     def __exit__(self, *_: object) -> None:
         self._client.close()
+        self._thread.join(WAIT_S)
 
     def _read(self) -> None:
         try:

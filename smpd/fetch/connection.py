@@ -114,13 +114,14 @@ class Connection(asyncio.BufferedProtocol):
                 self._be_patient(answer_s)
             while not exchange.done:
                 await self._woken()
-            if not sent:
+            if not (sent and exchange.clean):
                 self.abort()
             return exchange.result()
+        except BaseException:  # whoever asked has gone, also where the answer came whole: nobody will give this back
+            self.abort()
+            raise
         finally:
             self._exchange = None
-            if not (exchange.done and exchange.clean):
-                self.abort()
 
     async def _send(self, exchange: Exchange, body: Body | bytes) -> bool:
         """Send a body; whether all of it is gone."""

@@ -4,6 +4,7 @@ import contextlib
 import os
 import threading
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from client.standin import ITEM_ID, JOB_ID, StandIn, entry, job, rude, standin
 
 from smp_proto import aio
 from smp_proto import control as c
+from smp_proto.aio import Exchange
 from smp_proto.errors import DaemonError, DeniedError, IntegrityError, NotFoundError, SmpError, StateError, UsageError
 from smp_proto.wire import PROTOCOL_MAX, PROTOCOL_MIN, FrameType, encode_frame
 from smpctl import AsyncClient, Client, LocalFile, collect, job_of
@@ -308,6 +310,25 @@ def test_watch_resumes_after_lagged(daemon: StandIn) -> None:
         states = [found.state for event in client.watch(jobs=[JOB_ID]) if (found := job_of(event))]
     assert states == ["running", "running", "done"]
     assert [each.since for each in daemon.seen] == [0, 40, 77]
+
+
+def test_closing_ends_a_watch_in_another_thread(daemon: StandIn) -> None:
+    """It does not connect again, as it does when the daemon went away."""
+    begun = threading.Event()
+
+    async def watching(request: c.Watch, exchange: Exchange) -> None:
+        begun.set()
+        await anyio.sleep_forever()
+
+    daemon.answers[c.Watch] = watching
+    client = Client(daemon.path)
+    with ThreadPoolExecutor(1) as thread:
+        ended = thread.submit(list, client.watch())
+        assert begun.wait(20)
+        client.close()
+        with pytest.raises(DaemonError, match="closed the connection"):
+            ended.result(20)
+    assert daemon.connections == 1
 
 
 def test_watch_without_resume_raises(daemon: StandIn) -> None:

@@ -122,15 +122,17 @@ def test_priorities_overtake(one):
 
 def test_wait_goes_on_across_a_restart(one):
     """``smpctl job wait`` outlives a restart of the daemon that it waits at."""
-    with Following(one.box) as following, ThreadPoolExecutor() as threads:
-        one.store.hold_after(VOLUME // 2)
-        job = one.submit()
-        waiting = threads.submit(one.box.ctl, "job", "wait", job.id)
-        following.until(job.id, lambda view: view.done_bytes > VOLUME // 4)
+    one.store.hold_after(VOLUME // 2)
+    job = one.submit()
+    with one.box.ctl_begun("job", "wait", job.id) as waiting:
+        while f"get {job.id[:8]}" not in waiting.stderr.readline():
+            assert waiting.poll() is None
         assert one.box.stop() == 0
         one.store.release()
         one.box.start()
-        assert waiting.result().returncode == 0
+        out, said = waiting.communicate(timeout=100)
+        assert waiting.returncode == 0, said
+        assert job.id in out
 
 
 @pytest.fixture(scope="module")

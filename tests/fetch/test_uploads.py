@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import anyio
+import anyio.lowlevel
 import pytest
 from fetch_link import fetch_in_process, fetch_process
 from scripted_http import Asked, Peer, Script, refusal, scripted
@@ -15,6 +16,9 @@ from servers import Served, make_certificate
 from smp_proto.control import S3Config, S3Secret
 from smp_proto.errors import SmpError
 from smpd.fetch import pausing
+from smpd.fetch.connection import Body, Connection
+from smpd.fetch.exchange import Exchange
+from smpd.fetch.http import Origin, Pool
 from smpd.links.fetching import Deadlines
 
 MIB = 1 << 20
@@ -239,3 +243,36 @@ async def test_independent_servers_take_bodies_without_a_hash(
                 info = await link.write("unhashed", BODY * 3)
             assert await link.read("unhashed", info.pin, 5 * MIB, MIB) == (BODY * 3)[5 * MIB : 6 * MIB]
             await link.delete("unhashed")
+
+
+async def test_who_goes_as_the_answer_comes_leaves_no_connection(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Cancelled while the whole answer is there, and what sent the body is not done: the connection is closed."""
+    scope = anyio.CancelScope()
+    send = Connection._send_by_kernel
+
+    async def send_and_go(self: Connection, exchange: Exchange, body: Body) -> bool:
+        await send(self, exchange, body)
+        while not exchange.done:
+            await anyio.lowlevel.checkpoint()
+        scope.cancel()
+        await anyio.sleep_forever()
+        raise AssertionError
+
+    kept: list[bytes] = []
+    path = tmp_path / "body"
+    path.write_bytes(BODY)
+    async with scripted({"x": stores(kept)}) as endpoint:
+        origin = Origin.of(endpoint)
+        pool = Pool(origin, ssl.create_default_context(), 2, Deadlines())
+        head = f"PUT /x HTTP/1.1\r\nhost: {origin}\r\ncontent-length: {len(BODY)}\r\n\r\n".encode()
+        with path.open("rb") as file:
+            body = Body(file.fileno(), 0, len(BODY))
+            assert (await pool.ask("PUT", head, body)).status == 200
+            (connection,) = pool._idle
+            monkeypatch.setattr(Connection, "_send_by_kernel", send_and_go)
+            with scope:
+                await pool.ask("PUT", head, body)
+        assert scope.cancelled_caught
+        assert (connection.open, pool._idle, kept) == (False, [], [BODY, BODY])
