@@ -7,7 +7,7 @@ EXTRAS := daemon,gpu,images,dev
 PEERS  := $(VENV)/.bench-installed
 JSON   ?= build/bench/latest.json
 
-.PHONY: help install demo test lint format size bench bench-report bench-gpu bench-client bench-job torture torture-report fuzz man clean
+.PHONY: help install demo test lint format size bench bench-report bench-gpu bench-client bench-job torture torture-report fuzz man wheel wheel-check clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -72,6 +72,15 @@ torture-report: $(STAMP) ## write the table of the last run (or of TORTURE="file
 
 man: $(STAMP)    ## manual pages in build/man
 	@$(BIN)/python docs/render_man.py build/man
+
+wheel: $(STAMP)  ## the distribution, in dist
+	@rm -rf dist
+	@$(BIN)/python -m hatchling build -t wheel
+
+wheel-check: wheel ## install the wheel as a person does, with pipx; needs a network
+	@$(PYTHON) -m venv build/pipx
+	@build/pipx/bin/pip install --quiet pipx
+	PIPX=$(CURDIR)/build/pipx/bin/pipx $(BIN)/python -m pytest -q tests/wheel
 
 clean:           ## remove what was built
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

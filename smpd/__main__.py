@@ -7,7 +7,7 @@ import sys
 import anyio
 
 from smp_proto import __version__
-from smp_proto.errors import SmpError, one_error
+from smp_proto.errors import SmpError, UsageError, one_error
 from smpd.config import Config, check_config, load_config
 from smpd.control.actor import unknown_accounts
 from smpd.host.process import harden
@@ -38,6 +38,10 @@ def main() -> None:
 
 
 def _run(config: Config) -> None:
+    if importlib.util.find_spec("structlog") is None:
+        message = "only the client is installed: structlog and what else a daemon needs is missing"
+        hint = "run: pip install 'secure-media-processor[daemon,gpu,images]'"
+        raise UsageError("bad_config", message, hint=hint)
     # structlog would import rich for tracebacks, which this log does not show: 5 MiB for nothing.
     sys.modules.setdefault("rich", None)  # type: ignore[arg-type]
     from smpd import app  # noqa: PLC0415

@@ -26,7 +26,7 @@ def test_status_prints_aligned_facts(smpctl: Smpctl, daemon: StandIn) -> None:
 VERBS: list[tuple[list[str], object]] = [
     (["status"], status()),
     (["doctor"], c.Check("sandbox", "ok", "Landlock 5")),
-    (["processors"], c.ProcessorInfo("digest", "*/*", "smp", "hashes")),
+    (["processors"], c.ProcessorInfo("digest", "*/*", "secure-media-processor", "hashes")),
     (["jobs"], job()),
     (["job", "show", JOB_ID[:6]], job("done")),
     (["job", "wait", JOB_ID[:6]], job("done")),
@@ -53,7 +53,7 @@ def test_json_decodes_into_the_protocols_structs(
 
     daemon.answers |= {
         c.DoctorRequest: c.Doctor([c.Check("sandbox", "ok", "Landlock 5")]),
-        c.ProcessorsRequest: c.Processors([c.ProcessorInfo("digest", "*/*", "smp", "hashes")]),
+        c.ProcessorsRequest: c.Processors([c.ProcessorInfo("digest", "*/*", "secure-media-processor", "hashes")]),
         c.RemoteList: c.Remotes([c.RemoteView("lab", "standard", c.S3Config("b"), True)]),
         c.RemoteTest: c.RemoteTested("lab", 12.0, {"server": "x"}),
         c.ListObjects: listing,

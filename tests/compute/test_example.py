@@ -24,7 +24,7 @@ async def test_the_example_installs_and_runs(tmp_path):
     async with compute("bytes.invert", "digest", plugins=tmp_path) as worker:
         facts = {info.name: info for info in worker.ready.processors}
         assert facts["bytes.invert"].distribution == "smp-invert"
-        assert facts["digest"].distribution == "smp"
+        assert facts["digest"].distribution == "secure-media-processor"
         assert facts["bytes.invert"].summary == "The complement of every byte, as a .npy array."
         _, [result] = await worker.run("bytes.invert", [Entry("a", bytes(range(256)))])
         assert (result.name, result.media_type) == ("a.npy", "application/x-npy")

@@ -54,7 +54,7 @@ def digest(machine: Box, folder: Path) -> str:
 
 def compute_of(machine: Box) -> int:
     """The process that has ``digest``."""
-    (pid,) = [each["pid"] for each in machine.json("status")["workers"] if each["label"] == "smp"]
+    (pid,) = [each["pid"] for each in machine.json("status")["workers"] if each["label"] == "secure-media-processor"]
     assert pid
     return pid
 
