@@ -64,6 +64,10 @@ torture: $(STAMP) ## every experiment of docs/reliability.md at full count; ONLY
 	@PYTHONPATH=tests $(BIN)/python -m torture --only '$(ONLY)' $(if $(SEED),--seed $(SEED)) \
 	    $(if $(TRIALS),--trials $(TRIALS)) $(if $(TRIAL),--trial $(TRIAL))
 
+.PHONY: soak
+soak: $(STAMP)   ## syncs while everything around them changes and dies; SECONDS=600 SEED=n
+	@PYTHONPATH=tests $(BIN)/python -m e2e.long_sync --seconds $(or $(SECONDS),600) $(if $(SEED),--seed $(SEED))
+
 fuzz: $(STAMP)   ## one parser under atheris: TARGET=name RUNS=n SEED=n; without TARGET their names
 	@PYTHONPATH=tests $(BIN)/python -m fuzz $(TARGET) -runs=$(or $(RUNS),100000) $(if $(SEED),-seed=$(SEED))
 

@@ -88,10 +88,10 @@ def _running(argv: Sequence[str], ready: str) -> Iterator[tuple[subprocess.Popen
 
 
 @contextlib.contextmanager
-def rclone_s3(path: Path, *extra: str, scheme: str = "http") -> Iterator[Served]:
+def rclone_s3(path: Path, *extra: str, scheme: str = "http", port: int = 0) -> Iterator[Served]:
     """Serve ``path/scans`` as the bucket ``scans``. It answers ranged GETs with 200 and ignores If-Match."""
     (path / BUCKET).mkdir(parents=True, exist_ok=True)
-    argv = [program("rclone"), "serve", "s3", str(path), "--addr", "127.0.0.1:0", "--config", os.devnull]
+    argv = [program("rclone"), "serve", "s3", str(path), "--addr", f"127.0.0.1:{port}", "--config", os.devnull]
     argv += ["--auth-key", f"{ACCESS_KEY},{SECRET_KEY}", *_FRESH, *extra]
     with _running(argv, rf"Starting s3 server on \[{scheme}://127.0.0.1:(\d+)/") as (process, found):
         config = S3Config(BUCKET, endpoint=f"{scheme}://127.0.0.1:{found[1]}", addressing="path")
@@ -139,11 +139,13 @@ def known_host(key: Path, port: int, host: str = "127.0.0.1") -> str:
 
 
 @contextlib.contextmanager
-def rclone_sftp(path: Path, keys: Path) -> Iterator[Served]:
+def rclone_sftp(path: Path, keys: Path, port: int = 0) -> Iterator[Served]:
     """Serve ``path`` over SFTP (Go's implementation), with a password. ``keys`` is a folder for key files."""
     path.mkdir(parents=True, exist_ok=True)
-    host_key = make_key(keys / "rclone_host_key")
-    argv = [program("rclone"), "serve", "sftp", str(path), "--addr", "127.0.0.1:0", "--config", os.devnull]
+    host_key = keys / "rclone_host_key"
+    if not host_key.exists():
+        make_key(host_key)
+    argv = [program("rclone"), "serve", "sftp", str(path), "--addr", f"127.0.0.1:{port}", "--config", os.devnull]
     argv += ["--user", USER, "--pass", "correct horse", "--key", str(host_key), *_FRESH]
     argv += ["--authorized-keys", "", "--vfs-cache-mode", "off"]
     with _running(argv, r"SFTP server listening on 127.0.0.1:(\d+)") as (process, found):

@@ -1,13 +1,14 @@
 """Syncs end to end: real servers, the real daemon, kills; each object version gets exactly one result."""
 
 import os
+import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from box import Box, box
-from scene import Person, add_remote, believe, box_key, client, faults, read_digests, sha256
-from servers import BUCKET, rclone_s3, rclone_sftp
+from e2e.long_sync import soak
+from scene import Person, believe, box_key, client, faults, read_digests, sha256
 
 from smp_proto.control import LocalConfig, SyncView
 from smpctl import Client
@@ -63,26 +64,18 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Box, Per
         assert not faults(machine)
 
 
-@pytest.fixture(scope="module", params=["s3", "sftp", "local"])
-def place(request, machine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    running, sender = machine
-    folder = tmp_path_factory.mktemp(request.param)
-    if request.param == "local":
-        (folder / "root" / "in").mkdir(parents=True)
-        running.ctl("remote", "add", "local", f"file://{folder / 'root'}")
-        yield Place(running, sender, folder / "root", "local")
-        return
-    serve = rclone_s3(folder) if request.param == "s3" else rclone_sftp(folder / "root", folder)
-    with serve as served:
-        root = folder / BUCKET if request.param == "s3" else folder / "root"
-        (root / "in").mkdir(parents=True)
-        add_remote(running, request.param, served)
-        yield Place(running, sender, root, request.param)
+def test_while_everything_changes(tmp_path: Path) -> None:
+    """S3 to SFTP and back, in short: ``make soak`` does it for as long as one likes."""
+    _, wrong = soak(tmp_path, 3.0, random.Random(1))
+    assert not wrong
 
 
-def test_what_arrives_is_worked_on_once(place: Place) -> None:
+def test_what_arrives_is_worked_on_once(machine, tmp_path: Path) -> None:
     """Back-fill, what comes, changes, is bad; a kill in between; exactly one result for each version that stayed."""
-    name = f"watch-{place.remote}"
+    (tmp_path / "root" / "in").mkdir(parents=True)
+    machine[0].ctl("remote", "add", "local", f"file://{tmp_path / 'root'}")
+    place = Place(*machine, tmp_path / "root", "local")
+    name = "watch-local"
     expected = {}
     for number in range(3):
         place.arrive(f"a/{number}.smp", b"%d" % number)
