@@ -294,17 +294,7 @@ def finish(root: Path, act: str) -> None:
 
 
 @needs_strace
-@pytest.mark.parametrize(
-    ("act", "fault"),
-    [
-        ("adopt", "signal=SIGKILL"),
-        ("remove", "signal=SIGKILL"),
-        ("adopt", "error=EIO"),
-        pytest.param("adopt", "error=ENOSPC", marks=pytest.mark.slow),
-        pytest.param("remove", "error=EIO", marks=pytest.mark.slow),
-        pytest.param("remove", "error=ENOSPC", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize(("act", "fault"), [("adopt", "signal=SIGKILL"), ("remove", "error=EIO")])  # R3 has all of them
 def test_a_fault_at_each_call_leaves_one_item_once(tmp_path: Path, act: str, fault: str) -> None:
     """Killed or failed at the n-th fsync, rename, write or unlink: done again, the item is there once, or gone."""
     root = tmp_path / "box"
