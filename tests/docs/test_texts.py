@@ -13,13 +13,17 @@ from smpctl.__main__ import EXIT_INTERRUPTED, EXIT_PIPE
 from smpctl.cli import cli
 
 ROOT = Path(__file__).parents[2]
-TEXTS = sorted(path for pattern in ("*.md", "docs/*.md", "proto/*.md", "systemd/*.md") for path in ROOT.glob(pattern))
+TEXTS = sorted(
+    path
+    for pattern in ("*.md", "docs/*.md", "proto/*.md", "systemd/*.md", "container/*.md")
+    for path in ROOT.glob(pattern)
+)
 SOURCES = sorted(path for room in ("smpd", "smpctl", "proto/smp_proto") for path in (ROOT / room).rglob("*.py"))
 
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 # A path of this repository in code font: a known folder first, and nothing that stands for something else.
-_PATH = re.compile(r"`((?:smpd|smpctl|proto|tests|docs|systemd|examples|benchmarks|\.ci)/[A-Za-z0-9_./-]*)`")
+_PATH = re.compile(r"`((?:smpd|smpctl|proto|tests|docs|systemd|container|examples|benchmarks|\.ci)/[A-Za-z0-9_./-]*)`")
 _VERB = re.compile(r"(?<!from )\bsmpctl ((?:[a-z][a-z-]*)(?: [a-z][a-z-]*)*)")
 _OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 
