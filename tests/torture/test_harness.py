@@ -1,9 +1,13 @@
 """The harness itself: what it counts, what it keeps, and that a run can be had again."""
 
 import contextlib
+import socket
+from urllib.parse import urlsplit
 
 import pytest
+from counting_s3 import counting_s3
 
+from smp_proto.control import S3Config
 from torture import report
 from torture.experiments import EXPERIMENTS, select
 from torture.harness import Experiment, Trials, perform, replaced
@@ -126,3 +130,17 @@ def test_each_experiment_is_written_once():
     assert len({each.id for each in EXPERIMENTS}) == len(EXPERIMENTS)
     with pytest.raises(ValueError, match="R99"):
         select("r99")
+
+
+def test_the_store_keeps_nothing_of_a_body_that_was_cut_off() -> None:
+    """A client that is killed in the middle of a PUT leaves no object, as at a real store."""
+    with counting_s3() as (store, served):
+        assert isinstance(served.config, S3Config)
+        where = urlsplit(served.config.endpoint)
+        assert where.hostname
+        assert where.port
+        with socket.create_connection((where.hostname, where.port), 20) as sock:
+            sock.sendall(b"PUT /scans/x HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nshort")
+            sock.shutdown(socket.SHUT_WR)
+            assert not sock.recv(1)  # closed without an answer
+        assert not store.objects
