@@ -22,6 +22,7 @@ EXAMPLES: dict[str, c.Request] = {
     "`ls`": c.ListObjects("REMOTE:"),
     "`remote-test`": c.RemoteTest("REMOTE"),
     "`audit-read`": c.AuditRead(),
+    "`metrics`": c.MetricsRequest(),
 }
 _WORDS = {"any": "`read`, `list` or `write` of {}", "others": '`jobs = "all"`'}
 

@@ -21,15 +21,14 @@ from smpctl.client import (
     SLOW_TIMEOUT_S,
     Paths,
     Progress,
-    batches,
     new_key,
     pause_after,
-    wanted_entries,
 )
 from smpctl.connection import too_slow
+from smpctl.files import batches, wanted_entries
 from smpctl.handing import Handing
 from smpctl.landing import Landing
-from smpctl.watching import Cursor, job_of
+from smpctl.watching import Cursor, job_of, joined
 
 T = TypeVar("T")
 
@@ -358,6 +357,13 @@ class AsyncClient:
             async for batch in messages(exchange, c.AuditLines):
                 lines.extend(batch.lines)
             return lines, await exchange.result(c.AuditProof)
+
+    async def metrics(self) -> list[c.MetricFamily]:
+        """Every metric of the daemon, of remotes and syncs those that one may see."""
+        async with self._open(c.MetricsRequest()) as exchange:
+            parts = [part async for part in messages(exchange, c.MetricFamily)]
+            await exchange.result(type(None))
+        return joined(parts)
 
     async def audit_renew(self, reason: str = "") -> c.AuditRenewed:
         """Have an audit log that is broken set aside, and a new one begun."""

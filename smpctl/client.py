@@ -6,15 +6,14 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, Self, TypeVar
 
 from smp_proto import control as c
-from smp_proto.errors import DaemonError, NotFoundError, SmpError
+from smp_proto.errors import DaemonError, SmpError
 from smpctl.connection import Connection, Exchange
-from smpctl.files import LocalFile
-from smpctl.watching import Cursor, job_of
+from smpctl.files import LocalFile, batches, wanted_entries
+from smpctl.watching import Cursor, job_of, joined
 
 ANSWER_TIMEOUT_S = 60.0
 SLOW_TIMEOUT_S = 300.0  # starts a compute process, or waits for someone else's server
 PAUSE_MIN_S = 0.01
-FILES_PER_OPEN = 200  # a connection may have 256 descriptors that nobody took yet
 
 T = TypeVar("T")
 Progress = Callable[[int, int], None]
@@ -94,6 +93,13 @@ class Client:
     def processors(self) -> list[c.ProcessorInfo]:
         """The processors that are loaded; starts a compute process if none runs."""
         return self._call(c.ProcessorsRequest(), c.Processors, SLOW_TIMEOUT_S).processors
+
+    def metrics(self) -> list[c.MetricFamily]:
+        """Every metric of the daemon, of remotes and syncs those that one may see."""
+        with self._open(c.MetricsRequest()) as exchange:
+            parts = list(exchange.messages(c.MetricFamily))
+            exchange.result(type(None))
+        return joined(parts)
 
     def box_key(self) -> c.PublicKey:
         """The public key of the box, to seal for it."""
@@ -385,21 +391,3 @@ class Client:
 def new_key() -> str:
     """A fresh idempotency key."""
     return os.urandom(16).hex()
-
-
-def wanted_entries(entries: list[c.EntryView], names: Iterable[str] | None) -> list[c.EntryView]:
-    """The entries asked for; ``no_such_file`` for a name that is not there."""
-    if names is None:
-        return entries
-    wanted = set(names)
-    missing = wanted - {entry.name for entry in entries}
-    if missing:
-        hint = "see the names with: smpctl vault ls ID"
-        raise NotFoundError("no_such_file", f"no entry is named {min(missing)}", hint=hint)
-    return [entry for entry in entries if entry.name in wanted]
-
-
-def batches(entries: list[c.EntryView]) -> Iterator[list[c.EntryView]]:
-    """As many entries as may be open at once on both sides."""
-    for start in range(0, len(entries), FILES_PER_OPEN):
-        yield entries[start : start + FILES_PER_OPEN]

@@ -5,8 +5,10 @@ import stat
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
+from smp_proto.control import EntryView
 from smp_proto.errors import NotFoundError, ResourceError, UsageError
 
+FILES_PER_OPEN = 200  # a connection may have 256 descriptors that nobody took yet
 HEAD_BYTES = 132  # enough for the magic of every media type, DICOM's being the last
 
 
@@ -108,3 +110,21 @@ def _unreadable(path: str, error: OSError) -> NotFoundError | ResourceError:
     if isinstance(error, PermissionError) or error.errno in (40, 20):
         return NotFoundError("no_such_file", f"{path} cannot be read: {reason}", hint="check its owner and mode")
     return ResourceError("disk_failed", f"{path} cannot be read: {reason}")
+
+
+def wanted_entries(entries: list[EntryView], names: Iterable[str] | None) -> list[EntryView]:
+    """The entries asked for; ``no_such_file`` for a name that is not there."""
+    if names is None:
+        return entries
+    wanted = set(names)
+    missing = wanted - {entry.name for entry in entries}
+    if missing:
+        hint = "see the names with: smpctl vault ls ID"
+        raise NotFoundError("no_such_file", f"no entry is named {min(missing)}", hint=hint)
+    return [entry for entry in entries if entry.name in wanted]
+
+
+def batches(entries: list[EntryView]) -> Iterator[list[EntryView]]:
+    """As many entries as may be open at once on both sides."""
+    for start in range(0, len(entries), FILES_PER_OPEN):
+        yield entries[start : start + FILES_PER_OPEN]

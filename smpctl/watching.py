@@ -1,8 +1,10 @@
-"""What both clients do alike: the state of a resumable watch, and the job inside an event."""
+"""What both clients do alike: the state of a resumable watch, the job inside an event, metrics that came in parts."""
+
+from collections.abc import Iterable
 
 import msgspec
 
-from smp_proto.control import Event, JobView
+from smp_proto.control import Event, JobView, MetricFamily
 from smp_proto.errors import DaemonError, SmpError
 
 RECONNECT_FIRST_S = 0.25
@@ -21,6 +23,17 @@ def job_of(event: Event) -> JobView | None:
         return msgspec.msgpack.decode(event.body, type=JobView)
     except (msgspec.MsgspecError, RecursionError) as error:
         raise DaemonError("protocol", f"an event does not fit the protocol: {error}") from None
+
+
+def joined(parts: Iterable[MetricFamily]) -> list[MetricFamily]:
+    """Metrics whose parts came one after the other, each in one piece."""
+    families: list[MetricFamily] = []
+    for part in parts:
+        if families and families[-1].name == part.name:
+            families[-1].samples += part.samples
+        else:
+            families.append(part)
+    return families
 
 
 class Cursor:

@@ -27,6 +27,7 @@ from smpd.jobs.salvage import Salvaged
 from smpd.state import State, lost_jobs, open_state
 from smpd.transfer.refusing import Refusals
 from smpd.verbs import handlers
+from smpd.verbs.counting import probe_loop
 from smpd.verbs.daemon import Daemon
 
 _log = structlog.get_logger("smpd")
@@ -87,6 +88,7 @@ async def _serve_until_told(config: Config, state: State, daemon: Daemon, notifi
             version=__version__,
             boot_id=daemon.boot_id,
             permissions=daemon.permissions,
+            metrics=daemon.metrics,
         )
         await group.start(daemon.syncs.run)
         group.start_soon(server.serve)
@@ -95,6 +97,7 @@ async def _serve_until_told(config: Config, state: State, daemon: Daemon, notifi
         group.start_soon(daemon.retention.run)
         group.start_soon(_mend, daemon)
         group.start_soon(_trim_when_idle, daemon)
+        group.start_soon(probe_loop, daemon.metrics)
         group.start_soon(notifier.feed_watchdog)
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:  # before anybody is told to send one
             notifier.ready(f"{daemon.public.fingerprint()}, listening")

@@ -29,6 +29,7 @@ from smpd.jobs.retention import Retention
 from smpd.jobs.scheduler import Scheduler
 from smpd.jobs.seal import StateSeal
 from smpd.links.fetching import Deadlines
+from smpd.metrics.counting import Metrics
 from smpd.state import State
 from smpd.sync.store import SyncStore
 from smpd.sync.syncs import Syncs
@@ -45,6 +46,7 @@ from smpd.vault.quarantine import Quarantine
 from smpd.vault.remotes import RemoteStore
 from smpd.vault.trust import TrustStore
 from smpd.vault.versions import Versions
+from smpd.verbs.counting import count_job
 from smpd.verbs.daemon import Daemon
 from smpd.verbs.seen import JobsSeen
 from smpd.verbs.syncs import SyncWorld
@@ -68,7 +70,8 @@ def compose(config: Config, state: State, group: TaskGroup) -> Daemon:
         if health.state != "down":
             scheduler.release()
 
-    pools = Pools(remotes.view, remotes.get, _fetch(config), group, health_changed)
+    counted = Metrics()
+    pools = Pools(remotes.view, remotes.get, _fetch(config), group, health_changed, counted)
 
     async def snapshot(actor: Actor, ids: list[str]) -> list[JobView]:
         def views() -> list[JobView]:
@@ -95,9 +98,10 @@ def compose(config: Config, state: State, group: TaskGroup) -> Daemon:
         audit=_recorder(audit),
         publish=publish,
         remote=pools.get,
-        compute=ComputePools(config.compute.processors, _compute(config), group),
+        compute=ComputePools(config.compute.processors, _compute(config), group, counted),
         spool_dir=spool,
         space=state.space,
+        metrics=counted,
     )
     runner = Runner(box)
 
@@ -105,6 +109,7 @@ def compose(config: Config, state: State, group: TaskGroup) -> Daemon:
         if not progress:
             syncs.moved(job)
             retention.moved(job)
+            count_job(counted, job)
         events.publish("job", journal.view(job), job_id=job.id, progress=progress)
         if not progress:
             code = job.error.code if job.error else ""
@@ -159,6 +164,7 @@ def compose(config: Config, state: State, group: TaskGroup) -> Daemon:
         audit_key=state.verifier,
         keys_note=keys.protection,
         permissions=permissions,
+        metrics=counted,
         notes=[*state.notes, *_notes(keys, vault, journal, remotes, trust, syncs_store), *unknown_accounts(config)],
     )
 

@@ -124,6 +124,7 @@ async def whole(folder: Path, *, scheduler: bool = False, **sections: Any) -> As
                     boot_id="b",
                     groups=groups,
                     permissions=daemon.permissions,
+                    metrics=daemon.metrics,
                 )
                 await group.start(daemon.syncs.run)
                 group.start_soon(server.serve)

@@ -131,6 +131,7 @@ NEEDS: dict[type[c.Request], Callable[[Any], Iterable[Need]]] = {
     c.ListObjects: lambda request: [Need("list", request.location.partition(":")[0])],
     c.RemoteTest: lambda request: [Need("any", request.name)],
     c.AuditRead: lambda request: [Need("others")],
+    c.MetricsRequest: lambda request: [Need("others")],
     c.SyncAdd: lambda request: needs_of_sync(request.sync),
 }
 
@@ -138,6 +139,7 @@ NEEDS: dict[type[c.Request], Callable[[Any], Iterable[Need]]] = {
 SHOWN: dict[type[c.Request], str] = {
     c.StatusRequest: "remotes that one may use",
     c.DoctorRequest: "remotes that one may use",
+    c.MetricsRequest: "remotes that one may use, and syncs that one may see",
     c.RemoteList: "remotes that one may use",
     c.TrustList: "prefixes in remotes that one may use, and senders believed in one of these or anywhere",
     c.JobsRequest: "jobs that one may see",

@@ -23,6 +23,7 @@ LEAST_ROLE: dict[type[c.Request], c.Role] = {
     c.AuditRead: "viewer",
     c.SyncList: "viewer",
     c.SyncShow: "viewer",
+    c.MetricsRequest: "viewer",
     c.Submit: "operator",
     c.JobControl: "operator",
     c.ListObjects: "operator",

@@ -10,6 +10,7 @@ import errno
 import functools
 import os
 import socket
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -28,6 +29,7 @@ from smpd.control.actor import Actor, Peer, RoleGroups, actor_of, is_worker, pee
 from smpd.control.limits import Limits, Sparing
 from smpd.control.permissions import Permissions
 from smpd.control.roles import REQUESTS, denied, require
+from smpd.metrics.counting import Metrics
 
 Handler = Callable[[Actor, Any, Exchange], Awaitable[Any]]
 _REQUEST = cast("type[Request]", AnyRequest)
@@ -48,6 +50,7 @@ class ControlServer:
         boot_id: of this run of smpd, told in HELLO.
         groups: the numeric groups of the roles; looked up from ``config`` when None.
         permissions: what callers may use; everything when None.
+        metrics: what is counted into.
         hello_s: how long a connection may take to say HELLO.
 
     Raises:
@@ -64,6 +67,7 @@ class ControlServer:
         boot_id: str,
         groups: RoleGroups | None = None,
         permissions: Permissions | None = None,
+        metrics: Metrics | None = None,
         hello_s: float = _HELLO_S,
     ) -> None:
         if missing := REQUESTS - handlers.keys():
@@ -76,6 +80,7 @@ class ControlServer:
         self._permissions = permissions or Permissions({})
         self._hello_s = hello_s
         self._limits = Limits(config)
+        self._metrics = metrics or Metrics()
         self._sparing = Sparing()
         self._spare = _spare()
 
@@ -118,6 +123,7 @@ class ControlServer:
             except DaemonError as error:
                 self._turn_away(sock, peer, error)
                 continue
+            self._metrics.set("smp_control_connections", self.connections)
             group.start_soon(self._connection, sock, peer)
 
     def _turn_away_spare(self, listener: socket.socket) -> None:
@@ -162,6 +168,7 @@ class ControlServer:
         finally:
             channel.close()
             self._limits.disconnect(peer.uid)
+            self._metrics.set("smp_control_connections", self.connections)
 
     async def _welcome(self, channel: Channel, peer: Peer) -> Actor:
         """Exchange HELLO.
@@ -203,6 +210,11 @@ class ControlServer:
         body = error.body() if error else None
         return encode(Hello(hello.protocol_min, hello.protocol_max, hello.version, hello.boot_id, role, body))
 
+    def _count(self, op: str, outcome: str, began: float) -> None:
+        self._metrics.count("smp_control_requests_total", op, outcome)
+        if op != "watch":
+            self._metrics.observe("smp_control_request_seconds", time.monotonic() - began, op)
+
     async def _answer(self, actor: Actor, body: bytes, fds: list[int], exchange: Exchange) -> Any:
         if fds:
             close_all(fds)
@@ -215,11 +227,18 @@ class ControlServer:
             require(actor, request, self._config)
         except SmpError as error:
             self._complain("request refused", actor.uid, code=error.code, op=op)
+            self._metrics.count("smp_control_requests_total", op, error.code)
             if error.code == "rate_limited":  # its stream stays open for that long, so asking at once does not help
                 await anyio.sleep(min(error.details["retry_after"], _REFUSED_S_MAX))
             raise
+        began = time.monotonic()
         try:
-            return await self._handlers[type(request)](actor, request, exchange)
+            answer = await self._handlers[type(request)](actor, request, exchange)
+            self._count(op, "ok", began)
+            return answer
+        except SmpError as error:
+            self._count(op, error.code, began)
+            raise
         except OSError as error:
             if error.errno not in (errno.EMFILE, errno.ENFILE):
                 raise

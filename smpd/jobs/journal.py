@@ -9,7 +9,7 @@ All calls block; asynchronous code goes through ``anyio.to_thread``.
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 
@@ -175,6 +175,14 @@ class Journal:
         """Return how many jobs are in each state; every state is named."""
         found = dict(self._db.rows("SELECT state, count(*) FROM jobs GROUP BY state"))
         return {state: found.get(state, 0) for state in STATES}
+
+    def unfinished(self) -> Mapping[tuple[str, str], int]:
+        """Return how many jobs there are of each state that is not the end, and each priority."""
+        states = tuple(state for state in STATES if state not in ENDED)
+        marks = ",".join("?" * len(states))
+        sql = f"SELECT state, priority, count(*) FROM jobs WHERE state IN ({marks}) GROUP BY state, priority"  # noqa: S608
+        found = {(state, priority): count for state, priority, count in self._db.rows(sql, states)}
+        return {(state, each): found.get((state, each), 0) for state in states for each in get_args(Priority)}
 
     def move(
         self,

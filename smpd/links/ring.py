@@ -121,3 +121,16 @@ class Slots:
             yield index
         finally:
             self.give(index)
+
+
+def read_exact(fd: int, into: memoryview, offset: int) -> None:
+    """Fill ``into`` from a descriptor at ``offset``; for rings and files whose size is known.
+
+    Raises:
+        EOFError: the file is shorter.
+    """
+    while into:
+        count = os.preadv(fd, [into], offset)
+        if count == 0:
+            raise EOFError
+        into, offset = into[count:], offset + count

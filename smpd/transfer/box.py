@@ -1,7 +1,7 @@
 """What a job is given of this machine, and how it counts what it moves."""
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from smp_proto.control import QuarantineChange, Transfer
@@ -10,6 +10,7 @@ from smp_proto.sealed.keys import Identity, PublicIdentity
 from smpd.host.space import Space
 from smpd.jobs.job import Job, Progress
 from smpd.jobs.journal import Journal
+from smpd.metrics.counting import Metrics
 from smpd.transfer.device import ComputePools
 from smpd.transfer.pool import RemotePool
 from smpd.vault.objects import Vault
@@ -102,6 +103,7 @@ class Box:
     compute: ComputePools
     spool_dir: str
     space: Space
+    metrics: Metrics = field(default_factory=Metrics)
 
     def trust_at(self, location: str) -> Trust:
         """Whom to believe about an object that comes from there, by what the trust store says when asked; blocking."""

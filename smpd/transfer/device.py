@@ -1,6 +1,7 @@
 """The compute processes: one for each plugin distribution, with rings of its own, running one job at a time."""
 
 import importlib.metadata
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from difflib import get_close_matches
 from typing import Any, NamedTuple, TypeVar, cast
@@ -12,18 +13,17 @@ from smp_proto.aio import Exchange
 from smp_proto.errors import NotFoundError, ProcessorError, SmpError, UsageError, one_error
 from smp_proto.sealed.bundle import BundleInfo, BundleWriter
 from smpd.links import computing
-from smpd.links.ring import Ring, Slots
+from smpd.links.ring import Ring
+from smpd.metrics.counting import Metrics
 from smpd.transfer.bounds import LOOK_IDLE_S, LOOK_S, Bounds, believed
 from smpd.transfer.opening import private_copies
+from smpd.transfer.plain import TO_AUTHOR, PlainRing, nonsense, overdue
 from smpd.transfer.source import naming
 from smpd.transfer.workers import Worker, WorkerHost, kill
 
 ENTRY_POINTS = "smpd.processors"
-# The process ends its own overruns; this is for one that no longer answers.
-_GRACE_S = 30.0
 _AT_ONCE_BYTES = 1 << 20  # zeroed in 50 µs, half of what handing it to a thread takes
 T = TypeVar("T")
-_TO_AUTHOR = "report it to the processor's author"
 _FROM_COMPUTE = cast("type[computing.FromCompute]", computing.AnyFromCompute)
 
 
@@ -45,88 +45,16 @@ class ComputeSettings(NamedTuple):
     keeper: str = ""
 
 
-class PlainRing:
-    """The plaintext's way in, for one run."""
-
-    def __init__(self, ring: Ring, exchange: Exchange, timeout_s: float) -> None:
-        self._ring = ring
-        self._exchange = exchange
-        self._timeout_s = timeout_s
-        self._slots = Slots(ring.slots)
-        self._lent: dict[int, int] = {}  # slot to how many objects begin in it
-        self._announced = 0  # objects, since a slot was last delivered
-        self._filled: dict[int, int] = {}  # how far each slot was ever filled
-        self.delivered = 0
-        self.finished = False
-
-    @property
-    def patience_s(self) -> float:
-        """How long the process may be silent: its limit for each object that it has, and then some."""
-        return self._timeout_s * (1 + self._announced + sum(self._lent.values())) + _GRACE_S
-
-    async def take(self) -> int:
-        """Wait for a slot the process has let go of.
-
-        Raises:
-            ProcessorError: ``processor_timeout`` when it lets go of none for far longer than its objects may take.
-        """
-        try:
-            with anyio.fail_after(self.patience_s):
-                return await self._slots.take()
-        except TimeoutError:
-            raise _overdue(self._timeout_s) from None
-
-    def view(self, slot: int) -> memoryview:
-        """The slot's memory."""
-        return self._ring.slot(slot)
-
-    async def announce(self, objects: Sequence[computing.InputObject]) -> None:
-        """Name entries whose plaintext comes next."""
-        self._announced += len(objects)
-        await self._exchange.send(computing.Objects(list(objects)))
-
-    async def deliver(self, slot: int, length: int) -> None:
-        """Pass on a slot with the next ``length`` bytes; one that nothing is in is free again at once."""
-        if not length:
-            self._slots.give(slot)
-            return
-        self._lent[slot], self._announced = self._announced, 0
-        self._filled[slot] = max(length, self._filled.get(slot, 0))
-        offset, self.delivered = self.delivered, self.delivered + length
-        await self._exchange.send(computing.Chunk(slot, offset, length))
-
-    async def finish(self) -> None:
-        """Say that this was all."""
-        self.finished = True
-        await self._exchange.send(computing.Finish(self.delivered))
-
-    @property
-    def filled(self) -> int:
-        """How many bytes are to be zeroed."""
-        return sum(self._filled.values())
-
-    def wipe(self) -> None:
-        """Zero what was filled; blocking."""
-        for slot, length in self._filled.items():
-            self._ring.wipe(slot, length)
-
-    def freed(self, slot: int) -> None:
-        """Take a slot back.
-
-        Raises:
-            ProcessorError: ``processor_output``; the process has not got it.
-        """
-        if slot not in self._lent:
-            raise _nonsense("let go of a slot that it does not hold")
-        del self._lent[slot]
-        self._slots.give(slot)
-
-
 class Compute:
     """One compute process and its rings."""
 
     def __init__(
-        self, distribution: str, processors: Sequence[str], settings: ComputeSettings, group: TaskGroup
+        self,
+        distribution: str,
+        processors: Sequence[str],
+        settings: ComputeSettings,
+        group: TaskGroup,
+        metrics: Metrics | None = None,
     ) -> None:
         self.distribution = distribution
         self.processors = list(processors)
@@ -138,6 +66,8 @@ class Compute:
         self._bounds: Bounds | None = None
         self._overrun: SmpError | None = None  # what the process was ended for
         self._begun = anyio.Event()
+        self._metrics = metrics or Metrics()
+        self._plain: PlainRing | None = None  # of the run under way
         self.host = WorkerHost(
             group,
             "compute",
@@ -169,25 +99,29 @@ class Compute:
             assert self._rings is not None
             assert self._bounds is not None
             self._begun.set()
-            clean = False
+            clean, outcome, began = False, "stopped", time.monotonic()
             plain: PlainRing | None = None
             try:
                 async with worker.caller.open(request) as exchange:
                     try:
-                        plain = PlainRing(self._rings[0], exchange, request.timeout_s)
+                        plain = self._plain = PlainRing(self._rings[0], exchange, request.timeout_s)
                         done = await self._exchange(exchange, request, plain, writer, feed)
                         clean = True
                     except (ProcessorError, UsageError) as error:
                         # Its own answer; one that was refused here is still at work.
                         clean = exchange.ended and error.code != "processor_timeout"
                         raise
-                clean = not self._bounds.grown(worker.pid)
+                clean, outcome = not self._bounds.grown(worker.pid), "ok"
                 return done
             except SmpError as error:
+                outcome = error.code
                 if error.code == "worker_died" and not worker.caller.alive:
                     raise naming(self._overrun or error, f"processor {request.processor}") from error
                 raise
             finally:
+                self._plain = None
+                self._metrics.count("smp_compute_runs_total", self.distribution, outcome)
+                self._metrics.observe("smp_compute_run_seconds", time.monotonic() - began, self.distribution)
                 self.host.sample()
                 with anyio.CancelScope(shield=True):
                     if not clean:
@@ -216,7 +150,7 @@ class Compute:
                     await done.wait()
                 group.cancel_scope.cancel()
         if not done.is_set():
-            raise _overdue(request.timeout_s)
+            raise overdue(request.timeout_s)
         return await exchange.result(computing.Done)
 
     async def _receive(self, exchange: Exchange, plain: PlainRing, writer: BundleWriter, done: anyio.Event) -> None:
@@ -232,7 +166,7 @@ class Compute:
                 case computing.OutputEnd():
                     _output(writer.end)
         if not plain.finished:
-            raise _nonsense("was done before it had been given everything")
+            raise nonsense("was done before it had been given everything")
         done.set()
 
     def _take_result(self, slot: int, length: int, writer: BundleWriter) -> None:
@@ -240,7 +174,7 @@ class Compute:
         assert self._rings is not None
         ring = self._rings[1]
         if not (0 <= slot < ring.slots and 0 <= length <= ring.slot_bytes):
-            raise _nonsense("announced a result outside its ring")
+            raise nonsense("announced a result outside its ring")
         self._results_filled[slot] = max(length, self._results_filled.get(slot, 0))
         for _, part in private_copies(ring.fd, ring.offset(slot), length):
             _output(writer.write, part)
@@ -287,6 +221,21 @@ class Compute:
             await anyio.to_thread.run_sync(ring.close)
 
     @property
+    def busy(self) -> bool:
+        """Whether a run is under way."""
+        return self._busy.locked()
+
+    @property
+    def slots(self) -> int:
+        """How many slots the plain ring has."""
+        return self._settings.slots
+
+    @property
+    def slots_in_use(self) -> int:
+        """How many of them are taken."""
+        return self._plain.in_use if self._plain is not None else 0
+
+    @property
     def started(self) -> str:
         """How the process is started, for people."""
         keeper = self._settings.keeper
@@ -325,7 +274,9 @@ class ComputePools:
     metadata: nothing of a plugin is imported here.
     """
 
-    def __init__(self, enabled: Sequence[str], settings: ComputeSettings, group: TaskGroup) -> None:
+    def __init__(
+        self, enabled: Sequence[str], settings: ComputeSettings, group: TaskGroup, metrics: Metrics | None = None
+    ) -> None:
         self.settings = settings
         self._enabled = list(enabled)
         owners = {
@@ -338,7 +289,12 @@ class ComputePools:
         for name in enabled:
             if name in owners:
                 by_owner.setdefault(owners[name], []).append(name)
-        self.all = [Compute(owner, names, settings, group) for owner, names in sorted(by_owner.items())]
+        self.all = [Compute(owner, names, settings, group, metrics) for owner, names in sorted(by_owner.items())]
+
+    @property
+    def hosts(self) -> list[WorkerHost]:
+        """The places of all compute processes."""
+        return [compute.host for compute in self.all]
 
     def of(self, processor: str) -> Compute:
         """The process that has a processor.
@@ -381,17 +337,5 @@ def _output(act: Callable[..., T], *arguments: Any) -> T:
     except SmpError as error:
         if error.code in ("bad_name", "bad_request", "wrong_state"):
             message = f"the processor's result was refused: {error.message}"
-            raise ProcessorError("processor_output", message, hint=_TO_AUTHOR) from error
+            raise ProcessorError("processor_output", message, hint=TO_AUTHOR) from error
         raise
-
-
-def _nonsense(what: str) -> SmpError:
-    return ProcessorError("processor_output", f"the compute process {what}", hint=_TO_AUTHOR)
-
-
-def _overdue(timeout_s: float) -> SmpError:
-    return ProcessorError(
-        "processor_timeout",
-        f"the processor ran past its limit of {timeout_s:g} s and was ended",
-        hint="raise compute.timeout_s in the configuration, or give it less data",
-    )

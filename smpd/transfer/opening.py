@@ -16,8 +16,7 @@ from smp_proto.sealed.envelope import OpenedEnvelope, Trust, open_envelope
 from smp_proto.sealed.keys import Identity
 from smp_proto.sealed.layout import HEADER_BYTES, SEGMENT_BYTES, TRAILER_BYTES, Layout, Trailer
 from smp_proto.sealed.payload import content_digest, leaf
-from smpd.links.ring import Ring
-from smpd.transfer.pool import read_exact
+from smpd.links.ring import Ring, read_exact
 
 LEAF_BYTES = 32
 _LITTLE_BYTES = 128 << 10

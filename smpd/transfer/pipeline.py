@@ -93,6 +93,7 @@ class Pipeline:
                 length = await unit.bring(lane, plain)
             finally:
                 self._pool.give(lane)  # the next unit does not wait for this one's turn, nor for the disk
+            self._pool.counts.opened(length)
             if self._plain and slot is not None:
                 await self._turn(index).wait()
                 await announce(self._plain, unit.objects(self._delivered))

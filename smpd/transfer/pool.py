@@ -5,7 +5,6 @@ process reads neither the bytes nor the credentials of another remote.
 """
 
 import contextlib
-import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
@@ -18,10 +17,12 @@ from smp_proto.aio import Caller, Exchange
 from smp_proto.control import ObjectInfo, RemoteHealth, RemoteView
 from smp_proto.errors import NotFoundError, RemoteError, SmpError
 from smpd.links import fetching
-from smpd.links.ring import Ring
+from smpd.links.ring import Ring, read_exact
+from smpd.metrics.counting import Metrics
 from smpd.transfer.asking import ATTEMPTS, messages, persist, until_answered
 from smpd.transfer.bounds import believed_of_fetch
 from smpd.transfer.breaker import BreakerSettings
+from smpd.transfer.counting import RemoteCounts
 from smpd.transfer.gate import Gate
 from smpd.transfer.lanes import Lane, Lanes
 from smpd.transfer.pacing import Pacing
@@ -62,8 +63,10 @@ class RemotePool:
         group: TaskGroup,
         openers: anyio.CapacityLimiter,
         changed: Callable[[RemoteHealth], None],
+        metrics: Metrics,
     ) -> None:
         self.openers = openers
+        self.counts = RemoteCounts(metrics, remote.name)
         self.name = remote.name
         self.mode = remote.mode
         self._load = load
@@ -140,6 +143,7 @@ class RemotePool:
         """
         request = fetching.Read(path, pin, offset, length, lane.slot)
         tries = await persist(lambda: self._paced(lane, request, type(None), length))
+        self.counts.retried(tries.made - 1)
         return tries.made * length
 
     async def _paced(self, lane: Lane, request: object, kind: type[T], size: int) -> T:
@@ -154,6 +158,7 @@ class RemotePool:
             raise
         now = time.monotonic()
         self.pacing.done(now, now - started, size)
+        self.counts.fetched(size)
         return answer
 
     async def fetch_bytes(self, path: str, pin: str, start: int, end: int) -> bytes:
@@ -177,8 +182,10 @@ class RemotePool:
             request = fetching.Tail(path, length, lane.slot)
             host = self.hosts[lane.worker]
             info = (await persist(lambda: self._call(host, request, ObjectInfo))).answer
+            length = max(0, min(length, info.size))
+            self.counts.fetched(length)
             with self.ring(lane).slot(lane.slot) as slot:
-                return info, bytes(slot[: max(0, min(length, info.size))])
+                return info, bytes(slot[:length])
 
     async def read_many(self, lane: Lane, objects: Sequence[fetching.Whole]) -> tuple[int, dict[int, SmpError]]:
         """Fetch whole objects into the lane's slot, each to its place.
@@ -200,6 +207,7 @@ class RemotePool:
                 if number not in failed or failed[number].code != "remote_busy":
                     asked += objects[number].size
             wanted = [number for number in wanted if number in failed and failed[number].retryable]
+            self.counts.retried(len(wanted))
             tries += any(failed[number].code != "remote_busy" for number in wanted)  # the gate knows how long they wait
         return asked, failed
 
@@ -273,7 +281,7 @@ class RemotePool:
         begun: Callable[[str], Awaitable[None]],
     ) -> ObjectInfo:
         """Upload a sealed file, see :class:`~smpd.links.fetching.Write`; ``begun`` keeps a multipart upload's id."""
-        request = fetching.Write(path, size, part, replaces)
+        request, done = fetching.Write(path, size, part, replaces), 0
         async with self._ask(self._any(), request, [fd]) as (worker, exchange):
             async with contextlib.aclosing(messages(worker, exchange, fetching.Progress)) as steps:
                 async for step in steps:
@@ -283,7 +291,8 @@ class RemotePool:
                         await begun(step.upload)
                         await exchange.send(fetching.Noted())
                     else:
-                        progress(step.done)
+                        self.counts.put(step.done - done)
+                        progress(done := step.done)
             info = await exchange.result(ObjectInfo)
         self.gate.note(None)
         return info
@@ -319,7 +328,9 @@ class RemotePool:
         self, host: WorkerHost, request: object, kind: type[T], fds: Sequence[int] = (), *, gated: bool = True
     ) -> T:
         async with self._ask(host, request, fds, gated=gated) as (worker, exchange):
+            began = time.monotonic()
             answer = await until_answered(worker, lambda: exchange.result(kind))
+            self.counts.took(time.monotonic() - began)
         if not isinstance(answer, fetching.ManyRead):  # which tells of each object
             self.gate.note(None)
         return answer
@@ -336,7 +347,9 @@ class RemotePool:
         async with host.use() as worker, worker.caller.open(request, fds) as exchange:
             try:
                 yield worker, exchange
+                self.counts.asked("ok")
             except SmpError as error:
+                self.counts.asked(error.code)
                 self._name(error)
                 if gated:
                     self.gate.note(error)
@@ -348,6 +361,7 @@ class RemotePool:
                     f"the fetch process for remote {self.name} stopped answering and was ended",
                     hint=f"run: smpctl remote test {self.name}",
                 )
+                self.counts.asked(hung.code)
                 self.gate.note(hung)
                 raise hung from None
             finally:
@@ -391,16 +405,3 @@ class RemotePool:
                 remote.wipe()
 
         return set_up
-
-
-def read_exact(fd: int, into: memoryview, offset: int) -> None:
-    """Fill ``into`` from a descriptor at ``offset``; for rings and files whose size is known.
-
-    Raises:
-        EOFError: the file is shorter.
-    """
-    while into:
-        count = os.preadv(fd, [into], offset)
-        if count == 0:
-            raise EOFError
-        into, offset = into[count:], offset + count

@@ -8,6 +8,7 @@ from anyio.abc import TaskGroup
 
 from smp_proto.control import RemoteHealth, RemoteView
 from smp_proto.errors import RemoteError
+from smpd.metrics.counting import Metrics
 from smpd.transfer.pool import FetchSettings, RemotePool
 from smpd.vault.remotes import Remote
 
@@ -21,6 +22,7 @@ class Pools:
         settings: size of each pool.
         group: where the workers live.
         changed: is told when a remote goes down and when it is back.
+        metrics: what is counted into.
     """
 
     def __init__(
@@ -30,12 +32,14 @@ class Pools:
         settings: FetchSettings,
         group: TaskGroup,
         changed: Callable[[RemoteHealth], None],
+        metrics: Metrics | None = None,
     ) -> None:
         self._view = view
         self._load = load
         self._settings = settings
         self._group = group
         self._changed = changed
+        self._metrics = metrics or Metrics()
         self._openers = anyio.CapacityLimiter(len(os.sched_getaffinity(0)))
         self._lock = anyio.Lock()
         self.open: dict[str, RemotePool] = {}
@@ -50,7 +54,7 @@ class Pools:
             if name not in self.open:
                 remote = await anyio.to_thread.run_sync(self._view, name)
                 self.open[name] = RemotePool(
-                    remote, self._load, self._settings, self._group, self._openers, self._changed
+                    remote, self._load, self._settings, self._group, self._openers, self._changed, self._metrics
                 )
             return self.open[name]
 
@@ -60,6 +64,7 @@ class Pools:
             pool = self.open.pop(name, None)
         if pool:
             await pool.aclose()
+            pool.counts.forget()
 
     async def aclose(self) -> None:
         """Stop all."""

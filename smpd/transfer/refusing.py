@@ -73,6 +73,9 @@ class Refusals:
         act = {"actor": self._job.owner, "job": self._job.id, "subject": location}
         item = await self._box.audit("quarantine.add", act=keep, reason=error.code, kept=kept, **act)
         self.items.add(item.id)
+        self._box.metrics.count("smp_objects_refused_total", item.code)
+        if item.segment >= 0 and item.code == "corrupt":
+            self._box.metrics.count("smp_tags_failed_total", location.partition(":")[0])
         publish(self._box, self._job, item, "add")
 
     async def settle(self) -> None:

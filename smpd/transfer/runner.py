@@ -28,11 +28,12 @@ from smpd.transfer.arriving import find_objects, seal_arriving
 from smpd.transfer.box import Box, Meter
 from smpd.transfer.collection import Members, get_all
 from smpd.transfer.delivery import Courier
-from smpd.transfer.device import PlainRing, finish_results
+from smpd.transfer.device import finish_results
 from smpd.transfer.evidence import Evidence
 from smpd.transfer.lanes import rank
 from smpd.transfer.opening import Opener
 from smpd.transfer.pipeline import bring_object
+from smpd.transfer.plain import PlainRing
 from smpd.transfer.pool import RemotePool
 from smpd.transfer.refusing import Acceptance, Refusals
 from smpd.transfer.sealing import SealedFile, check_sealed, end_digest, sealed_file

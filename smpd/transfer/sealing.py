@@ -20,7 +20,7 @@ from smp_proto.sealed.keys import Identity, PublicIdentity
 from smp_proto.sealed.layout import TRAILER_BYTES, Layout, Trailer
 from smp_proto.sealed.payload import content_digest, leaf
 from smpd.host.space import Space, disk_errors
-from smpd.transfer.pool import read_exact
+from smpd.links.ring import read_exact
 
 _READ_BYTES = 4 << 20  # so that the thread that hashes is woken seldom
 

@@ -146,6 +146,11 @@ class Vault:
         """Return how many items there are."""
         return int(self._db.rows("SELECT count(*) FROM vault WHERE removing=0")[0][0])
 
+    def kept(self) -> tuple[int, int]:
+        """How many items there are, and their bytes."""
+        count, size = self._db.rows("SELECT count(*), coalesce(sum(size), 0) FROM vault")[0]
+        return int(count), int(size)
+
     def get(self, item_id: str) -> VaultItem:
         """Return one item.
 

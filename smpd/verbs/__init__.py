@@ -11,7 +11,7 @@ from typing import Any
 from smp_proto import control as c
 from smp_proto.aio import Exchange
 from smpd.control.actor import Actor
-from smpd.verbs import inspect, jobs, quarantine, remotes, syncs, vault
+from smpd.verbs import inspect, jobs, metrics, quarantine, remotes, syncs, vault
 from smpd.verbs.daemon import Daemon
 
 Verb = Callable[[Daemon, Actor, Any, Exchange], Awaitable[Any]]
@@ -47,6 +47,7 @@ VERBS: dict[type[c.Request], Verb] = {
     c.SyncList: syncs.sync_list,
     c.SyncShow: syncs.sync_show,
     c.SyncControl: syncs.sync_control,
+    c.MetricsRequest: metrics.metrics,
 }
 
 

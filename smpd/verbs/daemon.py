@@ -16,6 +16,7 @@ from smpd.control.permissions import Permissions
 from smpd.control.watch import Events
 from smpd.jobs.retention import Retention
 from smpd.jobs.scheduler import Scheduler
+from smpd.metrics.counting import Metrics
 from smpd.sync.syncs import Syncs
 from smpd.transfer.box import Box
 from smpd.transfer.ends import Ends
@@ -50,6 +51,7 @@ class Daemon:
     audit_key: VerifierKey
     keys_note: str
     permissions: Permissions
+    metrics: Metrics
     notes: list[str] = field(default_factory=list)
 
     @property

@@ -33,6 +33,7 @@ VIEWER = {
     "audit-read",
     "sync-list",
     "sync-show",
+    "metrics",
 }
 OPERATOR = {
     *("submit", "job-control", "ls", "remote-test"),

@@ -1,6 +1,7 @@
 """What the texts say must be there: links, paths, verbs and error codes."""
 
 import re
+import runpy
 import subprocess
 from functools import cache
 from pathlib import Path
@@ -162,3 +163,10 @@ def test_every_exit_code_is_documented() -> None:
     text = (ROOT / "docs" / "cli.md").read_text().partition("## Exit codes")[2].partition("\n## ")[0]
     listed = [int(code) for code in re.findall(r"^\| (\d+) \|", text, re.MULTILINE)]
     assert sorted({each.family.exit_code for each in CODES.values()} | {0, EXIT_INTERRUPTED, EXIT_PIPE}) == listed
+
+
+def test_the_page_of_metrics_is_fresh() -> None:
+    """docs/metrics.md holds the metrics of the catalog; else run: python docs/render_metrics.py."""
+    render = runpy.run_path(str(ROOT / "docs" / "render_metrics.py"))["render"]
+    page = (ROOT / "docs" / "metrics.md").read_text()
+    assert render(page) == page

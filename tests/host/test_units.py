@@ -9,11 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from smpctl.commands.metrics import LISTEN
 from smpd.compute import keeper
 from smpd.config import Compute
 
 UNITS = Path(__file__).parents[2] / "systemd"
-SERVICES = {"smpd.service": "/opt/smp/venv/bin/smpd", "smpd-compute@.service": "/opt/smp/venv/bin/python"}
+SERVICES = {
+    "smpd.service": "/opt/smp/venv/bin/smpd",
+    "smpd-compute@.service": "/opt/smp/venv/bin/python",
+    "smpd-metrics.service": "/opt/smp/venv/bin/smpctl",
+}
 README = (UNITS / "README.md").read_text()
 needs_systemd = pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not installed")
 
@@ -97,3 +102,13 @@ def test_units_of_compute_agree():
     assert "MemoryDenyWriteExecute" not in process
     assert filters("smpd.service") == filters("smpd-compute@.service")
     assert "PrivateUsers" not in process  # the keeper could not tell smpd from others
+
+
+def test_unit_of_the_exporter_agrees():
+    """It listens where the documents say, on loopback alone, as a user that sysusers makes a viewer."""
+    service = Unit("smpd-metrics.service")["Service"]
+    assert service["ExecStart"].endswith(f" metrics serve --listen {LISTEN}")
+    assert (service["IPAddressDeny"], service["IPAddressAllow"]) == ("any", "localhost")
+    users = (UNITS / "sysusers.d" / "smpd.conf").read_text().splitlines()
+    member = [line.split()[2] for line in users if line.split()[:2] == ["m", service["User"]]]
+    assert member == [Unit("smpd.socket")["Socket"]["SocketGroup"]]

@@ -79,6 +79,7 @@ NEEDING: list[tuple[c.Request, dict[str, str]]] = [
     (c.ListObjects("pacs:"), {"list": "pacs"}),
     (c.RemoteTest("pacs"), {"any": "pacs"}),
     (c.AuditRead(), {"others": ""}),
+    (c.MetricsRequest(), {"others": ""}),
 ]
 PERMITS = [(request, needs, missing) for request, needs in NEEDING for missing in (None, *needs)]
 

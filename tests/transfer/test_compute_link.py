@@ -12,8 +12,9 @@ from smp_proto.errors import IntegrityError, ProcessorError, SmpError
 from smp_proto.sealed.bundle import BundleWriter
 from smp_proto.sealed.keys import Identity
 from smpd.links.computing import Done, InputEntry, InputObject, Run
-from smpd.transfer import device
-from smpd.transfer.device import Compute, ComputeSettings, PlainRing, finish_results
+from smpd.transfer import plain as plain_room
+from smpd.transfer.device import Compute, ComputeSettings, finish_results
+from smpd.transfer.plain import PlainRing
 
 KIB = 1 << 10
 SLOT = 64 * KIB
@@ -28,7 +29,7 @@ OBJECT = InputObject("", [InputEntry("scan.bin", 0, CHUNKS * SLOT, "application/
 def computing(fake_program, monkeypatch):
     """A compute whose process is ``fake_compute.py``, with rings of three small slots."""
     fake_program("fake_compute.py")
-    monkeypatch.setattr(device, "_GRACE_S", 0.3)
+    monkeypatch.setattr(plain_room, "_GRACE_S", 0.3)
 
     @contextlib.asynccontextmanager
     async def compute() -> AsyncIterator[Compute]:

@@ -46,6 +46,7 @@ from smp_proto.control.jobs import (
     Transfer,
     Watch,
 )
+from smp_proto.control.metrics import MetricFamily, MetricSample, MetricsRequest
 from smp_proto.control.quarantine import (
     QUARANTINE_PAGE,
     Quarantine,
@@ -139,6 +140,7 @@ AnyRequest = (
     | SyncList
     | SyncShow
     | SyncControl
+    | MetricsRequest
 )
 
 __all__ = [
@@ -174,6 +176,9 @@ __all__ = [
     "JobsRequest",
     "ListObjects",
     "LocalConfig",
+    "MetricFamily",
+    "MetricSample",
+    "MetricsRequest",
     "Mode",
     "ObjectInfo",
     "Objects",
