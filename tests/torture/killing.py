@@ -20,7 +20,7 @@ from box import Box
 from counting_s3 import CountingS3, counting_s3
 from scene import sha256, spooled
 
-from smp_proto.control import GetSpec, JobSpec, JobView, LocalConfig, RunSpec
+from smp_proto.control import GetSpec, JobSpec, JobView, LocalConfig, RunSpec, SyncSpec
 from smp_proto.errors import DaemonError
 from smp_proto.sealed.bundle import BundleReader, BundleWriter
 from smp_proto.sealed.keys import Identity, PublicIdentity
@@ -30,6 +30,7 @@ from torture.planted import planting
 
 SMALL_BYTES = 5_000
 TRIAL_MAX_S = 60.0
+SYNC, WATCHED, RESULTS = "watch", "inbox/", "results/"
 LARGE_BYTES = 9 << 20  # of several ranges, and as a result of several parts
 CONFIG: Mapping[str, Mapping[str, Any]] = {
     "fetch": {"processes": 1, "slots": 4, "slot_bytes": 1 << 20, "connections": 4},
@@ -39,14 +40,15 @@ CONFIG: Mapping[str, Mapping[str, Any]] = {
 
 
 class Arrivals:
-    """Counts what came to be under a name in a folder, by renaming or linking (inotify(7))."""
+    """Counts what came to be under a name in any of some folders, by renaming or linking (inotify(7))."""
 
     _MASK = 0x80 | 0x100  # IN_MOVED_TO, IN_CREATE
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, *paths: Path) -> None:
         libc = ctypes.CDLL(None, use_errno=True)
         self._fd = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
-        assert libc.inotify_add_watch(self._fd, os.fsencode(path), self._MASK) > 0
+        for path in paths:
+            assert libc.inotify_add_watch(self._fd, os.fsencode(path), self._MASK) > 0
         self._seen: Counter[str] = Counter()
 
     def count(self, name: str) -> int:
@@ -105,6 +107,11 @@ class Site:
     def _task(self, kind: str, *, large: bool) -> Task:
         self.number += 1
         key, source = f"key-{self.number}", "large.smp" if large else "small.smp"
+        if kind == "sync":  # an object that appears where a sync watches
+            name = f"{WATCHED}{self.number}.smp"
+            self.digests[name] = sha256(content := f"{self.number}".encode() * SMALL_BYTES)
+            self.store.store(name, _sealed(content, "scan.bin", self.sender, self.public))
+            return Task(kind, key, target=f"disk:{RESULTS}{self.number}.smp", sources=(name,))
         if kind == "get":
             return Task(kind, key, GetSpec(f"lake:{source}"), sources=(source,))
         if kind == "prefix":
@@ -120,13 +127,35 @@ class Site:
     def submit(self, task: Task) -> None:
         """Have a task accepted; one that was before is the same job."""
         with self.client() as caller:
-            if task.spec is not None:
+            if task.kind == "sync":
+                view = self._job_of_sync(caller, task)
+            elif task.spec is not None:
                 view = caller.submit(task.spec, key=task.key)  # type: ignore[arg-type]
             else:
                 assert task.file
                 view = caller.put([task.file], task.target, [self.doctor.public.text()], key=task.key)
         assert task.job in ("", view.id), "the same key gave another job"
         task.job, task.acknowledged = view.id, True
+
+    def _job_of_sync(self, caller: Client, task: Task) -> JobView:
+        """Have the sync look, and wait for the job that it makes of the object; there is one."""
+        if not any(sync.spec.name == SYNC for sync in caller.syncs()):
+            caller.sync_add(
+                SyncSpec(
+                    name=SYNC,
+                    source=f"lake:{WATCHED}",
+                    processor="digest",
+                    target=f"disk:{RESULTS}",
+                    recipients=[self.doctor.public.text()],
+                    every_s=3600.0,
+                )
+            )
+        caller.sync_control(SYNC, "now")
+        while True:
+            found = [view for view in caller.jobs(limit=1000) if view.source == f"lake:{task.sources[0]}"]
+            assert len(found) < 2, f"one object became {len(found)} jobs"
+            if found:
+                return found[0]
 
     def try_tasks(self, tasks: list[Task]) -> None:
         """Submit and wait, until all is done or the daemon is gone."""
@@ -207,7 +236,7 @@ class Site:
                 self._kept(task)
         assert eventually(lambda: not spooled(self.box)), f"{spooled(self.box)} stayed in the spool"
         assert not self.store.uploads, f"uploads are left: {self.store.uploads}"
-        left = [name for name in os.listdir(self.folder) if name.startswith(".smp-")]
+        left = [path.name for path in self.folder.rglob(".smp-*")]
         assert not left, f"temporary files are left: {left}"
         self._recorded(tasks)
 
@@ -216,10 +245,10 @@ class Site:
         if task.target.startswith("lake:"):
             data, times = self.store.objects[name], self.store.effects[name]
         else:
-            data, times = (self.folder / name).read_bytes(), self.arrivals.count(name)
+            data, times = (self.folder / name).read_bytes(), self.arrivals.count(name.removeprefix(RESULTS))
         assert times == 1, f"the result of a {task.kind} came to be {times} times under its name"
         entries = opened(data, self.doctor, self.public)
-        if task.kind == "run":
+        if task.kind in ("run", "sync"):
             found = json.loads(entries["digests.json"])
             assert [each["sha256"] for each in found] == [self.digests[task.sources[0]]]
         else:
@@ -289,14 +318,14 @@ def _sealed(content: bytes, name: str, sender: Identity, to: PublicIdentity) -> 
 @contextlib.contextmanager
 def site(folder: Path, *faults: str, conditional: bool = True) -> Iterator[Site]:
     """A box that runs, with the switch in it, not armed, and what further faults are named."""
-    (folder / "disk").mkdir(parents=True)
+    (folder / "disk" / RESULTS).mkdir(parents=True)
     switch = Switch(folder / "switch")
     with contextlib.ExitStack() as stack:
         store, served = stack.enter_context(counting_s3(conditional=conditional))
         stack.enter_context(planting(switch.fault, *faults))
         machine = Box(folder / "box", CONFIG)
         stack.callback(machine.close)
-        arrivals = Arrivals(folder / "disk")
+        arrivals = Arrivals(folder / "disk", folder / "disk" / RESULTS)
         stack.callback(arrivals.close)
         machine.start()
         sender, doctor = Identity.generate("hospital"), Identity.generate("doctor")

@@ -1,4 +1,4 @@
-"""R1: SIGKILL of smpd at random points of get, run and put, with all of them under way at once."""
+"""R1: SIGKILL of smpd at random points of get, run, put and sync, with several of them under way at once."""
 
 from torture.harness import Experiment, Trial, Trials
 from torture.killing import Site, site
@@ -6,9 +6,10 @@ from torture.planted import planting
 
 # Points that a batch passes at most, with some to spare: a batch that ends before is killed just after its end.
 POINTS = {False: 130, True: 330}
-# Where a crash would hurt most; every second trial aims at one of them.
+# Where a crash would hurt most; two of three trials aim at one of them.
 AIMS = (
     "after RemotePool.write",
+    "after Watcher._submit",
     "after Vault.adopt",
     "before RemotePool.write",
     "after Runner.__call__",
@@ -18,6 +19,8 @@ AIMS = (
     "after os.rename",
     "after RemotePool._call",
     "after Database._leave",
+    "before Watcher._submit",
+    "before Watcher._take_in",
 )
 PLANTS = "torture.faults.delivering"
 
@@ -42,12 +45,15 @@ def run(trials: Trials) -> None:
 
 def _try(made: Site, trial: Trial) -> str:
     """One trial; says at which point it was killed, nothing when all had ended."""
-    rng, aimed = trial.rng, trial.number % 2 == 0
+    rng, turn = trial.rng, trial.number % 3
     large = rng.random() < 0.2
-    kinds = ["put", *rng.sample(["put", "get", "prefix"], 2), *(["run"] if rng.random() < 0.4 else [])]
+    aim = AIMS[(trial.number // 3 * 2 + turn) % len(AIMS)] if turn < 2 else ""
+    anything = ["put", "get", "prefix", "sync"]
+    others = ["sync", rng.choice(anything)] if aim else rng.sample(anything, 2)
+    kinds = ["put", *others, *(["run"] if rng.random() < 0.4 else [])]
     tasks = made.tasks(kinds, large=large)
-    if aimed:
-        made.switch.arm(1 + rng.randrange(1 + trial.number // 20), only=AIMS[trial.number // 2 % len(AIMS)])
+    if aim:
+        made.switch.arm(1 + rng.randrange(1 + trial.number // 20), only=aim)
     else:
         made.switch.arm(rng.randrange(1, POINTS[large]))
     with made.ending():
@@ -63,7 +69,7 @@ def _try(made: Site, trial: Trial) -> str:
 
 EXPERIMENT = Experiment(
     id="R1",
-    title="SIGKILL of smpd at a step of get, run and put, several at once; syncs have a test of their own",
+    title="SIGKILL of smpd at a step of get, run, put and sync, several at once",
     passes="no acknowledged job lost, each result delivered once, output digest equal",
     trials=200,
     short=1,
@@ -71,6 +77,7 @@ EXPERIMENT = Experiment(
     plants={
         "uploads-again": lambda: planting(f"{PLANTS}:upload_without_looking"),
         "forgets-what-ran": lambda: planting(f"{PLANTS}:forget_what_ran"),
+        "begins-anew": lambda: planting(f"{PLANTS}:begin_anew"),
     },
-    planted_trials=1,
+    planted_trials=2,
 )

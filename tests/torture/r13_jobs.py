@@ -25,9 +25,7 @@ def run(trials: Trials) -> None:
     crashes = -1
     while anyio.run(_until_crash, bench, steps, known):
         bench.crash()
-        _check(bench, known, opened=True)
         crashes += 1
-    _check(bench, known, opened=True)
     bench.db.close()
     trials.figures.update({"jobs": len(known), "crashes": crashes + 1})
 
@@ -36,11 +34,13 @@ async def _until_crash(bench: Bench, steps: Iterator[Trial], known: dict[str, st
     """Steps with a scheduler that runs, until one is a crash; False when there are no more."""
     async with anyio.create_task_group() as group:
         group.start_soon(bench.scheduler.run)
+        first = True
         for trial in steps:
             crash = False
             with trial:
                 crash = await _step(bench, trial, known)
-                _check(bench, known)
+                _check(bench, known, opened=first)
+            first = False
             if crash:
                 break
         else:

@@ -48,3 +48,39 @@ def forget_uploads() -> None:
             return None
 
         Courier._clear = cleared
+
+
+def begin_anew() -> None:
+    """Give an object of a sync another job after a crash, whatever became of the one it had."""
+    if planted.ROLE == "smpd":
+        import secrets
+
+        from smpd.sync.watcher import Watcher
+
+        async def recover(self: Watcher) -> None:
+            for found in self._store.in_state(self.standing.number, ["working", "delivered"]):
+                self._store.again(found.number)
+
+        async def resumed(*_: object) -> bool:
+            return False
+
+        submit = Watcher._submit
+
+        async def submit_anew(self: Watcher, found: Any) -> None:
+            world_submit = self._world.submit
+
+            class World:
+                def __getattr__(self, name: str) -> Any:
+                    return getattr(world, name)
+
+                async def submit(self, spec: Any, *, key: str, **options: Any) -> Any:
+                    return await world_submit(spec, key=secrets.token_hex(), **options)
+
+            world = self._world
+            self._world = World()
+            try:
+                await submit(self, found)
+            finally:
+                self._world = world
+
+        Watcher._recover, Watcher._resumed, Watcher._submit = recover, resumed, submit_anew

@@ -31,6 +31,9 @@ _STEPS = {
         "smpd.vault.objects:Vault.adopt",
         "smpd.transfer.runner:Runner.__call__",
         "smpd.transfer.runner:Runner.discard",
+        "smpd.sync.watcher:Watcher._begin",
+        "smpd.sync.watcher:Watcher._submit",
+        "smpd.sync.watcher:Watcher._take_in",
     ),
     "smpd.fetch": (
         *(f"os:{name}" for name in ("fsync", "rename", "link", "unlink", "sendfile", "pread", "mkdir")),
