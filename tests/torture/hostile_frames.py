@@ -106,8 +106,15 @@ def _deep(rng: random.Random, _requests: list[Any]) -> Piece:
     op, field = rng.choice(
         ((b"\xa6submit", b"\xa3job"), (b"\xa6status", b"\xa3new"), (b"\xaaremote-add", b"\xa6config"))
     )
-    body = b"\x82\xa2op" + op + field + b"\x91" * rng.choice(_DEPTHS) + b"\xc0"
-    return Piece(encode_frame(FrameType.REQUEST, rng.randrange(1, 1 << 20), body))
+    return _nested(op, field, rng.choice(_DEPTHS), rng.randrange(1, 1 << 20))
+
+
+def _nested(op: bytes, field: bytes, depth: int, stream: int) -> Piece:
+    body = b"\x82\xa2op" + op + field + b"\x91" * depth + b"\xc0"
+    return Piece(encode_frame(FrameType.REQUEST, stream, body))
+
+
+DEEPEST = [Piece(HELLO), _nested(b"\xa6submit", b"\xa3job", max(_DEPTHS), 1)]  # what chance may leave out
 
 
 def _values(rng: random.Random, requests: list[Any]) -> Piece:

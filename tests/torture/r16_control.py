@@ -30,7 +30,7 @@ from smpd.control import limits, roles, server
 from smpd.control.actor import Actor
 from smpd.host.memory import rss
 from torture.harness import Experiment, Trial, Trials, replaced
-from torture.hostile_frames import HELLO, Piece, conversations
+from torture.hostile_frames import DEEPEST, HELLO, Piece, conversations
 from torture.role_cells import CELLS, GROUPS, STRANGER, TABLES, TELLING, Cell, documented
 
 FRAMES = 100  # of one trial of garbage
@@ -201,7 +201,7 @@ def garbage(number: int) -> Doing:
     async def do(scene: Scene, trial: Trial) -> None:
         real = number % 2 == 1
         machine = await scene.real() if real else None
-        for pieces in conversations(trial.rng, scene.requests, FRAMES):
+        for pieces in itertools.chain([DEEPEST], conversations(trial.rng, scene.requests, FRAMES)):
             if machine is not None:
                 sock = socket.socket(socket.AF_UNIX)
                 sock.connect(str(machine.socket))
