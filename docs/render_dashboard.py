@@ -11,7 +11,7 @@ _AT = 'instance=~"$instance"'
 
 
 class Panel(NamedTuple):
-    """A panel: Grafana's name of its unit, and queries with what each line is called; ``HERE`` and ``AT`` are the box chosen."""
+    """A panel: its unit by Grafana's name, and queries with the name of each line; ``HERE``, ``AT``: the box chosen."""
 
     title: str
     unit: str

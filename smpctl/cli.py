@@ -10,7 +10,7 @@ from smp_proto import __version__
 # What a verb is for is said here as well, so that `smpctl --help` imports none of them.
 VERBS: dict[str, tuple[str, str]] = {
     "status": ("box:status", "How the daemon is."),
-    "top": ("top:top", "Jobs, workers and remotes, as they go."),
+    "top": ("top:top", "Jobs, workers, remotes and syncs, as they go."),
     "doctor": ("box:doctor", "What this box can and cannot do."),
     "keys": ("keys:keys", "Make, list, export and import keys."),
     "trust": ("trust:trust", "Whom the daemon believes."),

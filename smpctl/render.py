@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import click
 
-from smp_proto.control import RemoteHealth
+from smp_proto.control import RemoteHealth, SyncView
 
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 _COLOURS = {"ok": "green", "done": "green", "warn": "yellow", "fail": "red", "failed": "red", "quarantined": "red"}
@@ -60,6 +60,16 @@ def remote_health(health: RemoteHealth) -> str:
         return f"{health.name}: paused, asked again in {duration(health.next_try_s)} ({health.code})"
     since, again = duration(health.since_s), duration(health.next_try_s)
     return f"{health.name}: DOWN for {since}, {health.failures} failures, last {health.code}, next try in {again}"
+
+
+def sync_line(sync: SyncView) -> str:
+    """A sync in a line: what it has to do, and for how long the oldest object has waited."""
+    failed = f", {sync.failed} failed" if sync.failed else ""
+    quarantined = f", {sync.quarantined} quarantined" if sync.quarantined else ""
+    lag = f", lag {duration(sync.lag_s)}" if sync.lag_s else ""
+    why = f"; the last listing failed: {sync.error.code}" if sync.error else ""
+    todo = f"{sync.waiting} waiting, {sync.in_flight} under way"
+    return f"{sync.spec.name}: {sync.state}, {sync.done} of {sync.seen} done, {todo}{failed}{quarantined}{lag}{why}"
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[str]], right: Iterable[int] = ()) -> None:

@@ -2,9 +2,9 @@
 
 import click
 
-from smp_proto.control import Check, ProcessorInfo, Status
+from smp_proto.control import Check, ProcessorInfo, Status, SyncView
 from smp_proto.errors import DaemonError, NotFoundError
-from smpctl.render import duration, facts, plain, remote_health, size, state, table
+from smpctl.render import duration, facts, plain, remote_health, size, state, sync_line, table
 from smpctl.session import Session, verb
 
 
@@ -12,7 +12,8 @@ from smpctl.session import Session, verb
 def status(session: Session) -> None:
     """How the daemon is."""
     found = session.client.status()
-    session.show(found, lambda: _status(found))
+    syncs = [] if session.as_json else session.client.syncs()
+    session.show(found, lambda: _status(found, syncs))
 
 
 def _quarantine(found: Status) -> str:
@@ -23,7 +24,7 @@ def _quarantine(found: Status) -> str:
     return f"{found.quarantine_items} objects, {kept}: smpctl quarantine ls"
 
 
-def _status(found: Status) -> None:
+def _status(found: Status, syncs: list[SyncView]) -> None:
     jobs = ", ".join(f"{count} {name}" for name, count in found.jobs.items() if count) or "none"
     facts(
         [
@@ -42,6 +43,8 @@ def _status(found: Status) -> None:
     for each in found.health:
         if each.state != "up":
             click.echo(f"remote {remote_health(each)}")
+    for sync in syncs:
+        click.echo(plain(f"sync {sync_line(sync)}"))
     if found.workers:
         click.echo()
         rows = [
@@ -52,10 +55,11 @@ def _status(found: Status) -> None:
                 worker.state,
                 str(worker.restarts),
                 size(worker.peak_rss_bytes),
+                worker.device,
             )
             for worker in found.workers
         ]
-        table(("worker", "for", "process", "state", "restarts", "memory"), rows, right=(2, 4, 5))
+        table(("worker", "for", "process", "state", "restarts", "memory", "device"), rows, right=(2, 4, 5))
 
 
 def _disk(found: Status) -> str:

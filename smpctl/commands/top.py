@@ -2,19 +2,21 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 
 import click
 import msgspec
 
-from smp_proto.control import JobView, RemoteLoad, Status
+from smp_proto.control import JobView, RemoteLoad, Status, SyncView
 from smp_proto.errors import DaemonError
-from smpctl.render import duration, plain, remote_health, size
+from smpctl.client import Client
+from smpctl.render import duration, plain, remote_health, size, sync_line
 from smpctl.session import Session, on_terminal, verb
 
-_SHOWN = 20
+JOBS_SHOWN = 20
 _STDOUT = 1
+_ORDER = {"running": 0, "waiting": 1, "queued": 2, "paused": 3}
 
 
 class JobRate(msgspec.Struct):
@@ -39,67 +41,90 @@ class Look(msgspec.Struct):
     status: Status
     jobs: list[JobRate]
     remotes: list[RemoteRate]
+    syncs: list[SyncView] = []
+
+    def listed(self) -> list[JobRate]:
+        """The jobs, those that run first."""
+        return sorted(self.jobs, key=lambda each: _ORDER.get(each.job.state, 4))
+
+
+class Away(msgspec.Struct):
+    """The daemon does not answer: since when, and what was seen last."""
+
+    since: float
+    last: Look
 
 
 @verb()
 @click.option("--once", is_flag=True, help="Look once and end.")
 @click.option("--interval", default=1.0, show_default=True, type=click.FloatRange(0.1, 3600), help="Seconds.")
 def top(session: Session, once: bool, interval: float) -> None:
-    """Jobs, workers and remotes, as they go, until Ctrl-C."""
+    """Jobs, workers, remotes and syncs, as they go, until Ctrl-C."""
     if once:
-        found = _look(session, None)
+        found = look(session.client, None)
         session.show(found, partial(_print, found))
     elif session.as_json or not on_terminal(_STDOUT):
-        for each in _looks(session, interval, session.note):
-            session.show(each, partial(_print, each))
+        _follow(session, interval)
     else:
         _screen(session, interval)
 
 
 def _print(found: Look) -> None:
-    click.echo("\n".join(_lines(found)))
+    click.echo("\n".join(lines(found)))
+
+
+def _follow(session: Session, interval: float) -> None:
+    """Look after look, as objects or as lines."""
+    boot = ""
+    away = False
+    for each in _looks(session, interval):
+        if isinstance(each, Away):
+            if not away:
+                session.note("smpctl: smpd is away; waiting for it to come back")
+            away = True
+            continue
+        if boot and each.status.boot_id != boot:
+            session.note("smpctl: smpd was started again")
+        boot, away = each.status.boot_id, False
+        session.show(each, partial(_print, each))
 
 
 def _screen(session: Session, interval: float) -> None:
     from rich.live import Live  # noqa: PLC0415 - only a terminal pays for it
-    from rich.text import Text  # noqa: PLC0415
 
-    with Live(Text(""), screen=True, auto_refresh=False) as live, contextlib.suppress(KeyboardInterrupt):
+    from smpctl.screen import drawn  # noqa: PLC0415
 
-        def say(text: str) -> None:
-            live.update(Text(text), refresh=True)
-
-        for each in _looks(session, interval, say):
-            say("\n".join(_lines(each)))
+    with Live(screen=True, auto_refresh=False) as live, contextlib.suppress(KeyboardInterrupt):
+        for each in _looks(session, interval):
+            live.update(drawn(each, live.console.height), refresh=True)
 
 
-def _looks(session: Session, interval: float, say: Callable[[str], None]) -> Iterator[Look]:
-    """Look again and again; a daemon that is away is waited for, and that is said."""
-    before: Look | None = None
-    away = False
+def _looks(session: Session, interval: float) -> Iterator[Look | Away]:
+    """Look again and again; a daemon that goes away is waited for."""
+    last: Look | None = None
+    since = 0.0
     while True:
         try:
-            found = _look(session, before)
+            found = look(session.client, last)
         except DaemonError as error:
-            if error.code != "daemon_down" or before is None:
+            if error.code != "daemon_down" or last is None:
                 raise
-            if not away:
-                say(f"smpctl: {error.message}; waiting for it to come back")
-            away = True
+            since = since or time.time()
+            yield Away(since, last)
         else:
-            if before is not None and found.status.boot_id != before.status.boot_id:
-                say("smpctl: smpd was started again")
-            before, away = found, False
+            last, since = found, 0.0
             yield found
         time.sleep(interval)
 
 
-def _look(session: Session, before: Look | None) -> Look:
-    status = session.client.status()
-    jobs = session.client.jobs(("running", "waiting", "queued", "paused"), limit=1000)
+def look(client: Client, before: Look | None) -> Look:
+    """Look now; rates are since the look ``before``."""
+    status = client.status()
+    jobs = client.jobs(("running", "waiting", "queued", "paused"), limit=1000)
+    syncs = client.syncs()
     now = time.time()
     if before is None or before.status.boot_id != status.boot_id:
-        return Look(now, status, [JobRate(job) for job in jobs], [RemoteRate(load) for load in status.loads])
+        return Look(now, status, [JobRate(job) for job in jobs], [RemoteRate(load) for load in status.loads], syncs)
     passed = max(now - before.at, 1e-3)
     done = {each.job.id: each.job for each in before.jobs}
     came = {each.remote.name: each.remote for each in before.remotes}
@@ -115,6 +140,7 @@ def _look(session: Session, before: Look | None) -> Look:
             )
             for load in status.loads
         ],
+        syncs,
     )
 
 
@@ -125,38 +151,54 @@ def _grown(job: JobView, before: JobView | None) -> int:
     return max(0, job.done_bytes - (before.done_bytes if before.phase == job.phase else 0))
 
 
-def _lines(found: Look) -> list[str]:
+def lines(found: Look) -> list[str]:
+    """A look in lines, without anything that only a terminal understands."""
     status = found.status
-    jobs = ", ".join(f"{count} {name}" for name, count in status.jobs.items() if count) or "no jobs"
-    lines = [
-        f"smpd {status.version}, process {status.pid}, up {duration(status.uptime_s)}: {jobs}",
-        f"memory {size(status.rss_bytes)}, rings {size(status.ring_bytes)}, free {size(status.free_bytes)}; "
-        f"audit {'ok' if status.audit_ok else 'BROKEN'}, {status.audit_unsigned} unsigned; "
-        f"journal {status.journal_waiting} waiting",
-    ]
-    lines += [
+    said = [headline(status), second_line(status)]
+    said += [
         f"{worker.role} {worker.label}: process {worker.pid}, {size(worker.rss_bytes)}, {worker.restarts} restarts"
+        + (f", {worker.device}" if worker.device else "")
         if worker.pid
         else f"{worker.role} {worker.label}: idle"
         for worker in status.workers
     ]
-    lines += [
+    said += [
         f"remote {each.remote.name}: {each.remote.in_use} of {each.remote.lanes} lanes, window {each.remote.window}, "
         f"{each.ranges_per_s:.0f} ranges/s, {size(each.bytes_per_s)}/s"
         for each in found.remotes
     ]
-    lines += [f"remote {remote_health(each)}" for each in status.health if each.state != "up"]
-    order = {"running": 0, "waiting": 1, "queued": 2, "paused": 3}
-    listed = sorted(found.jobs, key=lambda each: order.get(each.job.state, 4))
-    lines += [_job(each) for each in listed[:_SHOWN]]
-    if len(listed) > _SHOWN:
-        lines.append(f"and {len(listed) - _SHOWN} more")
-    return [plain(line) for line in lines]
+    said += [f"remote {remote_health(each)}" for each in status.health if each.state != "up"]
+    said += [f"sync {sync_line(each)}" for each in found.syncs]
+    listed = found.listed()
+    said += [_job(each) for each in listed[:JOBS_SHOWN]]
+    if len(listed) > JOBS_SHOWN:
+        said.append(f"and {len(listed) - JOBS_SHOWN} more")
+    return [plain(line) for line in said]
+
+
+def headline(status: Status) -> str:
+    """The daemon, and how many jobs there are."""
+    jobs = ", ".join(f"{count} {name}" for name, count in status.jobs.items() if count) or "no jobs"
+    return f"smpd {status.version}, process {status.pid}, up {duration(status.uptime_s)}: {jobs}"
+
+
+def second_line(status: Status) -> str:
+    """Memory, disk, audit log, journal, quarantine."""
+    return (
+        f"memory {size(status.rss_bytes)}, rings {size(status.ring_bytes)}, free {size(status.free_bytes)}; "
+        f"audit {'ok' if status.audit_ok else 'BROKEN'}, {status.audit_unsigned} unsigned; "
+        f"journal {status.journal_waiting} waiting"
+        + (f"; {status.quarantine_items} in quarantine" if status.quarantine_items else "")
+    )
+
+
+def what(job: JobView) -> str:
+    """Processor, source and target."""
+    return " ".join(word for word in (job.processor, job.source, job.target) if word)
 
 
 def _job(each: JobRate) -> str:
     job = each.job
     part = f" {job.done_bytes * 100 // job.total_bytes} % of {size(job.total_bytes)}" if job.total_bytes else ""
     rate = f", {size(each.bytes_per_s)}/s" if job.state == "running" else ""
-    what = " ".join(word for word in (job.processor, job.source, job.target) if word)
-    return f"{job.id[:8]} {job.kind} {job.priority} {job.state} {job.phase}{part}{rate}  {what}"
+    return f"{job.id[:8]} {job.kind} {job.priority} {job.state} {job.phase}{part}{rate}  {what(job)}"

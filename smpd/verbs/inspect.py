@@ -48,7 +48,8 @@ async def status(daemon: Daemon, actor: Actor, request: StatusRequest, exchange:
     """What the daemon is doing."""
     box, log = daemon.box, daemon.audit
     pools = _pools(daemon, actor)
-    workers = [_worker(host) for host in _hosts(daemon, pools) if host.worker or host.peak_rss]
+    workers = [_worker(host) for pool in pools for host in pool.hosts if host.worker or host.peak_rss]
+    workers += [_compute_worker(compute) for compute in box.compute.all if compute.host.worker or compute.host.peak_rss]
 
     def look() -> tuple[dict[str, int], list[str], int, tuple[int, int], Room, Rss, list[int]]:
         counts = box.journal.counts()
@@ -108,13 +109,6 @@ def _pools(daemon: Daemon, actor: Actor) -> list[RemotePool]:
     return [pool for name, pool in daemon.pools.open.items() if actor.rights.allow(Need("any", name))]
 
 
-def _hosts(daemon: Daemon, pools: list[RemotePool]) -> Iterator[WorkerHost]:
-    for pool in pools:
-        yield from pool.hosts
-    for compute in daemon.box.compute.all:
-        yield compute.host
-
-
 def _worker(host: WorkerHost) -> Worker:
     now = host.sample()
     running = host.worker is not None
@@ -127,6 +121,14 @@ def _worker(host: WorkerHost) -> Worker:
         state="up" if running else "idle",
         rss_bytes=now,
     )
+
+
+def _compute_worker(compute: Compute) -> Worker:
+    worker = _worker(compute.host)
+    if compute.host.worker is not None and compute.ready is not None:
+        worker.device = compute.ready.device
+        worker.slots, worker.slots_in_use = compute.slots, compute.slots_in_use
+    return worker
 
 
 async def processors(daemon: Daemon, actor: Actor, request: ProcessorsRequest, exchange: Exchange) -> Processors:

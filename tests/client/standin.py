@@ -61,6 +61,7 @@ class StandIn:
             c.VaultOpen: self.opening({"a.txt": b"hello"}),
             c.VaultRemove: None,
             c.RemoteRemove: None,
+            c.SyncList: c.Syncs([]),
         }
 
     def watching(self, jobs: list[c.JobView]) -> Callable[[c.Watch, Exchange], Any]:

@@ -1,5 +1,6 @@
 """``smpctl top``: rates from two looks, each way of showing, and a daemon that goes and comes back."""
 
+import io
 import json
 import os
 import signal
@@ -9,12 +10,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
+import pytest
 from client.conftest import Smpctl
 from client.standin import JOB_ID, StandIn, job, standin, status
 from client.test_terminal import Terminal
+from rich.console import Console
 
 from smp_proto import control as c
-from smpctl.commands.top import Look
+from smpctl.commands.top import JobRate, Look, RemoteRate
+from smpctl.screen import drawn
+
+SYNC = c.SyncView(
+    c.SyncSpec(name="knees", source="lab:knees/"), "active", "ann(1000)", 1.0, 9, 2, 1, done=5, failed=1, lag_s=75.0
+)
 
 
 def _busy(daemon: StandIn) -> None:
@@ -25,12 +33,14 @@ def _busy(daemon: StandIn) -> None:
         n = next(looks)
         load = c.RemoteLoad("lab", lanes=32, window=16, in_use=9, ranges=10 * n, bytes=n * 80 << 20)
         worker = c.Worker("fetch", 77, "lab", 0, rss_bytes=1 << 20)
-        return msgspec.structs.replace(status(), loads=[load], workers=[worker], ring_bytes=64 << 20)
+        device = c.Worker("compute", 78, "smp", 0, rss_bytes=2 << 20, device="cuda:0", slots=16, slots_in_use=5)
+        return msgspec.structs.replace(status(), loads=[load], workers=[worker, device], ring_bytes=64 << 20)
 
     done = iter(range(1, 1000))
     daemon.answers |= {
         c.StatusRequest: _each(answer),
         c.JobsRequest: _each(lambda: c.Jobs([_running(next(done) << 20)])),
+        c.SyncList: c.Syncs([SYNC]),
     }
 
 
@@ -52,6 +62,8 @@ def test_once_shows_jobs_workers_remotes_and_rings(smpctl: Smpctl, daemon: Stand
     assert ran.code == 0
     assert "remote lab: 9 of 32 lanes, window 16" in ran.out
     assert "fetch lab: process 77, 1.0 MiB, 0 restarts" in ran.out
+    assert "compute smp: process 78, 2.0 MiB, 0 restarts, cuda:0" in ran.out
+    assert "sync knees: active, 5 of 9 done, 2 waiting, 1 under way, 1 failed, lag 1 min 15 s" in ran.out
     assert "rings 64.0 MiB" in ran.out
     assert f"{JOB_ID[:8]} get normal running fetch 1 % of 64.0 MiB" in ran.out
     assert "\x1b" not in ran.out
@@ -98,13 +110,52 @@ def test_a_daemon_that_restarts_is_waited_for(home: Path) -> None:
         process.communicate()
 
 
-def test_a_terminal_shows_a_screen(daemon: StandIn) -> None:
-    """On a terminal it is a screen that is left as it was; Ctrl-C ends it well."""
-    _busy(daemon)
-    terminal = Terminal("top", "--interval", "0.1")
-    terminal.until("window 16, ")
-    terminal.until("0 restarts")
-    terminal.type("\x03")
-    assert terminal.end() == 0
+def test_a_terminal_shows_a_screen(home: Path) -> None:
+    """A screen that is left as it was: tables of all; "smpd is away" while it is, and again what there is when it is back."""
+    path = os.environ["SMPD_SOCKET"]
+    with standin(path) as daemon:
+        _busy(daemon)
+        terminal = Terminal("top", "--interval", "0.1")
+        for text in ("lab", "ranges/s", "cuda:0", "knees", "1 min 15 s", JOB_ID[:8], "64.0 MiB"):
+            terminal.until(text)
+    terminal.until("smpd is away")
+    shown = len(terminal.shown)
+    with standin(path) as daemon:
+        _busy(daemon)
+        daemon.answers[c.StatusRequest] = status(version="10.0.0", boot_id="another")
+        terminal.until("smpd 10.0.0")
+        assert terminal.shown.rindex("smpd 10.0.0") > shown
+        terminal.type("\x03")
+        assert terminal.end() == 0
     assert "\x1b[?1049h" in terminal.shown
     assert "\x1b[?1049l" in terminal.shown
+
+
+@pytest.mark.parametrize("height", [10, 24, 60])
+def test_a_screen_has_room_for_what_matters(height: int) -> None:
+    """However many jobs there are the screen is not longer than the terminal, or has three jobs; none is left out silently."""
+    jobs = [JobRate(job("running", id=f"{n:032}", total_bytes=4 << 20)) for n in range(100)]
+    load = RemoteRate(c.RemoteLoad("lab", 32, 16, 9))
+    found = Look(0.0, status(), jobs, [load], [SYNC])
+    console = Console(width=160, height=height, file=io.StringIO())
+    console.print(drawn(found, height))
+    said = console.file.getvalue().splitlines()
+    listed = sum(line.startswith("0000") for line in said)
+    assert len(said) <= height or listed == 3
+    assert said[-1] == f"and {100 - listed} more"
+
+
+def test_names_of_others_do_not_command_the_terminal() -> None:
+    """What a terminal would obey, or rich would take for markup, is shown as it is."""
+    odd = job("running", source="lab:\x1b[2J[red]x[/red]", total_bytes=1)
+    console = Console(width=160, file=io.StringIO(), force_terminal=True, color_system=None)
+    console.print(drawn(Look(0.0, status(), [JobRate(odd)], []), 40))
+    assert r"\x1b[2J[red]x[/red]" in console.file.getvalue()
+
+
+def test_status_shows_syncs(smpctl: Smpctl, daemon: StandIn) -> None:
+    """One screen, with what each sync has to do."""
+    _busy(daemon)
+    ran = smpctl("status")
+    assert "sync knees: active, 5 of 9 done" in ran.out
+    assert "cuda:0" in ran.out

@@ -12,7 +12,7 @@ class StatusRequest(Request, tag="status"):
 
 
 class Worker(msgspec.Struct):
-    """A process of the daemon."""
+    """A process of the daemon. A compute process has a ``device``, and ``slots`` for plaintext, some of them in use."""
 
     role: str
     pid: int
@@ -21,6 +21,9 @@ class Worker(msgspec.Struct):
     restarts: int = 0
     state: str = "up"
     rss_bytes: int = 0
+    device: str = ""
+    slots: int = 0
+    slots_in_use: int = 0
 
 
 class RemoteLoad(msgspec.Struct):
