@@ -16,7 +16,7 @@ EXAMPLES: dict[str, c.Request] = {
     "`submit` of a run over a prefix": c.Submit(c.RunSpec("REMOTE:PREFIX/", "PROCESSOR", target="TARGET:PATH"), ""),
     "`submit` of a put": c.Submit(c.PutSpec("TARGET:PATH", []), ""),
     "`sync-add`": c.SyncAdd(c.SyncSpec(name="NAME", source="REMOTE:PREFIX/")),
-    "`sync-add` with a processor, a target, and objects deleted after": c.SyncAdd(
+    "`sync-add` with a processor, a target, and objects deleted or moved after": c.SyncAdd(
         c.SyncSpec(name="NAME", source="REMOTE:", processor="PROCESSOR", target="TARGET:PREFIX/", after="delete")
     ),
     "`ls`": c.ListObjects("REMOTE:"),

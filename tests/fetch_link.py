@@ -43,8 +43,11 @@ class Link:
     async def stat(self, path: str) -> ObjectInfo:
         return await self._call(fetching.Stat(path), ObjectInfo)
 
-    async def delete(self, path: str) -> None:
-        await self._call(fetching.Delete(path), type(None))
+    async def delete(self, path: str, pin: str = "") -> None:
+        await self._call(fetching.Delete(path, pin), type(None))
+
+    async def move(self, path: str, pin: str, target: str) -> str:
+        return (await self._call(fetching.Move(path, pin, target), fetching.Moved)).outcome
 
     async def probe(self) -> fetching.Probed:
         return await self._call(fetching.Probe(), fetching.Probed)

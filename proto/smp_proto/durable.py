@@ -15,6 +15,7 @@ All calls block, and raise OSError as it came.
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import os
 import re
@@ -25,6 +26,7 @@ from collections.abc import Iterator, Sequence
 _PART = re.compile(r"\.smp-[0-9a-f]{16}\.part")
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_RENAME_NOREPLACE = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 # Before Linux 5.8 syncfs(2) did not tell of failed writes, so there it is not relied on.
 _TOGETHER = 4 if tuple(int(part) for part in os.uname().release.split(".")[:2]) >= (5, 8) else 1 << 30
@@ -162,6 +164,27 @@ def give_name(part: str, name: str, folder: int, *, stage: int | None = None, re
         os.rename(part, name, src_dir_fd=source, dst_dir_fd=folder)
         return
     os.unlink(part, dir_fd=source)
+
+
+def move(name: str, folder: int, other: str, into: int) -> None:
+    """Give a file another name, perhaps in another folder of the same file system, durably. Nothing is replaced.
+
+    Args:
+        folder, into: descriptors of the folders.
+
+    Raises:
+        FileExistsError: there is something of the other name.
+    """
+    if _libc.renameat2(folder, os.fsencode(name), into, os.fsencode(other), _RENAME_NOREPLACE):
+        number = ctypes.get_errno()
+        if number not in (errno.EINVAL, errno.ENOSYS):
+            raise OSError(number, os.strerror(number), name)
+        with contextlib.suppress(FileNotFoundError):  # a file system that cannot check and act at once
+            os.lstat(other, dir_fd=into)
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), other)
+        os.rename(name, other, src_dir_fd=folder, dst_dir_fd=into)
+    os.fsync(into)
+    os.fsync(folder)
 
 
 def also_name(path: str, other: str) -> None:

@@ -37,10 +37,10 @@ def sync() -> None:
 )
 @click.option(
     "--after",
-    type=click.Choice(["keep", "delete"]),
     default="keep",
     show_default=True,
-    help="What becomes of the object then.",
+    metavar="ACT",
+    help="What becomes of the object then: keep, delete, or move:PREFIX.",
 )
 @click.option("--priority", type=click.Choice(get_args(Priority)), default="normal", show_default=True)
 @click.option("--max-in-flight", default=4, show_default=True, type=click.IntRange(1, 256), help="Jobs at once.")
@@ -57,13 +57,14 @@ def add(
     include: tuple[str, ...],
     exclude: tuple[str, ...],
     every: str,
-    after: Literal["keep", "delete"],
+    after: str,
     priority: Priority,
     max_in_flight: int,
 ) -> None:
     """Begin to watch REMOTE:PREFIX."""
     if vault and target:
         raise UsageError("bad_request", "--to and --vault say two things", hint="use one of them")
+    act, moved_to = _afterwards(after)
     spec = SyncSpec(
         name=name,
         source=location(source),
@@ -74,7 +75,8 @@ def add(
         include=list(include),
         exclude=list(exclude),
         every_s=seconds(every),
-        after=after,
+        after=act,
+        moved_to=moved_to,
         priority=priority,
         max_in_flight=max_in_flight,
     )
@@ -82,6 +84,29 @@ def add(
     session.show(
         found, lambda: click.echo(f"{name} watches {plain(found.spec.source)}; see it with: smpctl sync show {name}")
     )
+
+
+def _afterwards(text: str) -> tuple[Literal["keep", "delete", "move"], str]:
+    """What ``--after`` says: what is done, and where an object is moved to.
+
+    Raises:
+        UsageError: ``bad_request``.
+    """
+    if text == "keep":
+        return "keep", ""
+    if text == "delete":
+        return "delete", ""
+    act, _, prefix = text.partition(":")
+    if act != "move" or not prefix:
+        hint = "use keep, delete, or move:PREFIX, as in: --after move:done/"
+        raise UsageError("bad_request", f"--after {text} says nothing", hint=hint)
+    return "move", prefix
+
+
+def _then(spec: SyncSpec) -> str:
+    if spec.after == "move":
+        return f"the object is moved to {spec.source.partition(':')[0]}:{spec.moved_to}"
+    return "the object is deleted" if spec.after == "delete" else ""
 
 
 def seconds(text: str) -> float:
@@ -147,7 +172,7 @@ def _show(found: SyncShown) -> None:
             ("watches", spec.source + (f"  {' '.join(rules)}" if rules else "")),
             ("runs", " ".join([spec.processor, *(f"{k}={v}" for k, v in spec.params.items())]) or "get"),
             ("results", spec.target or "the vault"),
-            ("then", "the object is deleted" if spec.after == "delete" else ""),
+            ("then", _then(spec)),
             ("priority", spec.priority),
             ("owner", view.owner),
             ("made", ago(view.created)),

@@ -113,10 +113,10 @@ def needs_of_job(spec: c.AnyJobSpec) -> Iterator[Need]:
 
 
 def needs_of_sync(spec: c.SyncSpec) -> Iterator[Need]:
-    """Read and list its source, delete there where it does, run its processor, deliver to its target."""
+    """Read and list its source, delete or move there where it does, run its processor, deliver to its target."""
     remote = spec.source.partition(":")[0]
     yield from (Need("read", remote), Need("list", remote))
-    if spec.after == "delete":
+    if spec.after != "keep":
         yield Need("write", remote)
     if spec.processor:
         yield Need("run", spec.processor)

@@ -106,6 +106,11 @@ class Bucket:
         return f"bucket {self._config.bucket} at {self.host}"
 
     @property
+    def name(self) -> str:
+        """What the bucket is called."""
+        return self._config.bucket
+
+    @property
     def host(self) -> str:
         """The server, for messages."""
         return urlsplit(self._config.endpoint).netloc or "AWS"

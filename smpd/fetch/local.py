@@ -18,6 +18,7 @@ from smp_proto.errors import RemoteError, ResourceError, SmpError, UsageError
 from smpd.fetch.pins import stat_pin
 from smpd.fetch.remote import (
     PLAINLY,
+    Outcome,
     Progress,
     Writing,
     changed,
@@ -191,12 +192,14 @@ class LocalRemote:
         if part:
             await self.delete(path.rpartition("/")[0] + "/" * ("/" in path) + part)
 
-    async def delete(self, path: str) -> None:
+    async def delete(self, path: str, pin: str = "") -> None:
         """See :class:`smpd.fetch.remote.Remote`."""
         folder, _, name = path.rpartition("/")
 
         def delete(root: int) -> None:
             with contextlib.suppress(FileNotFoundError):
+                if pin and _stat(root, path).pin != pin:
+                    raise changed(path)
                 parent = open_beneath(root, folder or ".", os.O_RDONLY | os.O_DIRECTORY)
                 try:
                     durable.remove(name, parent)
@@ -204,6 +207,10 @@ class LocalRemote:
                     os.close(parent)
 
         await self._run(path, delete)
+
+    async def move(self, path: str, pin: str, target: str) -> Outcome:
+        """See :class:`smpd.fetch.remote.Remote`."""
+        return await self._run(path, lambda root: _move(root, path, pin, target))
 
     async def probe(self) -> dict[str, str]:
         """See :class:`smpd.fetch.remote.Remote`."""
@@ -270,6 +277,33 @@ def _publish(root: int, path: str, target: int, part: str, parent: int, replaces
         durable.publish(target, part, path.rpartition("/")[2], parent, replace=replaces != "")
     except FileExistsError as error:
         raise taken(path) from error
+
+
+def _move(root: int, path: str, pin: str, target: str) -> Outcome:
+    """Rename, and look afterwards: another version may have come in between, and is put back."""
+    if (found := _pin(root, path)) != pin:
+        return "replaced" if found else "gone"
+    name, other = path.rpartition("/")[2], target.rpartition("/")[2]
+    parent = open_beneath(root, path.rpartition("/")[0] or ".", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        if stat.S_ISLNK(os.lstat(name, dir_fd=parent).st_mode):
+            raise UsageError(
+                "bad_name", f"{path} is a symbolic link, which is not moved", hint="leave it, or delete it"
+            )
+        into = _make_folders(root, target.rpartition("/")[0])
+        try:
+            durable.move(name, parent, other, into)
+            if _pin(root, target) == pin:
+                return "moved"
+            with contextlib.suppress(FileExistsError):  # then one that is newer still is there
+                durable.move(other, into, name, parent)
+            return "replaced"
+        except FileExistsError as error:
+            raise taken(target) from error
+        finally:
+            os.close(into)
+    finally:
+        os.close(parent)
 
 
 def _pin(root: int, path: str) -> str:

@@ -4,7 +4,7 @@ import contextlib
 import errno
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import anyio
 
@@ -19,6 +19,7 @@ ANEW = "smpctl remote remove NAME, smpctl remote add NAME ..."
 BATCH_OBJECTS = 256  # of at most PATH_MAX_BYTES each, so that a batch fits into one frame
 
 Progress = Callable[[int], Awaitable[None]]
+Outcome = Literal["moved", "gone", "replaced"]
 
 
 class Writing(NamedTuple):
@@ -70,8 +71,12 @@ class Remote(Protocol):
         """Remove what a :meth:`write` that was cut off may have left."""
         ...
 
-    async def delete(self, path: str) -> None:
-        """Remove one object, if it is there."""
+    async def delete(self, path: str, pin: str = "") -> None:
+        """Remove one object, if it is there; with a pin, only that version of it."""
+        ...
+
+    async def move(self, path: str, pin: str, target: str) -> Outcome:
+        """Give one version of an object another name; see :class:`smpd.links.fetching.Move`."""
         ...
 
     async def probe(self) -> dict[str, str]:

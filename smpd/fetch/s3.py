@@ -9,9 +9,10 @@ from smp_proto.control import SIZE_MAX, ObjectInfo, S3Config, S3Secret
 from smp_proto.errors import RemoteError, SmpError, UsageError
 from smpd.fetch.bucket import Bucket, timestamp, trust
 from smpd.fetch.exchange import Answer, Suffix, Unspoken, Wanted
+from smpd.fetch.moving import Mover
 from smpd.fetch.patience import while_moving
 from smpd.fetch.pins import bare_etag, etag_pin, parse_pin
-from smpd.fetch.remote import PLAINLY, Progress, Writing, is_same, tail_of, taken, unreachable
+from smpd.fetch.remote import PLAINLY, Outcome, Progress, Writing, is_same, tail_of, taken, unreachable
 from smpd.fetch.upload import OBJECT_MAX_BYTES, PART_BYTES, Uploader
 from smpd.links.fetching import Deadlines
 
@@ -28,6 +29,7 @@ class S3Remote:
         self._root = config.prefix.strip("/") + "/" if config.prefix.strip("/") else ""
         self._bucket = Bucket(config, secret, connections, deadlines, trust(config.ca_pem))
         self._uploader = Uploader(self._bucket, connections, deadlines)
+        self._mover = Mover(self, self._bucket, self._root, deadlines)
         self._by_client = False
 
     def hold(self, seconds: float) -> None:
@@ -173,9 +175,16 @@ class S3Remote:
         if size > PART_BYTES:
             await self._uploader.clear(path, self._root + path, upload)
 
-    async def delete(self, path: str) -> None:
+    async def delete(self, path: str, pin: str = "") -> None:
         """See :class:`smpd.fetch.remote.Remote`."""
-        await self._bucket.call("delete_object", path, Key=self._root + path)
+        if pin:
+            await self._mover.delete(path, pin)
+        else:
+            await self._bucket.call("delete_object", path, Key=self._root + path)
+
+    async def move(self, path: str, pin: str, target: str) -> Outcome:
+        """See :class:`smpd.fetch.remote.Remote`."""
+        return await self._mover.move(path, pin, target)
 
     async def probe(self) -> dict[str, str]:
         """See :class:`smpd.fetch.remote.Remote`."""

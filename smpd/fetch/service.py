@@ -101,9 +101,8 @@ class Service:
                     return await remote.tail(request.path, into)
             case fetching.ReadMany():
                 return await _read_many(request, remote, ring, self._connections)
-            case fetching.Stat():
-                check_path(request.path)
-                return await remote.stat(request.path)
+            case fetching.Stat() | fetching.Move():
+                return await _stat_or_move(request, remote)
             case fetching.List():
                 tell.set(lambda busy_s: exchange.send(fetching.Listed([], busy_s)))
                 await _list(request, remote, exchange)
@@ -116,12 +115,20 @@ class Service:
                 remote.hold(request.seconds)
             case fetching.Delete():
                 check_path(request.path)
-                await remote.delete(request.path)
+                await remote.delete(request.path, request.pin)
             case fetching.Probe():
                 start = time.perf_counter()
                 facts = await remote.probe()
                 return fetching.Probed((time.perf_counter() - start) * 1000, facts)
         return None
+
+
+async def _stat_or_move(request: fetching.Stat | fetching.Move, remote: Remote) -> object:
+    check_path(request.path)
+    if isinstance(request, fetching.Stat):
+        return await remote.stat(request.path)
+    check_path(request.target)
+    return fetching.Moved(await remote.move(request.path, request.pin, request.target))
 
 
 async def _write_or_look(

@@ -15,6 +15,7 @@ from smp_proto.errors import RemoteError, SmpError
 from smpd.fetch.pins import stat_pin
 from smpd.fetch.remote import (
     PLAINLY,
+    Outcome,
     Progress,
     Writing,
     changed,
@@ -228,11 +229,32 @@ class SftpRemote:
         if part:
             await self.delete(posixpath.join(posixpath.dirname(path), part))
 
-    async def delete(self, path: str) -> None:
+    async def delete(self, path: str, pin: str = "") -> None:
         """See :class:`smpd.fetch.remote.Remote`."""
         async with self._client(path) as (line, sftp):
+            if pin and await self._pin(line, sftp, path) not in ("", pin):
+                raise changed(path)
             with contextlib.suppress(*_ABSENT):
                 await self._within(line, sftp.remove(self._full(path)))
+
+    async def move(self, path: str, pin: str, target: str) -> Outcome:
+        """See :class:`smpd.fetch.remote.Remote`. What was renamed is looked at; another version is put back."""
+        async with self._client(path) as (line, sftp):
+            if (found := await self._pin(line, sftp, path)) != pin:
+                return "replaced" if found else "gone"
+            if (there := await self._pin(line, sftp, target)) and there != pin:
+                raise taken(target)
+            if not there:  # a server that renames by link and unlink may have died between them
+                if folder := posixpath.dirname(self._full(target)):
+                    await self._within(line, sftp.makedirs(folder, exist_ok=True))
+                await self._within(line, sftp.rename(self._full(path), self._full(target)))
+                if await self._pin(line, sftp, target) != pin:
+                    with contextlib.suppress(asyncssh.SFTPFailure, asyncssh.SFTPFileAlreadyExists):
+                        await self._within(line, sftp.rename(self._full(target), self._full(path)))
+                    return "replaced"
+        if there:
+            await self.delete(path, pin)
+        return "moved"
 
     async def probe(self) -> dict[str, str]:
         """See :class:`smpd.fetch.remote.Remote`."""

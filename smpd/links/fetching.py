@@ -5,7 +5,7 @@ remote's root (bucket and prefix, login folder, local folder). No message has ro
 what its remote is called: its hints say ``NAME``, which smpd fills in.
 """
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -220,9 +220,33 @@ class Hold(Request, tag="hold"):
 
 
 class Delete(Request, tag="delete"):
-    """Remove one object; one that is not there is no error. Reply: None."""
+    """Remove one object; one that is not there is no error. Reply: None.
+
+    With a pin only that version: ``source_changed`` where another is there. S3 is asked to see to that itself
+    (If-Match); of other servers, and of those that do not know this, it is looked at just before.
+    """
 
     path: str
+    pin: str = ""
+
+
+class Move(Request, tag="move"):
+    """Give one version of an object another name, at which nothing was. Reply: Moved. Nothing is replaced, nor lost.
+
+    S3: copied by the server, the copy looked at, then deleted as by Delete. SFTP and local: renamed. May be asked
+    again after it was cut off: what is at ``target`` and is the same is what was left then. ``target_changed`` where
+    something else is there.
+    """
+
+    path: str
+    pin: str
+    target: str
+
+
+class Moved(msgspec.Struct):
+    """What became of it: where it was ``replaced`` another version is at its path, and stays there."""
+
+    outcome: Literal["moved", "gone", "replaced"]
 
 
 class Probe(Request, tag="probe"):
@@ -236,4 +260,4 @@ class Probed(msgspec.Struct):
     facts: dict[str, str] = {}
 
 
-AnyRequest = Setup | Stat | List | Read | Tail | ReadMany | Write | Look | Clear | Hold | Delete | Probe
+AnyRequest = Setup | Stat | List | Read | Tail | ReadMany | Write | Look | Clear | Hold | Delete | Move | Probe

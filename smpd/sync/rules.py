@@ -1,5 +1,6 @@
 """What a sync wants, where its results go, and how long a failure waits: pure functions of its spec."""
 
+import hashlib
 import random
 import re
 
@@ -44,6 +45,36 @@ class Rules:
                 hint = "choose another prefix or remote for --to"
                 raise UsageError("bad_request", "the sync would find its own results", hint=hint)
 
+        self._check_move()
+
+    def _check_move(self) -> None:
+        spec = self.spec
+        if (spec.after == "move") != bool(spec.moved_to):
+            raise UsageError("bad_request", "to move an object takes a prefix", hint="for example: --after move:done/")
+        if not spec.moved_to:
+            return
+        prefix = parse_location(f"{self.remote}:{spec.moved_to}", prefix=True).path
+        if not is_prefix(prefix):
+            raise UsageError("bad_request", f"{prefix} is no prefix", hint="end it with a slash")
+        if prefix.startswith(self.prefix):
+            hint = "choose a prefix outside of the one that is watched"
+            raise UsageError("bad_request", "the sync would find again what it moved", hint=hint)
+        results = spec.target.removeprefix(f"{self.remote}:")
+        if results != spec.target and (results.startswith(prefix) or prefix.startswith(results)):
+            raise UsageError("bad_request", "objects would be moved among the results", hint="choose another prefix")
+
+    def moved_to(self, path: str, pin: str) -> tuple[str, str]:
+        """Where an object is moved to, and where to if something is there already: a name of this version's own."""
+        plain = self.spec.moved_to + self._inside(path)
+        folder, slash, name = plain.rpartition("/")
+        stem, dot, kind = name.rpartition(".") if "." in name[1:] else (name, "", "")
+        own = hashlib.sha256(pin.encode()).hexdigest()[:12]
+        return plain, f"{folder}{slash}{stem}.{own}{dot}{kind}"
+
+    def _inside(self, path: str) -> str:
+        """The path below the prefix; an object's name where the prefix is all of its path."""
+        return path.removeprefix(self.prefix).lstrip("/") or path.rpartition("/")[2]
+
     def wants(self, path: str) -> bool:
         """Whether an object of the listing is one to work on."""
         inside = path.removeprefix(self.prefix)
@@ -58,8 +89,7 @@ class Rules:
             return GetSpec(source, pin=pin)
         target = ""
         if spec.target:
-            inside = path.removeprefix(self.prefix).lstrip("/") or path.rpartition("/")[2]
-            target = spec.target + inside.removesuffix(_SUFFIX) + _SUFFIX
+            target = spec.target + self._inside(path).removesuffix(_SUFFIX) + _SUFFIX
         return RunSpec(source, spec.processor, spec.params, target, spec.recipients, pin=pin)
 
 

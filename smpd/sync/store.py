@@ -67,6 +67,7 @@ class _Body(msgspec.Struct):
     path: str
     pin: str
     error: ErrorBody | None = None
+    moving: str = ""
 
 
 T = TypeVar("T")
@@ -243,6 +244,21 @@ class SyncStore:
     def deliver(self, row: int) -> None:
         """An object's job ended well."""
         self._update(row, "state='delivered'")
+
+    def moving(self, row: int) -> str:
+        """Where an object is being moved to, empty for nowhere."""
+        token, sealed = self._db.rows("SELECT token, body FROM sync_objects WHERE number=?", (row,))[0]
+        return self._open(token, sealed).moving
+
+    def move(self, row: int, target: str) -> None:
+        """Note where an object is to be moved to, before it is. A newer version that is listed meanwhile forgets it."""
+        with self._db.transaction() as connection:
+            sql = "SELECT token, body FROM sync_objects WHERE number=? AND version=job_version"
+            for token, sealed in connection.execute(sql, (row,)).fetchall():
+                body = self._open(token, sealed)
+                body.moving = target
+                again = self._seal.seal(_encode(body), f"sync object {token.hex()}")
+                connection.execute("UPDATE sync_objects SET body=? WHERE number=?", (again, row))
 
     def finish(self, row: int, state: str) -> None:
         """An object is ``done`` or ``gone``; a newer version that was seen meanwhile is ``new``."""

@@ -12,7 +12,8 @@ from smp_proto.errors import NotFoundError, SmpError
 from smpd.jobs.job import Job
 from smpd.sync.rules import Rules
 from smpd.sync.store import Standing, SyncStore
-from smpd.sync.watcher import Watcher, World
+from smpd.sync.watcher import Watcher
+from smpd.sync.world import World
 
 _log = structlog.get_logger("smpd.sync")
 _AGAIN_S = 10.0

@@ -7,17 +7,18 @@ import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import TypeVar
 
 import anyio
 import structlog
 
-from smp_proto.control import FINAL_STATES, AnyJobSpec, Priority, SyncView
+from smp_proto.control import FINAL_STATES, SyncView
 from smp_proto.errors import ErrorBody, NotFoundError, SmpError, StateError
 from smpd.jobs.job import Job, new_job_id
+from smpd.sync.after import Afterwards
 from smpd.sync.rules import TRIES, Rules, retry_delay
 from smpd.sync.store import Seen, Standing, SyncStore, wanted
-from smpd.transfer.pool import RemotePool
+from smpd.sync.world import World
 
 _log = structlog.get_logger("smpd.sync")
 _POLL_BACKOFF_MAX_S = 600.0
@@ -26,25 +27,6 @@ _HOUR_S = 3600.0
 _ENDED_KEPT = 100_000
 
 T = TypeVar("T")
-
-
-class World(Protocol):
-    """What a sync needs of the daemon."""
-
-    async def remote(self, name: str) -> RemotePool:
-        """The pool of a remote; raises ``no_such_remote``."""
-
-    async def submit(self, spec: AnyJobSpec, *, owner: str, key: str, priority: Priority, job_id: str) -> Job:
-        """Record and keep a job; the same key again gives the job that is there."""
-
-    async def job(self, job_id: str) -> Job:
-        """A job as it is now; raises ``no_such_job``."""
-
-    async def resume(self, job_id: str) -> Job:
-        """Queue a job that failed once more; raises ``wrong_state``, ``no_such_job``."""
-
-    async def audit(self, event: str, *, actor: str, job: str, subject: str, **fields: Any) -> Any:
-        """Write a record before an act."""
 
 
 class Watcher:
@@ -80,7 +62,8 @@ class Watcher:
         self._changed = changed
         self._clock = clock
         self._rng = rng or random.Random()
-        self._undone: ErrorBody | None = None  # what kept a source from being deleted
+        self._afterwards = Afterwards(standing, self.rules, store, world)
+        self._undone: ErrorBody | None = None  # what kept a source from being deleted or moved
         self._next_poll = 0.0
         self._asked = False
         self._polled = standing.polled
@@ -192,19 +175,34 @@ class Watcher:
             self._work = anyio.Event()
             pause = math.inf
             try:
-                while self._ended:
-                    await self._take_in(*self._ended[0])
-                    self._ended.popleft()
+                again = await self._take_in_all()
                 if not self.paused:
                     await self._start_what_fits()
                     pause = await _thread(self._store.next_due, self.standing.number) - self._clock()
                     if len(self._flying) >= self.standing.spec.max_in_flight:
                         pause = math.inf
+                pause = min(pause, _TROUBLE_S) if again else pause
             except SmpError as error:  # the disk, or the audit log: what was to be done is done later
-                _log.error("sync cannot go on", sync=self.standing.spec.name, code=error.code)
+                self._trouble(error)
                 pause = _TROUBLE_S
             with anyio.move_on_after(max(0.0, pause)):
                 await self._work.wait()
+
+    def _trouble(self, error: SmpError) -> None:
+        _log.error("sync cannot go on", sync=self.standing.spec.name, code=error.code)
+
+    async def _take_in_all(self) -> bool:
+        """Take in the jobs that ended; whether some could not be, which keeps none of the others out."""
+        later = list[tuple[int, Job]]()
+        while self._ended:
+            row, job = self._ended.popleft()
+            try:
+                await self._take_in(row, job)
+            except SmpError as error:
+                self._trouble(error)
+                later.append((row, job))
+        self._ended.extend(later)
+        return bool(later)
 
     async def _start_what_fits(self) -> None:
         while len(self._flying) < self.standing.spec.max_in_flight:
@@ -284,7 +282,7 @@ class Watcher:
         code = job.error.code if job.error else ""
         if job.state == "done":
             await _thread(self._store.deliver, row)
-            await self._after(job)
+            self._undone = await self._afterwards.do(row, job) or self._undone
             await _thread(self._store.finish, row, "done")
             self._done_at.append(self._clock())
         elif code in ("no_such_object", "source_changed"):
@@ -306,29 +304,6 @@ class Watcher:
         delay = retry_delay(tries + 1, self._rng)
         due = self._clock() + delay
         await _thread(partial(self._store.fail, due=due, delay=delay), row, "failed", error)
-
-    async def _after(self, job: Job) -> None:
-        """Delete the source where that is asked for, unless it was replaced meanwhile.
-
-        Raises:
-            SmpError: what passes. What does not is shown with the sync: the result was delivered all the same.
-        """
-        spec: Any = job.spec
-        if self.standing.spec.after != "delete":
-            return
-        path = str(spec.source).partition(":")[2]
-        try:
-            pool = await self._world.remote(self.rules.remote)
-            found = await pool.stat(path)
-            if found.pin == spec.pin:
-                await self._world.audit("object.delete", actor=self.standing.owner, job=job.id, subject=spec.source)
-                await pool.delete(path)
-        except SmpError as error:
-            if error.retryable:
-                raise
-            if error.code != "no_such_object":
-                self._undone = error.body()
-                _log.warning("source not deleted", sync=self.standing.spec.name, job_id=job.id, code=error.code)
 
 
 async def _thread(call: Callable[..., T], *arguments: object) -> T:

@@ -24,7 +24,16 @@ _RUN = frozenset(
 _FETCH = frozenset(
     (
         *("remote_unreachable", "remote_auth", "remote_forbidden", "remote_busy", "remote_failed", "remote_untrusted"),
-        *("no_such_object", "no_such_bucket", "source_changed", "bad_name", "bad_request", "bad_config", "sandbox"),
+        *(
+            "no_such_object",
+            "no_such_bucket",
+            "source_changed",
+            "target_changed",
+            "bad_name",
+            "bad_request",
+            "bad_config",
+            "sandbox",
+        ),
         *("disk_full", "disk_failed", "worker_died", "cancelled", "protocol", "internal"),
     )
 )

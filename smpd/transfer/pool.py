@@ -241,9 +241,9 @@ class RemotePool:
         tries = await persist(lambda: self._call(self._any(), request, kind, () if fd is None else (fd,)))
         return tries.answer
 
-    async def delete(self, path: str) -> None:
-        """Remove an object."""
-        await self._call(self._any(), fetching.Delete(path), type(None))
+    async def delete(self, path: str, pin: str = "") -> None:
+        """Remove an object; with a pin, only that version of it."""
+        await self._call(self._any(), fetching.Delete(path, pin), type(None))
 
     async def probe(self) -> fetching.Probed:
         """Connect, authenticate and list at most one object."""

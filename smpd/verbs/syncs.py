@@ -33,7 +33,7 @@ from smpd.verbs.daemon import Daemon
 
 
 class SyncWorld:
-    """The daemon as a sync sees it; see :class:`smpd.sync.watcher.World`."""
+    """The daemon as a sync sees it; see :class:`smpd.sync.world.World`."""
 
     def __init__(self, pools: Pools, journal: Journal, scheduler: Scheduler, audit: Audit) -> None:
         self._journal = journal

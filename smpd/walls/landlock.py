@@ -16,11 +16,11 @@ _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # the same on all ar
 _VERSION, _PATH_BENEATH = 1, 1
 
 _WRITE_FILE, _READ_FILE, _READ_DIR, _TRUNCATE, _IOCTL_DEV = 1 << 1, 1 << 2, 1 << 3, 1 << 14, 1 << 15
-_REMOVE_FILE, _MAKE_DIR, _MAKE_REG = 1 << 5, 1 << 7, 1 << 8
+_REMOVE_FILE, _MAKE_DIR, _MAKE_REG, _REFER = 1 << 5, 1 << 7, 1 << 8, 1 << 13
 _FILE_RIGHTS = _WRITE_FILE | _READ_FILE | _TRUNCATE | _IOCTL_DEV | 1
 READ = _READ_FILE | _READ_DIR
 DEVICE = READ | _WRITE_FILE | _IOCTL_DEV
-FILES = READ | _WRITE_FILE | _REMOVE_FILE | _MAKE_DIR | _MAKE_REG
+FILES = READ | _WRITE_FILE | _REMOVE_FILE | _MAKE_DIR | _MAKE_REG | _REFER
 # ABI: the highest bit of the file rights it knows.
 _FS_BITS = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}
 _NET_TCP = 0b11  # bind, connect; from ABI 4
@@ -29,7 +29,7 @@ _SCOPES = 0b11  # abstract Unix sockets and signals of processes outside; from A
 
 class Rule(NamedTuple):
     """A file or folder, and what may be done below it: READ, or in addition write and send ioctls (DEVICE), or make,
-    write, rename in place and remove files, and make folders (FILES)."""
+    write, rename and remove files, and make folders (FILES)."""
 
     path: str
     rights: int = READ

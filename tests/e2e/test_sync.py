@@ -128,6 +128,16 @@ def test_into_the_vault_and_away(machine, tmp_path: Path) -> None:
         until(ctl, "ward", lambda view: view.done == 4)
         assert len([item for item in ctl.vault() if item.entries == 1]) >= 4
     running.ctl("sync", "remove", "ward")
+    running.ctl("sync", "add", "ward", "ward:in/", "--after", "move:old/", "--every", "1h")
+    place.arrive("a/kept.smp", b"kept")
+    with client(running) as ctl:
+        ctl.sync_control("ward", "now")
+        until(ctl, "ward", lambda view: view.done == 1)
+        shown = running.ctl("sync", "show", "ward").stdout.decode()
+    assert "the object is moved to ward:old/" in shown
+    assert [path.name for path in (tmp_path / "root" / "old" / "a").iterdir()] == ["kept.smp"]
+    assert list((tmp_path / "root" / "in" / "a").iterdir()) == []
+    running.ctl("sync", "remove", "ward")
 
 
 @pytest.mark.parametrize(
@@ -141,6 +151,8 @@ def test_into_the_vault_and_away(machine, tmp_path: Path) -> None:
         (["here:in/", "--every", "0s"], 2, "every second to every day"),
         (["here:in/", "--run", "digest", "--to", "here:out/", "--vault"], 2, "two things"),
         (["here:in/", "--include", ""], 2, "pattern"),
+        (["here:in/", "--after", "move"], 2, "move:PREFIX"),
+        (["here:in/", "--after", "move:in/old/"], 2, "find again"),
     ],
 )
 def test_wrong_input(machine, tmp_path_factory, flags: list[str], code: int, why: str) -> None:

@@ -81,6 +81,14 @@ def test_results_lie_as_their_objects_do(changes, target):
         ({"processor": "digest", "target": "lake:in/results/"}, "own results"),
         ({"processor": "digest", "target": "lake:r/", "source": "lake:"}, "own results"),
         ({"source": "lake:../x"}, "step"),
+        ({"after": "move"}, "takes a prefix"),
+        ({"moved_to": "old/"}, "takes a prefix"),
+        ({"after": "move", "moved_to": "old"}, "no prefix"),
+        ({"after": "move", "moved_to": "../old/"}, "step"),
+        ({"after": "move", "moved_to": "in/old/"}, "find again"),
+        ({"after": "move", "moved_to": "old/", "source": "lake:"}, "find again"),
+        ({"after": "move", "moved_to": "r/", "processor": "digest", "target": "lake:r/"}, "among the results"),
+        ({"after": "move", "moved_to": "r/old/", "processor": "digest", "target": "lake:r/"}, "among the results"),
         ({"every_s": 0.5}, "every second to every day"),
         ({"every_s": float("nan")}, "every second to every day"),
         ({"max_in_flight": 0}, "1 to 256"),
@@ -90,6 +98,17 @@ def test_what_cannot_work_is_refused(changes, why):
     """Before anything is kept."""
     with pytest.raises(UsageError, match=why):
         Rules(spec(**changes))
+
+
+@given(st.text("ab./", min_size=1, max_size=12), st.text(max_size=8), st.text(max_size=8))
+def test_where_a_moved_object_goes(inside, pin, other):
+    """Below the prefix; the second name is another one, in the same folder, of this version alone."""
+    rules = Rules(spec(after="move", moved_to="old/"))
+    plain, own = rules.moved_to(f"in/{inside}", pin)
+    assert plain.startswith("old/")
+    assert own.rpartition("/")[0] == plain.rpartition("/")[0]
+    assert own != plain
+    assert (rules.moved_to(f"in/{inside}", other)[1] == own) == (pin == other)
 
 
 @given(st.integers(1, 10_000), st.integers())

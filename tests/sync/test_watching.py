@@ -1,14 +1,15 @@
 """Every object version becomes one job, whatever happens in between."""
 
 import random
+from collections import Counter
 
 import anyio
 import pytest
-from sync.world import Bucket, Machine, spec
+from sync.world import Bucket, Machine, nothing, spec
 
 from smp_proto.control import ObjectInfo, SyncView
 from smp_proto.errors import IntegrityError, ProcessorError, RemoteError, ResourceError, StateError
-from smpd.sync.rules import RETRY_MAX_S, TRIES
+from smpd.sync.rules import RETRY_MAX_S, TRIES, Rules
 
 
 class Crash(Exception):
@@ -309,3 +310,82 @@ async def test_names_are_not_in_the_database(machine):
         with open(machine.path, "rb") as file:
             assert b"jones" not in file.read()
         machine.db.__init__(machine.path)
+
+
+def archive(bucket: Bucket) -> dict[str, str]:
+    return {path: pin for path, pin in bucket.objects.items() if path.startswith("old/")}
+
+
+async def test_the_source_is_moved_once_its_result_is_there(machine):
+    """With a record before it; where something is there already, under a name of its own."""
+    fill(machine.bucket, 3)
+    machine.bucket.objects |= {"in/b/c.smp": "1", "old/01.smp": "somebody else's"}
+    async with machine.running() as syncs:
+        await syncs.add(spec(after="move", moved_to="old/"), "ann(1)")
+        await machine.settled(1)
+        own = Rules(spec(after="move", moved_to="old/")).moved_to("in/01.smp", "1")[1]
+        assert machine.bucket.objects == {
+            "old/00.smp": "1",
+            "old/01.smp": "somebody else's",
+            own: "1",
+            "old/02.smp": "1",
+            "old/b/c.smp": "1",
+        }
+        machine.bucket.objects["in/00.smp"] = "2"
+        assert (await machine.again()).done == 4
+        assert set(archive(machine.bucket).values()) == {"1", "2", "somebody else's"}
+    assert set(machine.results.values()) == {1}
+    assert Counter(event for event, _ in machine.audited) == {"object.move": 5}
+
+
+@pytest.mark.parametrize("step", ["copy", "delete"])
+@pytest.mark.parametrize("then", ["", "replaced", "taken"])
+async def test_a_crash_while_it_is_moved(machine, step, then):
+    """Afterwards each version is there once: in the archive, or still waiting for its turn."""
+    fill(machine.bucket, 2)
+
+    async def die(at: str) -> None:
+        if at == step:
+            raise Crash
+
+    machine.bucket.before_move = die
+    with pytest.RaisesGroup(Crash, flatten_subgroups=True):
+        async with machine.running() as syncs:
+            await syncs.add(spec(after="move", moved_to="old/", max_in_flight=1), "ann(1)")
+            await anyio.sleep_forever()
+    machine.bucket.before_move = nothing
+    expected = {"old/00.smp": "1", "old/01.smp": "1"}
+    if then == "replaced":
+        machine.bucket.objects["in/00.smp"] = "2"
+        own = Rules(spec(after="move", moved_to="old/")).moved_to("in/00.smp", "2")[1]
+        # What had been copied stays a copy; what had not was overwritten by whoever replaced it.
+        expected |= {own: "2"} if step == "delete" else {"old/00.smp": "2"}
+    elif then == "taken" and step == "copy":
+        machine.bucket.objects["old/00.smp"] = "somebody else's"
+        own = Rules(spec(after="move", moved_to="old/")).moved_to("in/00.smp", "1")[1]
+        expected |= {"old/00.smp": "somebody else's", own: "1"}
+    async with machine.running():
+        await machine.settled(1)
+        await machine.again()
+    assert machine.bucket.objects == expected
+    assert set(machine.results.values()) == {1}
+
+
+async def test_one_that_cannot_be_moved_keeps_no_other_out(machine):
+    """It is tried again and again while that may pass, and what else ended is taken in."""
+    fill(machine.bucket, 6)
+    refused = [0]
+
+    async def refuse(at: str) -> None:
+        refused[0] += 1
+        if refused[0] < 3:
+            raise RemoteError("remote_unreachable", "not now")
+
+    machine.bucket.before_move = refuse
+    async with machine.running() as syncs:
+        await syncs.add(spec(after="move", moved_to="old/", max_in_flight=3), "ann(1)")
+        await machine.until(lambda view: view.done >= 4 and view.in_flight <= 2)
+        while (await syncs.shown("s")).sync.done < 6:
+            syncs._watchers["s"].look()
+            await anyio.sleep(0.001)
+    assert len(archive(machine.bucket)) == 6

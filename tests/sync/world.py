@@ -2,7 +2,7 @@
 
 import contextlib
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +10,21 @@ import anyio
 import anyio.from_thread
 
 from smp_proto.control import AnyJobSpec, ObjectInfo, Priority, SyncSpec, SyncView
-from smp_proto.errors import NotFoundError, SmpError
+from smp_proto.errors import NotFoundError, SmpError, StateError
 from smpd.jobs.database import Database
 from smpd.jobs.job import Job
 from smpd.jobs.journal import Journal
 from smpd.jobs.seal import StateSeal
+from smpd.links.fetching import Move, Moved
 from smpd.sync.store import SyncStore
 from smpd.sync.syncs import Syncs
 
 BATCH = 3
 WAIT_S = 30.0
+
+
+async def nothing(step: str) -> None:
+    """What is done before a step, mostly."""
 
 
 class Bucket:
@@ -32,6 +37,7 @@ class Bucket:
         self.listed_from: list[str] = []
         self.stop_after: int | None = None  # batches of the next listing, which then waits for ever
         self.held = anyio.Event()
+        self.before_move: Callable[[str], Awaitable[None]] = nothing
 
     async def list(
         self, prefix: str, *, recursive: bool = True, after: str = ""
@@ -51,8 +57,20 @@ class Bucket:
             raise NotFoundError("no_such_object", "it is gone")
         return ObjectInfo(path, 1, self.objects[path])
 
-    async def delete(self, path: str) -> None:
-        self.objects.pop(path, None)
+    async def delete(self, path: str, pin: str = "") -> None:
+        if self.objects.get(path) == pin:
+            del self.objects[path]
+
+    async def ask(self, request: Move, kind: type[Moved]) -> Moved:
+        """Copy, then delete; what a crash leaves in between is seen by a step that raises."""
+        await self.before_move("copy")
+        if self.objects.get(request.path) != request.pin:
+            return Moved("replaced" if request.path in self.objects else "gone")
+        if self.objects.setdefault(request.target, request.pin) != request.pin:
+            raise StateError("target_changed", "something is there")
+        await self.before_move("delete")
+        del self.objects[request.path]
+        return Moved("moved")
 
 
 class Told(SyncStore):

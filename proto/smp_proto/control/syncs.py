@@ -27,6 +27,8 @@ class SyncSpec(msgspec.Struct, kw_only=True):
         exclude: what is left out of that.
         every_s: seconds between the end of a listing and the next one, 1 to 86,400.
         after: what becomes of the object once its result is delivered.
+        moved_to: prefix in the source's remote, with ``after`` ``move``: the object goes below it, under the path that
+            it has below the source's prefix.
         priority: of the jobs.
         max_in_flight: how many of its jobs there are at once, 1 to 256.
     """
@@ -40,7 +42,8 @@ class SyncSpec(msgspec.Struct, kw_only=True):
     include: list[str] = []
     exclude: list[str] = []
     every_s: float = 30.0
-    after: Literal["keep", "delete"] = "keep"
+    after: Literal["keep", "delete", "move"] = "keep"
+    moved_to: str = ""
     priority: Priority = "normal"
     max_in_flight: int = 4
 
