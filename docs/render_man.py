@@ -73,6 +73,7 @@ processes of their own that it starts. It is spoken to by **smpctl**(1) over a U
 | signal | |
 |---|---|
 | SIGTERM, SIGINT | Stop. Jobs that run are taken up again at the next start. |
+| SIGHUP | Read the configuration again, as **smpctl reload** does. Jobs go on. |
 | SIGKILL | Loses nothing that was acknowledged. |
 
 # Exit status

@@ -111,6 +111,10 @@ class AsyncClient:
         """What the box can and cannot do."""
         return (await self._call(c.DoctorRequest(), c.Doctor, SLOW_TIMEOUT_S)).checks
 
+    async def reload(self) -> c.Reloaded:
+        """Have the daemon read its configuration again."""
+        return await self._call(c.Reload(), c.Reloaded)
+
     async def processors(self) -> list[c.ProcessorInfo]:
         """The processors that are loaded."""
         return (await self._call(c.ProcessorsRequest(), c.Processors, SLOW_TIMEOUT_S)).processors

@@ -11,6 +11,7 @@ from smp_proto import __version__
 VERBS: dict[str, tuple[str, str]] = {
     "status": ("box:status", "How the daemon is."),
     "top": ("top:top", "Jobs, workers, remotes and syncs, as they go."),
+    "reload": ("box:reload", "Have the daemon read its configuration again."),
     "doctor": ("box:doctor", "What this box can and cannot do."),
     "keys": ("keys:keys", "Make, list, export and import keys."),
     "trust": ("trust:trust", "Whom the daemon believes."),

@@ -90,6 +90,10 @@ class Client:
         """What the box can and cannot do; starts a compute process if none runs."""
         return self._call(c.DoctorRequest(), c.Doctor, SLOW_TIMEOUT_S).checks
 
+    def reload(self) -> c.Reloaded:
+        """Have the daemon read its configuration again."""
+        return self._call(c.Reload(), c.Reloaded)
+
     def processors(self) -> list[c.ProcessorInfo]:
         """The processors that are loaded; starts a compute process if none runs."""
         return self._call(c.ProcessorsRequest(), c.Processors, SLOW_TIMEOUT_S).processors

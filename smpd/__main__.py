@@ -3,6 +3,8 @@
 import argparse
 import importlib.util
 import sys
+from collections.abc import Callable
+from functools import partial
 
 import anyio
 
@@ -30,14 +32,14 @@ def main() -> None:
             for unknown in unknown_accounts(config):
                 print(f"# {unknown}")  # noqa: T201
         else:
-            _run(config)
+            _run(config, partial(load_config, arguments.config))
     except SmpError as error:
         hint = f"\nhint: {error.hint}" if error.hint else ""
         print(f"smpd: {error.message}{hint}", file=sys.stderr)  # noqa: T201 - for a person, before there is a log
         sys.exit(error.exit_code)
 
 
-def _run(config: Config) -> None:
+def _run(config: Config, read: Callable[[], Config]) -> None:
     if importlib.util.find_spec("structlog") is None:
         message = "only the client is installed: structlog and what else a daemon needs is missing"
         hint = "run: pip install 'secure-media-processor[daemon,gpu,images]'"
@@ -51,7 +53,7 @@ def _run(config: Config) -> None:
     harden()
     uvloop = importlib.util.find_spec("uvloop") is not None
     with one_error():
-        anyio.run(app.run, config, backend_options={"use_uvloop": uvloop})
+        anyio.run(app.run, config, read, backend_options={"use_uvloop": uvloop})
 
 
 if __name__ == "__main__":

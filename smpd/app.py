@@ -5,6 +5,7 @@ import gc
 import os
 import signal
 import socket
+from collections.abc import Callable
 from typing import Any
 
 import anyio
@@ -19,6 +20,7 @@ from smpd.control.actor import RoleGroups, unknown_accounts
 from smpd.control.server import ControlServer
 from smpd.host.descriptors import bounded, raise_limit
 from smpd.host.folders import ensure_dir, lock_state
+from smpd.host.logs import configure_logs
 from smpd.host.notify import Notifier
 from smpd.host.process import trim_memory
 from smpd.host.sockets import bind_socket, inherited_sockets
@@ -33,10 +35,11 @@ from smpd.verbs.daemon import Daemon
 _log = structlog.get_logger("smpd")
 _AUDIT_RETRY_S = 10.0
 _TRIM_S = 11.0
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
-async def run(config: Config) -> None:
-    """Run the daemon until SIGTERM or SIGINT.
+async def run(config: Config, read: Callable[[], Config]) -> None:
+    """Run the daemon until SIGTERM or SIGINT; SIGHUP has it take up what ``read`` gives then.
 
     Raises:
         SmpError: why it could not start.
@@ -49,7 +52,7 @@ async def run(config: Config) -> None:
     try:
         opened = await anyio.to_thread.run_sync(open_state, config)
         try:
-            await _serve(config, opened, notifier)
+            await _serve(config, read, opened, notifier)
         finally:
             notifier.stopping()
             with anyio.CancelScope(shield=True):
@@ -58,9 +61,9 @@ async def run(config: Config) -> None:
         os.close(lock)
 
 
-async def _serve(config: Config, state: State, notifier: Notifier) -> None:
+async def _serve(config: Config, read: Callable[[], Config], state: State, notifier: Notifier) -> None:
     async with anyio.create_task_group() as workers:
-        daemon = await anyio.to_thread.run_sync(compose, config, state, workers)
+        daemon = await anyio.to_thread.run_sync(compose, config, state, workers, read)
         gc.freeze()  # what lives for ever is not looked through again in the middle of a transfer
         try:
             await _serve_until_told(config, state, daemon, notifier)
@@ -90,6 +93,7 @@ async def _serve_until_told(config: Config, state: State, daemon: Daemon, notifi
             permissions=daemon.permissions,
             metrics=daemon.metrics,
         )
+        _take_up_changes(daemon, server, notifier)
         await group.start(daemon.syncs.run)
         group.start_soon(server.serve)
         group.start_soon(daemon.scheduler.run)
@@ -99,15 +103,32 @@ async def _serve_until_told(config: Config, state: State, daemon: Daemon, notifi
         group.start_soon(_trim_when_idle, daemon)
         group.start_soon(probe_loop, daemon.metrics)
         group.start_soon(notifier.feed_watchdog)
-        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:  # before anybody is told to send one
+        with anyio.open_signal_receiver(*_SIGNALS) as signals:  # before anybody is told to send one
             notifier.ready(f"{daemon.public.fingerprint()}, listening")
             for unknown in unknown_accounts(config):
                 _log.warning("configuration", text=unknown)
             _log.info("started", version=__version__, boot_id=daemon.boot_id, fingerprint=daemon.public.fingerprint())
             async for number in signals:
+                if number == signal.SIGHUP:
+                    with contextlib.suppress(SmpError):  # which the log and the status tell
+                        await daemon.reload("smpd")
+                    continue
                 _log.info("stopping", signal=signal.Signals(number).name)
                 break
         group.cancel_scope.cancel()
+
+
+def _take_up_changes(daemon: Daemon, server: ControlServer, notifier: Notifier) -> None:
+    """Have what :mod:`smpd.composing` does not know follow the configuration, too."""
+
+    async def take_up(config: Config) -> None:
+        configure_logs(config.log.level, config.log.format)
+        await server.configure(bounded(config))
+        for unknown in await anyio.to_thread.run_sync(unknown_accounts, config):
+            _log.warning("configuration", text=unknown)
+
+    daemon.reloading.when(take_up)
+    daemon.reloading.around = notifier.reloading
 
 
 async def _record_start(daemon: Daemon, *, created: bool, salvaged: Salvaged | None) -> None:

@@ -15,7 +15,7 @@ from smp_proto.control import JobView, PutSpec, QuarantineChange, RemoteHealth, 
 from smp_proto.errors import AuditError, SmpError
 from smp_proto.sealed.keys import PublicIdentity
 from smpd.audit.kept import KeptLog
-from smpd.config import Config
+from smpd.config import Config, load_config
 from smpd.control.actor import Actor, RoleGroups, owner_of, unknown_accounts
 from smpd.control.permissions import Permissions, remotes_of
 from smpd.control.roles import require_owner
@@ -23,6 +23,7 @@ from smpd.control.watch import Events
 from smpd.host.folders import ensure_dir
 from smpd.host.memory import machine_bytes
 from smpd.host.space import Space
+from smpd.jobs.failures import Pace
 from smpd.jobs.job import Job, Progress
 from smpd.jobs.journal import Journal
 from smpd.jobs.retention import Retention
@@ -30,6 +31,7 @@ from smpd.jobs.scheduler import Scheduler
 from smpd.jobs.seal import StateSeal
 from smpd.links.fetching import Deadlines
 from smpd.metrics.counting import Metrics
+from smpd.reloading import Reloading
 from smpd.state import State
 from smpd.sync.store import SyncStore
 from smpd.sync.syncs import Syncs
@@ -56,8 +58,30 @@ _SNAPSHOT_JOBS = 1000
 _JOB_BYTES = 1 << 20  # a job whose size is not known yet is not begun with less
 
 
-def compose(config: Config, state: State, group: TaskGroup) -> Daemon:
-    """The daemon of an open state; its workers live in ``group``. Blocking."""
+class _Owners:
+    """Whether owners of jobs may still do what they submitted."""
+
+    def __init__(self, config: Config) -> None:
+        self.permissions = Permissions(config.permissions)
+        self._control = config.control
+        self._groups = RoleGroups.lookup(config.control)
+
+    async def require(self, job: Job) -> None:
+        """Every attempt has the rights that its owner has now."""
+        if self.permissions.configured:
+            owner = await anyio.to_thread.run_sync(owner_of, job.owner, self._groups, self.permissions)
+            require_owner(owner, job.spec, self._control)
+
+    async def take_up(self, config: Config) -> None:
+        """Go by other tables and groups."""
+        self.permissions.become(await anyio.to_thread.run_sync(Permissions, config.permissions))
+        self._groups = await anyio.to_thread.run_sync(RoleGroups.lookup, config.control)
+        self._control = config.control
+
+
+def compose(config: Config, state: State, group: TaskGroup, read: Callable[[], Config] = load_config) -> Daemon:
+    """The daemon of an open state; its workers live in ``group``, and ``read`` reads another configuration. Blocks."""
+    reloading = Reloading(config, read)
     keys, database, audit, seal = state.keys, state.database, state.audit, StateSeal(state.keys.state)
     spool = os.path.join(state.folder, "spool")
     ensure_dir(spool)
@@ -119,14 +143,10 @@ def compose(config: Config, state: State, group: TaskGroup) -> Daemon:
         events.publish("sync", SyncChanged(sync), job_id=f"sync {sync}", progress=True)
 
     ends, retention = Ends(box, runner), Retention(database, journal, config.jobs.ended_kept)
-    permissions = Permissions(config.permissions)
-    groups = RoleGroups.lookup(config.control)
+    owners = _Owners(config)
 
     async def run_as_owner(job: Job, progress: Progress) -> Result:
-        """Every attempt has the rights that its owner has now."""
-        if permissions.configured:
-            owner = await anyio.to_thread.run_sync(owner_of, job.owner, groups, permissions)
-            require_owner(owner, job.spec, config.control)
+        await owners.require(job)
         return await runner(job, progress)
 
     scheduler = Scheduler(
@@ -142,11 +162,12 @@ def compose(config: Config, state: State, group: TaskGroup) -> Daemon:
         room=partial(_room, state.space, audit, pools),
         hold_max_s=config.jobs.remote_wait_s,
     )
+    _follow(reloading, scheduler, retention, box, owners)
     world = SyncWorld(pools, journal, scheduler, box.audit)
     syncs_store = SyncStore(database, seal)
     syncs = Syncs(syncs_store, world, changed=seen, clock=time.monotonic)
     return Daemon(
-        config=config,
+        reloading=reloading,
         state_dir=state.folder,
         boot_id=secrets.token_hex(8),
         started=time.monotonic(),
@@ -163,10 +184,25 @@ def compose(config: Config, state: State, group: TaskGroup) -> Daemon:
         audit=audit,
         audit_key=state.verifier,
         keys_note=keys.protection,
-        permissions=permissions,
+        permissions=owners.permissions,
         metrics=counted,
         notes=[*state.notes, *_notes(keys, vault, journal, remotes, trust, syncs_store), *unknown_accounts(config)],
     )
+
+
+def _follow(reloading: Reloading, scheduler: Scheduler, retention: Retention, box: Box, owners: _Owners) -> None:
+    """Have the rooms take up what of a changed configuration is theirs."""
+
+    async def take_up(config: Config) -> None:
+        jobs = config.jobs
+        pace = Pace(jobs.running_max, jobs.attempts, jobs.backoff_base_s, jobs.backoff_max_s)
+        scheduler.configure(pace, jobs.remote_wait_s)
+        retention.kept = jobs.ended_kept
+        retention.look()
+        box.quarantine.max_bytes, box.versions.remembered = config.quarantine.max_bytes, config.quarantine.remembered
+
+    reloading.when(owners.take_up)
+    reloading.when(take_up)
 
 
 def _notes(

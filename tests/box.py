@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from manager import Manager
+
 START_TIMEOUT_S = 60.0
 LAUNCH = ["-m", "smpd"]  # how the daemon is started; torture.planted has it start with faults
 
@@ -33,7 +35,8 @@ class Box:
         self.config = folder / "config.toml"
         self.process: subprocess.Popen[bytes] | None = None
         self.log = folder / "smpd.log"
-        sections: dict[str, dict[str, Any]] = {
+        self.manager: Manager | None = None  # of the service, where a test has one
+        self.sections: dict[str, dict[str, Any]] = {
             "paths": {"state": str(self.state), "socket": str(self.socket)},
             "jobs": {"backoff_base_s": 0.05, "backoff_max_s": 0.2},
             "fetch": {"slots": 4},
@@ -41,38 +44,52 @@ class Box:
             "space": {"reserve_bytes": 4 << 20},
         }
         for name, values in (config or {}).items():
-            sections.setdefault(name, {}).update(values)
-        lines = [
-            line
-            for name, values in sections.items()
-            for line in (f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in values.items()))
-        ]
+            self.sections.setdefault(name, {}).update(values)
         folder.mkdir(parents=True, exist_ok=True)
-        self.config.write_text("\n".join(lines))
+        self.configure()
         self.env = {key: value for key, value in os.environ.items() if not key.startswith(("SMPD_", "XDG_"))}
         self.env |= {"XDG_CONFIG_HOME": str(folder / "xdg"), "SMPD_SOCKET": str(self.socket), "NO_COLOR": "1"}
 
+    def configure(self, **changes: Mapping[str, Any]) -> None:
+        """Write the configuration, with some keys changed."""
+        for name, values in changes.items():
+            self.sections.setdefault(name, {}).update(values)
+        lines = [
+            line
+            for name, values in self.sections.items()
+            for line in (f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in values.items()))
+        ]
+        self.config.write_text("\n".join(lines))
+
     def start(self, *, wait: bool = True) -> None:
         """Start the daemon and wait until it says READY (sd_notify)."""
+        if self.manager is not None:
+            since = len(self.manager.told)
+            self._launch(self.manager.address)
+            self.manager.until(lambda line: line == "READY=1", since)
+            return
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready:
             address = f"{self._runtime.name}/notify"
             Path(address).unlink(missing_ok=True)
             ready.bind(address)
             ready.settimeout(START_TIMEOUT_S)
-            environment = {key: value for key, value in self.env.items() if key != "SMPD_SOCKET"}
-            if LAUNCH[1] != "smpd":
-                places = [str(Path(__file__).parent), environment.get("PYTHONPATH", "")]
-                environment["PYTHONPATH"] = os.pathsep.join(filter(None, places))
-            with self.log.open("ab") as log:
-                self.process = subprocess.Popen(
-                    [sys.executable, *LAUNCH, "--config", str(self.config)],
-                    env={**environment, "NOTIFY_SOCKET": address},
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                )
+            self._launch(address)
             while wait and b"READY=1" not in ready.recv(4096):
                 pass
+
+    def _launch(self, address: str) -> None:
+        environment = {key: value for key, value in self.env.items() if key != "SMPD_SOCKET"}
+        if LAUNCH[1] != "smpd":
+            places = [str(Path(__file__).parent), environment.get("PYTHONPATH", "")]
+            environment["PYTHONPATH"] = os.pathsep.join(filter(None, places))
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, *LAUNCH, "--config", str(self.config)],
+                env={**environment, "NOTIFY_SOCKET": address},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
 
     def stop(self) -> int:
         """SIGTERM, and the exit status."""

@@ -2,7 +2,7 @@
 
 import click
 
-from smp_proto.control import Check, ProcessorInfo, Status, SyncView
+from smp_proto.control import Check, ProcessorInfo, Reloaded, Status, SyncView
 from smp_proto.errors import DaemonError, NotFoundError
 from smpctl.render import duration, facts, plain, remote_health, size, state, sync_line, table
 from smpctl.session import Session, verb
@@ -24,6 +24,13 @@ def _quarantine(found: Status) -> str:
     return f"{found.quarantine_items} objects, {kept}: smpctl quarantine ls"
 
 
+def _configuration(found: Status) -> str:
+    """What of the configuration is not in effect; nothing where all is."""
+    refused = f"REFUSED, the one before goes on: {found.config_refused}" if found.config_refused else ""
+    restart = f"needs a restart: {', '.join(found.config_restart)}" if found.config_restart else ""
+    return "; ".join(filter(None, (refused, restart)))
+
+
 def _status(found: Status, syncs: list[SyncView]) -> None:
     jobs = ", ".join(f"{count} {name}" for name, count in found.jobs.items() if count) or "none"
     facts(
@@ -38,6 +45,7 @@ def _status(found: Status, syncs: list[SyncView]) -> None:
             ("disk", _disk(found)),
             ("audit", f"{found.audit_size} records, {'ok' if found.audit_ok else 'BROKEN: smpctl audit verify'}"),
             ("memory", f"{size(found.peak_rss_bytes)} at most"),
+            ("configuration", _configuration(found)),
         ]
     )
     for each in found.health:
@@ -71,6 +79,22 @@ def _disk(found: Status) -> str:
     if found.short_jobs:
         text += f"; FULL: {found.short_jobs} jobs wait for {size(found.short_bytes)}: smpctl vault ls"
     return text
+
+
+@verb()
+def reload(session: Session) -> None:
+    """Have the daemon read its configuration again. Jobs go on; what needs a restart is named.
+
+    A configuration with a mistake is refused whole, and the one before goes on.
+    """
+    found = session.client.reload()
+    session.show(found, lambda: _reloaded(found))
+
+
+def _reloaded(found: Reloaded) -> None:
+    click.echo(f"taken up: {', '.join(found.changed)}" if found.changed else "nothing to take up has changed")
+    if found.restart:
+        click.echo(f"needs a restart: {', '.join(found.restart)}")
 
 
 @verb()

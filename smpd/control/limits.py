@@ -33,12 +33,12 @@ class Limits:
     """Counts connections and requests by user.
 
     Args:
-        config: the limits.
+        config: the limits; others may take their place.
         clock: monotonic seconds.
     """
 
     def __init__(self, config: Control, clock: Callable[[], float] = time.monotonic) -> None:
-        self._config = config
+        self.config = config
         self._clock = clock
         self._open: Counter[int] = Counter()
         self._buckets: dict[int, _Bucket] = {}
@@ -55,8 +55,8 @@ class Limits:
             DaemonError: ``busy`` or ``rate_limited``; it is not counted.
         """
         masters = sum(self._open[each] for each in {0, os.geteuid()})
-        if self._open[uid] >= self._config.connections_user_max or (
-            not is_master(uid) and self.connections - masters >= self._config.connections_max
+        if self._open[uid] >= self.config.connections_user_max or (
+            not is_master(uid) and self.connections - masters >= self.config.connections_max
         ):
             raise DaemonError("busy", "too many connections are open", hint="close some clients, or try again later")
         self.request(uid)
@@ -75,7 +75,7 @@ class Limits:
         """
         if is_master(uid):
             return
-        now, rate = self._clock(), self._config.requests_per_s
+        now, rate = self._clock(), self.config.requests_per_s
         tokens = self._tokens(uid, now)
         if tokens < 1:
             wait = (1 - tokens) / rate
@@ -87,14 +87,14 @@ class Limits:
             )
         self._buckets[uid] = _Bucket(tokens - 1, now)
         if len(self._buckets) > _BUCKETS_KEPT:  # a full one is as good as none
-            full = [each for each in self._buckets if self._tokens(each, now) >= self._config.requests_burst]
+            full = [each for each in self._buckets if self._tokens(each, now) >= self.config.requests_burst]
             for each in full:
                 del self._buckets[each]
 
     def _tokens(self, uid: int, now: float) -> float:
-        burst = float(self._config.requests_burst)
+        burst = float(self.config.requests_burst)
         bucket = self._buckets.get(uid, _Bucket(burst, now))
-        return min(burst, bucket.tokens + (now - bucket.at) * self._config.requests_per_s)
+        return min(burst, bucket.tokens + (now - bucket.at) * self.config.requests_per_s)
 
 
 class Sparing:

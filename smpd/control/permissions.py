@@ -62,7 +62,7 @@ NOTHING = Rights()
 
 
 class Permissions:
-    """The tables of the configuration, with their groups and users as numbers: looked up once, at start.
+    """The tables of the configuration, with their groups and users as numbers: looked up when they are read.
 
     Attributes:
         configured: whether there is a table, so that rights are limited at all.
@@ -77,6 +77,10 @@ class Permissions:
             groups = frozenset(self._numbers(name, "group", table.groups, _gid))
             users = frozenset(self._numbers(name, "user", table.users, _uid))
             self._tables.append((groups, users, table))
+
+    def become(self, other: "Permissions") -> None:
+        """Hold what the tables of another hold, from now on."""
+        self.configured, self.unknown, self._tables = other.configured, other.unknown, other._tables
 
     def _numbers(self, table: str, what: str, names: Iterable[str], look_up: Callable[[str], int]) -> Iterator[int]:
         for name in names:

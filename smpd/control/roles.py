@@ -37,6 +37,7 @@ LEAST_ROLE: dict[type[c.Request], c.Role] = {
     c.QuarantineRetry: "operator",
     c.QuarantineRemove: "operator",
     c.AuditRenew: "admin",
+    c.Reload: "admin",
     c.SyncAdd: "operator",
     c.SyncControl: "operator",
     c.RemoteAdd: "admin",

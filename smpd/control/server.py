@@ -12,7 +12,7 @@ import os
 import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import anyio
 import anyio.abc
@@ -37,6 +37,14 @@ _HELLO_S = 5.0
 _ACCEPT_PAUSE_S = 0.1
 _REFUSED_S_MAX = 1.0
 _log = structlog.get_logger(__name__)
+
+
+class _Caller(NamedTuple):
+    """Who is connected, and how the connection is ended."""
+
+    peer: Peer
+    actor: Actor
+    scope: anyio.CancelScope
 
 
 class ControlServer:
@@ -83,11 +91,26 @@ class ControlServer:
         self._metrics = metrics or Metrics()
         self._sparing = Sparing()
         self._spare = _spare()
+        self._welcomed: dict[Channel, _Caller] = {}
+        self._rules = 0  # how often others were taken up
 
     @property
     def connections(self) -> int:
         """How many connections are open."""
         return self._limits.connections
+
+    async def configure(self, config: Control) -> None:
+        """Take up other limits and groups, and permissions as they are now.
+
+        Who has another role or other rights by them is disconnected: their next connection has these. Limits of one
+        connection hold for those that come.
+        """
+        self._groups = await anyio.to_thread.run_sync(RoleGroups.lookup, config)
+        self._config = self._limits.config = config
+        self._rules += 1
+        for caller in list(self._welcomed.values()):
+            if await anyio.to_thread.run_sync(actor_of, caller.peer, self._groups, self._permissions) != caller.actor:
+                caller.scope.cancel()
 
     async def serve(self) -> None:
         """Accept and answer until cancelled."""
@@ -153,24 +176,26 @@ class ControlServer:
     async def _connection(self, sock: socket.socket, peer: Peer) -> None:
         channel = Channel(sock, stall_s=self._config.stall_s, unread_bytes_max=CLIENT_UNREAD_BYTES_MAX)
         try:
-            with anyio.fail_after(self._hello_s):
-                actor = await self._welcome(channel, peer)
-            await serve(
-                channel,
-                functools.partial(self._answer, actor),
-                unexpected=_report_fault,
-                streams_max=self._config.requests_max,
-            )
+            with anyio.CancelScope() as scope:
+                with anyio.fail_after(self._hello_s):
+                    actor = await self._welcome(channel, peer, scope)
+                await serve(
+                    channel,
+                    functools.partial(self._answer, actor),
+                    unexpected=_report_fault,
+                    streams_max=self._config.requests_max,
+                )
         except SmpError as error:
             self._complain("connection dropped", peer.uid, pid=peer.pid, code=error.code, reason=error.message)
         except (anyio.EndOfStream, anyio.BrokenResourceError, TimeoutError):
             _log.debug("connection ended before HELLO", uid=peer.uid, pid=peer.pid)
         finally:
             channel.close()
+            self._welcomed.pop(channel, None)
             self._limits.disconnect(peer.uid)
             self._metrics.set("smp_control_connections", self.connections)
 
-    async def _welcome(self, channel: Channel, peer: Peer) -> Actor:
+    async def _welcome(self, channel: Channel, peer: Peer, scope: anyio.CancelScope) -> Actor:
         """Exchange HELLO.
 
         Raises:
@@ -182,7 +207,11 @@ class ControlServer:
         if frame.type is not FrameType.HELLO or fds:
             raise DaemonError("protocol", f"the first frame is {frame.type.name} and not HELLO")
         theirs = decode(frame.body, Hello)
-        actor = await anyio.to_thread.run_sync(actor_of, peer, self._groups, self._permissions)
+        rules = -1
+        while rules != self._rules:  # they may change while this is looked up
+            rules = self._rules
+            actor = await anyio.to_thread.run_sync(actor_of, peer, self._groups, self._permissions)
+        self._welcomed[channel] = _Caller(peer, actor, scope)
         error = await self._objection(actor, peer, theirs)
         await channel.send(FrameType.HELLO, 0, self._greeting(actor, error))
         if error is not None:

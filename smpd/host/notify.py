@@ -3,7 +3,8 @@
 import contextlib
 import os
 import socket
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 
 import anyio
 
@@ -23,6 +24,15 @@ class Notifier:
     def ready(self, status: str) -> None:
         """Start-up is complete."""
         self._send("READY=1", f"STATUS={status}")
+
+    @contextlib.contextmanager
+    def reloading(self) -> Iterator[None]:
+        """The configuration is being read anew, for the length of a block; ``Type=notify-reload`` waits for its end."""
+        self._send("RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
+        try:
+            yield
+        finally:
+            self._send("READY=1")
 
     def stopping(self) -> None:
         """Shutdown has begun."""

@@ -26,7 +26,7 @@ class Holding:
     """
 
     def __init__(self, limit_s: float, clock: Callable[[], float]) -> None:
-        self._limit_s = limit_s
+        self.limit_s = limit_s
         self._clock = clock
         self._since: dict[str, float] = {}
 
@@ -35,7 +35,7 @@ class Holding:
         if not is_held(error):
             return error.code in PATIENT_CODES
         now = self._clock()
-        return now - self._since.setdefault(job_id, now) < self._limit_s
+        return now - self._since.setdefault(job_id, now) < self.limit_s
 
     @staticmethod
     def again_s(error: SmpError | ErrorBody) -> float:

@@ -33,13 +33,13 @@ class Retention:
     Args:
         db: the open database.
         journal: of the same.
-        kept: how many stay, at least 1.
+        kept: how many stay, at least 1; another number holds from the next look on, see :meth:`look`.
     """
 
     def __init__(self, db: Database, journal: Journal, kept: int) -> None:
         self._db = db
         self._journal = journal
-        self._kept = kept
+        self.kept = kept
         self._ended = 0
         self._enough = anyio.Event()
 
@@ -48,6 +48,10 @@ class Retention:
         self._ended += job.state in ENDED
         if self._ended >= PIECE:
             self._enough.set()
+
+    def look(self) -> None:
+        """Look now; belongs to the event loop."""
+        self._enough.set()
 
     async def run(self) -> None:
         """Delete what is too much, now and whenever :data:`PIECE` more have ended, until cancelled."""
@@ -69,7 +73,7 @@ class Retention:
         Raises:
             ResourceError: ``disk_full``, ``disk_failed``.
         """
-        found = self._db.rows(_NEWEST_TOO_MANY, (self._kept,))
+        found = self._db.rows(_NEWEST_TOO_MANY, (self.kept,))
         gone = after = 0
         while found and (jobs := self._db.rows(_OLDEST, (after, found[0][0], PIECE))):
             after = jobs[-1][0]

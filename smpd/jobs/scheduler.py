@@ -18,6 +18,7 @@ import anyio.abc
 
 from smp_proto.control import FINAL_STATES, Priority, Result
 from smp_proto.errors import IntegrityError, SmpError, StateError
+from smpd.jobs.failures import Pace, backoff_s, cause
 from smpd.jobs.holding import PATIENT_CODES, Holding, is_held
 from smpd.jobs.job import Job, Progress
 from smpd.jobs.journal import Journal
@@ -26,7 +27,6 @@ from smpd.jobs.states import MOVES, Move
 T = TypeVar("T")
 
 RANKS: dict[Priority, int] = {"critical": 0, "high": 1, "normal": 2, "low": 3}
-RETRY_AFTER_MAX_S = 3_600.0  # a server may ask for patience, not for ever
 DISK_RETRY_S = 1.0
 FINAL_MAX_S = 60.0
 
@@ -86,10 +86,7 @@ class Scheduler:
     ) -> None:
         self._journal = journal
         self._runner = runner
-        self._running_max = running_max
-        self._attempts = attempts
-        self._backoff_base_s = backoff_base_s
-        self._backoff_max_s = backoff_max_s
+        self._pace = Pace(running_max, attempts, backoff_base_s, backoff_max_s)
         self._on_change = on_change
         self._on_final = on_final
         self._on_fault = on_fault
@@ -109,6 +106,12 @@ class Scheduler:
     def submitted(self, job: Job) -> None:
         """A job was added to the journal. Call on the event loop; not from a thread."""
         self._track(job)
+
+    def configure(self, pace: Pace, hold_max_s: float) -> None:
+        """Go on with other limits; what runs beyond them goes on."""
+        self._pace = pace
+        self._holding.limit_s = hold_max_s
+        self.poke()
 
     def poke(self) -> None:
         """Look again at what can run."""
@@ -234,7 +237,7 @@ class Scheduler:
             job_id = self._heap[0][2]
             priority = self._queued.get(job_id)
             if priority is not None:
-                room = self._running_max + (priority == "critical")
+                room = self._pace.running_max + (priority == "critical")
                 if len(self._running) >= room:
                     return
                 del self._queued[job_id]
@@ -311,7 +314,9 @@ class Scheduler:
 
     async def _failed(self, run: _Run, job: Job, failure: Exception) -> Job:
         """Make the move that an attempt's exception calls for."""
-        error = self._cause(job.id, failure)
+        error, expected = cause(job.id, failure)
+        if not expected:
+            self._on_fault(job.id, failure)
         if isinstance(error, IntegrityError):
             return await self._settle(job.id, "quarantine", error=error.body())
         if run.asked is not None:  # what broke, broke because it was stopped
@@ -319,31 +324,12 @@ class Scheduler:
         waits = self._holding.waits(job.id, error)
         if not is_held(error):
             self._holding.forget(job.id)
-        may_pass = error.retryable and job.attempt < self._attempts and not is_held(error)
+        may_pass = error.retryable and job.attempt < self._pace.attempts and not is_held(error)
         if may_pass or (waits and (error.retryable or error.code in PATIENT_CODES)):
-            delay = self._backoff(job.attempt, error)
+            delay = backoff_s(job.attempt, error, self._pace, self._rng)
             facts = {"delay": delay, "due": self._clock() + delay, "counted": not waits}
             return await self._settle(job.id, "retry", error=error.body(), **facts)
         return await self._settle(job.id, "fail", error=error.body())
-
-    def _backoff(self, attempt: int, error: SmpError) -> float:
-        """Seconds to wait: full jitter, and not less than the server asked for."""
-        ceiling = min(self._backoff_max_s, self._backoff_base_s * 2.0 ** min(attempt - 1, 32))
-        asked = error.details.get("retry_after", 0.0)
-        patience = float(asked) if isinstance(asked, int | float) and asked > 0 else 0.0
-        return max(self._rng.uniform(0.0, ceiling), min(patience, RETRY_AFTER_MAX_S))
-
-    def _cause(self, job_id: str, failure: Exception) -> SmpError:
-        """The error to keep: of several at once the gravest; what no SMP error explains is ``internal``."""
-        causes = _leaves(failure)
-        if any(not isinstance(cause, SmpError) for cause in causes):
-            self._on_fault(job_id, failure)
-        known = [cause for cause in causes if isinstance(cause, SmpError)]
-        if known:
-            return min(known, key=lambda cause: (not isinstance(cause, IntegrityError), cause.retryable))
-        # The text of a foreign exception may hold a name out of the data, so only its type is kept.
-        name = type(causes[0]).__name__
-        return SmpError("internal", f"job {job_id} met an unexpected {name}", hint="the daemon's log has the details")
 
     def _progress(self, job: Job) -> Progress:
         def changed() -> None:
@@ -391,10 +377,3 @@ class Scheduler:
 
     async def _thread(self, call: Callable[..., T], *args: object) -> T:
         return await anyio.to_thread.run_sync(call, *args)
-
-
-def _leaves(failure: Exception) -> list[Exception]:
-    """The exceptions inside (nested) exception groups."""
-    if not isinstance(failure, ExceptionGroup):
-        return [failure]
-    return [leaf for part in failure.exceptions for leaf in _leaves(part)]

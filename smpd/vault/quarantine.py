@@ -55,7 +55,7 @@ class Quarantine:
     def __init__(self, db: Database, seal: StateSeal, max_bytes: int, *, wall: Callable[[], float] = time.time) -> None:
         self._db = db
         self._seal = seal
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self._wall = wall
 
     def add(self, item: QuarantineItem, file: str = "") -> Added:
@@ -76,10 +76,8 @@ class Quarantine:
                 item.created, item.times = known.item.created or now, known.item.times + 1
             others = connection.execute("SELECT total(kept) FROM quarantine WHERE id<>?", (item.id,)).fetchone()[0]
             unneeded = {before} - {file}
-            if item.kept_bytes and others + item.kept_bytes > self._max_bytes:
-                item.left_out = (
-                    f"the quarantine holds {int(others)} of {self._max_bytes} bytes: there is no room for it"
-                )
+            if item.kept_bytes and others + item.kept_bytes > self.max_bytes:
+                item.left_out = f"the quarantine holds {int(others)} of {self.max_bytes} bytes: there is no room for it"
                 item.kept_bytes, item.whole = 0, False
             if not item.kept_bytes:
                 unneeded.add(file)

@@ -36,7 +36,7 @@ class Versions:
     def __init__(self, db: Database, seal: StateSeal, remembered: int) -> None:
         self._db = db
         self._seal = seal
-        self._remembered = remembered
+        self.remembered = remembered
 
     def stored(self, locations: Iterable[str]) -> Mapping[str, bytes]:
         """What is remembered of locations, for :meth:`check`: one query for many objects."""
@@ -86,7 +86,7 @@ class Versions:
                 connection.execute("DELETE FROM versions WHERE place=?", (place,))
                 connection.execute("INSERT INTO versions (place, body) VALUES (?, ?)", (place, body))
             newest = connection.execute("SELECT max(number) FROM versions").fetchone()[0]
-            connection.execute("DELETE FROM versions WHERE number <= ?", (newest - self._remembered,))
+            connection.execute("DELETE FROM versions WHERE number <= ?", (newest - self.remembered,))
 
     @staticmethod
     def _settled(signed: Signed, known: _Version | None, force: bool) -> bool:

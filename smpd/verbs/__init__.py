@@ -11,7 +11,7 @@ from typing import Any
 from smp_proto import control as c
 from smp_proto.aio import Exchange
 from smpd.control.actor import Actor
-from smpd.verbs import inspect, jobs, metrics, quarantine, remotes, syncs, vault
+from smpd.verbs import inspect, jobs, metrics, quarantine, remotes, service, syncs, vault
 from smpd.verbs.daemon import Daemon
 
 Verb = Callable[[Daemon, Actor, Any, Exchange], Awaitable[Any]]
@@ -22,6 +22,7 @@ VERBS: dict[type[c.Request], Verb] = {
     c.ProcessorsRequest: inspect.processors,
     c.AuditRead: inspect.audit_read,
     c.AuditRenew: inspect.audit_renew,
+    c.Reload: service.reload,
     c.Submit: jobs.submit,
     c.JobsRequest: jobs.jobs,
     c.JobRequest: jobs.job,

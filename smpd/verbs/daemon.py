@@ -7,6 +7,7 @@ import anyio
 
 from smp_proto.aio import Exchange
 from smp_proto.audit.note import VerifierKey
+from smp_proto.control import Reloaded
 from smp_proto.errors import DaemonError
 from smp_proto.sealed.keys import PublicIdentity
 from smpd.audit.kept import KeptLog
@@ -17,6 +18,7 @@ from smpd.control.watch import Events
 from smpd.jobs.retention import Retention
 from smpd.jobs.scheduler import Scheduler
 from smpd.metrics.counting import Metrics
+from smpd.reloading import Reloading
 from smpd.sync.syncs import Syncs
 from smpd.transfer.box import Box
 from smpd.transfer.ends import Ends
@@ -33,7 +35,7 @@ T = TypeVar("T")
 class Daemon:
     """A running daemon."""
 
-    config: Config
+    reloading: Reloading
     state_dir: str
     boot_id: str
     started: float
@@ -55,9 +57,22 @@ class Daemon:
     notes: list[str] = field(default_factory=list)
 
     @property
+    def config(self) -> Config:
+        """The configuration in effect."""
+        return self.reloading.config
+
+    @property
     def public(self) -> PublicIdentity:
         """The box's public identity."""
         return self.box.identity.public
+
+    async def reload(self, actor: str) -> Reloaded:
+        """Read the configuration anew and take up what can change at once. Raises as :meth:`Reloading.reload`."""
+
+        async def record(changed: str, restart: str) -> None:
+            await self.box.audit("daemon.reload", actor=actor, changed=changed, restart=restart)
+
+        return await self.reloading.reload(record)
 
     async def record(self, actor: Actor, event: str, subject: str = "", **fields: Any) -> Any:
         """Write the audit record of an act that is about to be done; with ``act`` do it, too, and return what it does.

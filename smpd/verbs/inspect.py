@@ -90,6 +90,8 @@ async def status(daemon: Daemon, actor: Actor, request: StatusRequest, exchange:
         quarantine_items=refused[0],
         quarantine_bytes=refused[1],
         quarantine_max_bytes=daemon.config.quarantine.max_bytes,
+        config_restart=daemon.reloading.restart,
+        config_refused=daemon.reloading.refused,
     )
 
 
@@ -155,6 +157,7 @@ async def doctor(daemon: Daemon, actor: Actor, request: DoctorRequest, exchange:
         _memory_check(),
     ]
     strays = await anyio.to_thread.run_sync(daemon.box.vault.strays)
+    checks += _config_checks(daemon)
     notes = [*daemon.notes, *(f"the vault has a file that no job brought: {name}" for name in strays)]
     checks += [Check("daemon", "warn", note) for note in notes]
     for name in daemon.box.compute.missing:
@@ -164,6 +167,18 @@ async def doctor(daemon: Daemon, actor: Actor, request: DoctorRequest, exchange:
     for pool in _pools(daemon, actor):
         checks += _wall_checks(f"fetch {pool.name}", pool.walls)
     return Doctor(checks)
+
+
+def _config_checks(daemon: Daemon) -> list[Check]:
+    """Nothing, where the configuration that was read last is the one in effect."""
+    checks = []
+    if refused := daemon.reloading.refused:
+        checks.append(
+            Check("configuration", "fail", f"the one before goes on: {refused}", "mend it, then: smpctl reload")
+        )
+    if keys := daemon.reloading.restart:
+        checks.append(Check("configuration", "warn", f"needs a restart: {', '.join(keys)}", "systemctl restart smpd"))
+    return checks
 
 
 def _disk_check(room: Room, short: list[int]) -> Check:

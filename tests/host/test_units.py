@@ -15,9 +15,9 @@ from smpd.config import Compute
 
 UNITS = Path(__file__).parents[2] / "systemd"
 SERVICES = {
-    "smpd.service": "/opt/smp/venv/bin/smpd",
-    "smpd-compute@.service": "/opt/smp/venv/bin/python",
-    "smpd-metrics.service": "/opt/smp/venv/bin/smpctl",
+    "smpd.service": ("smpd", "smpctl"),
+    "smpd-compute@.service": ("python",),
+    "smpd-metrics.service": ("smpctl",),
 }
 README = (UNITS / "README.md").read_text()
 needs_systemd = pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not installed")
@@ -35,10 +35,10 @@ class Unit(ConfigParser):
 @pytest.fixture
 def units(tmp_path):
     """The units, with a program that exists here in place of the installed one."""
-    for name, program in SERVICES.items():
+    for name, programs in SERVICES.items():
         text = (UNITS / name).read_text()
-        assert len(re.findall(rf"^ExecStart={program}( .*)?$", text, re.MULTILINE)) == 1
-        (tmp_path / name).write_text(text.replace(program, "/bin/true"))
+        assert tuple(re.findall(r"^Exec\w+=/opt/smp/venv/bin/(\w+)\b", text, re.MULTILINE)) == programs
+        (tmp_path / name).write_text(re.sub(r"/opt/smp/venv/bin/\w+", "/bin/true", text))
     for path in UNITS.glob("*.socket"):
         shutil.copy(path, tmp_path)
     found = {path.name for path in tmp_path.iterdir()}
@@ -79,6 +79,7 @@ def test_units_agree():
     assert sock["SocketGroup"] == service["Group"]
     assert sock["SocketMode"] == "0660"
     assert service["Type"] == "notify"
+    assert f"--socket {sock['ListenStream']} reload" in service["ExecReload"]
     assert service["RuntimeDirectoryPreserve"] == "yes"
     assert "MemoryDenyWriteExecute" not in service
     assert "PrivateUsers" not in service

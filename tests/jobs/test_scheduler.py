@@ -19,8 +19,9 @@ from smp_proto.errors import (
     StateError,
 )
 from smpd.jobs import scheduler as scheduling
+from smpd.jobs.failures import RETRY_AFTER_MAX_S
 from smpd.jobs.holding import LOOK_AGAIN_S
-from smpd.jobs.scheduler import RETRY_AFTER_MAX_S, Scheduler
+from smpd.jobs.scheduler import Scheduler
 
 DONE = Result(vault_id="v")
 BUSY = RemoteError("remote_busy", "slow down")

@@ -80,6 +80,7 @@ from smp_proto.control.remotes import (
     SftpConfig,
     SftpSecret,
 )
+from smp_proto.control.service import Reload, Reloaded
 from smp_proto.control.syncs import (
     TROUBLES_MAX,
     SyncAdd,
@@ -136,6 +137,7 @@ AnyRequest = (
     | BoxKey
     | AuditRead
     | AuditRenew
+    | Reload
     | SyncAdd
     | SyncList
     | SyncShow
@@ -197,6 +199,8 @@ __all__ = [
     "QuarantineRemove",
     "QuarantineRetry",
     "QuarantineShow",
+    "Reload",
+    "Reloaded",
     "RemoteAdd",
     "RemoteConfig",
     "RemoteHealth",

@@ -62,6 +62,8 @@ class Status(msgspec.Struct):
     ``free_bytes`` are free, ``claimed_bytes`` of them set aside by running jobs, and beside them ``reserve_held_bytes``
     of a reserve of ``reserve_bytes`` are held; ``short_jobs`` wait for ``short_bytes``, as far as known. In quarantine
     are ``quarantine_items``, of which ``quarantine_bytes`` of ciphertext are kept, at most ``quarantine_max_bytes``.
+    ``config_restart`` are keys of the configuration that were changed and need a restart, ``config_refused`` says why
+    the configuration that was read last was not taken up.
     """
 
     version: str
@@ -94,6 +96,8 @@ class Status(msgspec.Struct):
     quarantine_items: int = 0
     quarantine_bytes: int = 0
     quarantine_max_bytes: int = 0
+    config_restart: list[str] = msgspec.field(default_factory=list)
+    config_refused: str = ""
 
 
 class DoctorRequest(Request, tag="doctor"):

@@ -1,0 +1,127 @@
+"""The daemon as a service: told by its manager, and telling it, over a real notify socket."""
+
+import json
+import signal
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from box import Box
+from gated_s3 import GatedS3, gated_s3
+from manager import Manager
+from scene import Following, add_remote, client, done
+
+from smp_proto.control import GetSpec
+
+MIB = 1 << 20
+TOTAL = 12 * MIB
+CONFIG = {"fetch": {"processes": 1, "slots": 4, "slot_bytes": MIB, "connections": 4}}
+
+
+@dataclass
+class Service:
+    """A box under a manager, and a gated server that holds a plain object."""
+
+    box: Box
+    manager: Manager
+    store: GatedS3
+
+    @property
+    def pid(self) -> int:
+        assert self.box.process
+        return self.box.process.pid
+
+    def log(self, event: str) -> list[dict[str, object]]:
+        """The lines of the daemon's log about an event."""
+        lines = [json.loads(line) for line in self.box.log.read_text().splitlines() if line.startswith("{")]
+        return [line for line in lines if line.get("event") == event]
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """One for all tests here."""
+    machine = Box(tmp_path_factory.mktemp("service") / "box", CONFIG)
+    with (
+        tempfile.TemporaryDirectory(prefix="smpd-") as folder,
+        Manager(f"{folder}/notify") as manager,
+        gated_s3({"volume.bin": np.random.default_rng(1).bytes(TOTAL)}) as (store, served),
+    ):
+        machine.manager = manager
+        try:
+            machine.start()
+            add_remote(machine, "lake", served, "standard")
+            yield Service(machine, manager, store)
+        finally:
+            machine.close()
+
+
+@pytest.fixture(autouse=True)
+def ready(service: Service) -> Iterator[None]:
+    """Each test begins with a daemon that runs, and leaves the gate open."""
+    if service.box.process is None or service.box.process.poll() is not None:
+        service.box.start()
+    yield
+    service.store.release()
+
+
+def audited(service: Service) -> list[dict[str, Any]]:
+    """The latest records of the audit log."""
+    return [json.loads(line) for line in service.box.ctl("audit", "tail", "--json").stdout.splitlines()]
+
+
+def hup(service: Service) -> None:
+    """Have the manager's signal obeyed to the end."""
+    since = len(service.manager.told)
+    assert service.box.process
+    service.box.process.send_signal(signal.SIGHUP)
+    begun = service.manager.until(lambda line: line == "RELOADING=1", since)
+    assert any(line.startswith("MONOTONIC_USEC=") for line in service.manager.told[begun - 1])
+    service.manager.until(lambda line: line == "READY=1", begun)
+
+
+def test_sighup_takes_a_configuration_up(service: Service) -> None:
+    """A job goes on through it; what changed holds; what needs a restart is named in log, status and doctor."""
+    with Following(service.box) as following, client(service.box) as ctl:
+        service.store.hold_after(TOTAL // 2)
+        job = ctl.submit(GetSpec("lake:volume.bin"))
+        service.store.until_held(1)
+        service.box.configure(jobs={"running_max": 1}, log={"level": "warning"}, fetch={"slots": 6})
+        hup(service)
+        assert ctl.status().config_restart == ["fetch.slots"]
+        assert any(check.name == "configuration" and "fetch.slots" in check.text for check in ctl.doctor())
+        assert "needs a restart: fetch.slots" in service.box.ctl("status").stdout.decode()
+        second = ctl.submit(GetSpec("lake:volume.bin"))
+        assert (ctl.job(job.id).state, ctl.job(second.id).state) == ("running", "queued")
+        service.store.release()
+        assert done(following.final(job.id)).attempt == 1
+        done(following.final(second.id))
+    records = [each["fields"] for each in audited(service) if each["event"] == "daemon.reload"]
+    assert records == [{"changed": "jobs.running_max log.level", "restart": "fetch.slots"}]
+
+
+def test_reload_by_smpctl(service: Service) -> None:
+    """The verb waits and says what came of it; going back needs no restart any more."""
+    service.box.configure(jobs={"running_max": 3}, log={"level": "info"}, fetch={"slots": 4})
+    assert set(service.box.json("reload")["changed"]) == {"jobs.running_max", "log.level"}
+    assert service.box.ctl("reload").stdout == b"nothing to take up has changed\n"
+
+
+def test_a_bad_configuration_is_refused_whole(service: Service) -> None:
+    """The old one goes on, visibly; the manager is not told of a stop, and smpctl fails."""
+    good = service.box.config.read_text()
+    service.box.config.write_text(good.replace("running_max = 3", "running_max = 0"))
+    refused = service.box.ctl("reload", check=False)
+    assert (refused.returncode, b"jobs.running_max" in refused.stderr) == (2, True)
+    hup(service)
+    with client(service.box) as ctl:
+        status = ctl.status()
+        assert "jobs.running_max" in status.config_refused
+        assert any(check.name == "configuration" and check.state == "fail" for check in ctl.doctor())
+    assert b"REFUSED" in service.box.ctl("status").stdout
+    service.box.config.write_text(good)
+    hup(service)
+    assert b"REFUSED" not in service.box.ctl("status").stdout
+    assert len(service.log("configuration refused: the one before goes on")) == 2
