@@ -72,7 +72,8 @@ processes of their own that it starts. It is spoken to by **smpctl**(1) over a U
 
 | signal | |
 |---|---|
-| SIGTERM, SIGINT | Stop. Jobs that run are taken up again at the next start. |
+| SIGTERM | Let jobs end within jobs.drain_s, and stop. What has not ended goes on at the next start. |
+| SIGINT, or a second SIGTERM | Stop at once. |
 | SIGHUP | Read the configuration again, as **smpctl reload** does. Jobs go on. |
 | SIGKILL | Loses nothing that was acknowledged. |
 

@@ -5,7 +5,7 @@ import gc
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import anyio
@@ -35,6 +35,7 @@ from smpd.verbs.daemon import Daemon
 _log = structlog.get_logger("smpd")
 _AUDIT_RETRY_S = 10.0
 _TRIM_S = 11.0
+_CLOSE_S = 30.0  # for all that comes after the last job
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -108,13 +109,35 @@ async def _serve_until_told(config: Config, state: State, daemon: Daemon, notifi
             for unknown in unknown_accounts(config):
                 _log.warning("configuration", text=unknown)
             _log.info("started", version=__version__, boot_id=daemon.boot_id, fingerprint=daemon.public.fingerprint())
-            async for number in signals:
-                if number == signal.SIGHUP:
-                    with contextlib.suppress(SmpError):  # which the log and the status tell
-                        await daemon.reload("smpd")
-                    continue
-                _log.info("stopping", signal=signal.Signals(number).name)
-                break
+            if await _until_told(signals, daemon) == signal.SIGTERM:
+                await _drain(signals, daemon, notifier)
+        group.cancel_scope.cancel()
+
+
+async def _until_told(signals: AsyncIterator[signal.Signals], daemon: Daemon) -> signal.Signals:
+    """Obey signals until one says to stop; return that."""
+    async for number in signals:
+        if number != signal.SIGHUP:
+            _log.info("stopping", signal=signal.Signals(number).name)
+            return number
+        with contextlib.suppress(SmpError):  # which the log and the status tell
+            await daemon.reload("smpd")
+    raise AssertionError("signals end")
+
+
+async def _drain(signals: AsyncIterator[signal.Signals], daemon: Daemon, notifier: Notifier) -> None:
+    """Let what runs end, as long as it may; whoever asks meanwhile is answered. A second signal ends it."""
+    limit_s = daemon.config.jobs.drain_s
+    notifier.stopping(f"stopping: jobs may end within {limit_s:g} s", limit_s + _CLOSE_S)
+    async with anyio.create_task_group() as group:
+
+        async def hurry() -> None:
+            await _until_told(signals, daemon)
+            group.cancel_scope.cancel()
+
+        group.start_soon(hurry)
+        if left := await daemon.scheduler.drain(limit_s):
+            _log.info("jobs go on at the next start", count=left)
         group.cancel_scope.cancel()
 
 

@@ -113,6 +113,7 @@ class Jobs(Section, frozen=True):
     backoff_base_s: Seconds = 2.0
     backoff_max_s: Seconds = 60.0
     remote_wait_s: Seconds = 86_400.0
+    drain_s: Annotated[float, Meta(ge=0, le=86_400)] = 30.0
     ended_kept: Annotated[int, Meta(ge=1000, le=100_000_000)] = 100_000
 
 

@@ -36,6 +36,7 @@ LIVE = frozenset(
         "jobs.backoff_base_s",
         "jobs.backoff_max_s",
         "jobs.remote_wait_s",
+        "jobs.drain_s",
         "jobs.ended_kept",
         "quarantine.max_bytes",
         "quarantine.remembered",

@@ -38,7 +38,7 @@ class Box:
         self.manager: Manager | None = None  # of the service, where a test has one
         self.sections: dict[str, dict[str, Any]] = {
             "paths": {"state": str(self.state), "socket": str(self.socket)},
-            "jobs": {"backoff_base_s": 0.05, "backoff_max_s": 0.2},
+            "jobs": {"backoff_base_s": 0.05, "backoff_max_s": 0.2, "drain_s": 0.0},
             "fetch": {"slots": 4},
             "compute": {"slots": 4, "device": "cpu"},
             "space": {"reserve_bytes": 4 << 20},

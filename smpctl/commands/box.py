@@ -36,6 +36,7 @@ def _status(found: Status, syncs: list[SyncView]) -> None:
     facts(
         [
             ("smpd", f"{found.version}, process {found.pid}, up {duration(found.uptime_s)}"),
+            ("", "STOPPING: jobs may end, none is started" if found.stopping else ""),
             ("you are", found.role),
             ("box key", found.fingerprint),
             ("jobs", jobs),

@@ -34,9 +34,12 @@ class Notifier:
         finally:
             self._send("READY=1")
 
-    def stopping(self) -> None:
-        """Shutdown has begun."""
-        self._send("STOPPING=1")
+    def stopping(self, status: str = "", within_s: float = 0.0) -> None:
+        """Shutdown has begun; ``within_s`` asks for so long, should ``TimeoutStopSec=`` be less."""
+        lines = [f"STATUS={status}"] if status else []
+        if within_s:
+            lines.append(f"EXTEND_TIMEOUT_USEC={int(within_s * 1e6)}")
+        self._send("STOPPING=1", *lines)
 
     def status(self, text: str) -> None:
         """One line for ``systemctl status``."""

@@ -100,6 +100,7 @@ class Scheduler:
         self._running: dict[str, _Run] = {}
         self._lock = anyio.Lock()  # held while a job without a slot moves, or gets one
         self._wake = anyio.Event()
+        self.draining = False  # whether nothing is started any more
 
     # ── asked from outside ─────────────────────────────────────────────────────────────────────────────
 
@@ -112,6 +113,14 @@ class Scheduler:
         self._pace = pace
         self._holding.limit_s = hold_max_s
         self.poke()
+
+    async def drain(self, limit_s: float) -> int:
+        """Start nothing any more, and let what runs end, for so long at most; returns how many jobs run still."""
+        self.draining = True
+        with anyio.move_on_after(limit_s):
+            while self._running:
+                await next(iter(self._running.values())).finished.wait()
+        return len(self._running)
 
     def poke(self) -> None:
         """Look again at what can run."""
@@ -233,7 +242,7 @@ class Scheduler:
         return self._journal.move(job_id, "due", error=kept)
 
     def _start_what_fits(self, group: anyio.abc.TaskGroup) -> None:
-        while self._heap:
+        while self._heap and not self.draining:
             job_id = self._heap[0][2]
             priority = self._queued.get(job_id)
             if priority is not None:

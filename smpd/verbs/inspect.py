@@ -92,6 +92,7 @@ async def status(daemon: Daemon, actor: Actor, request: StatusRequest, exchange:
         quarantine_max_bytes=daemon.config.quarantine.max_bytes,
         config_restart=daemon.reloading.restart,
         config_refused=daemon.reloading.refused,
+        stopping=daemon.scheduler.draining,
     )
 
 

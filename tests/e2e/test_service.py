@@ -125,3 +125,57 @@ def test_a_bad_configuration_is_refused_whole(service: Service) -> None:
     hup(service)
     assert b"REFUSED" not in service.box.ctl("status").stdout
     assert len(service.log("configuration refused: the one before goes on")) == 2
+
+
+def begin(service: Service, drain_s: float) -> str:
+    """A job of which half came; returns its id."""
+    service.box.configure(jobs={"drain_s": drain_s})
+    hup(service)
+    service.store.hold_after(TOTAL // 2)
+    with Following(service.box) as following, client(service.box) as ctl:
+        job = ctl.submit(GetSpec("lake:volume.bin"))
+        following.until(job.id, lambda view: view.done_bytes > TOTAL // 4)
+    service.store.until_held(1)
+    return job.id
+
+
+def test_stop_lets_a_job_end(service: Service) -> None:
+    """Told to stop, the daemon ends what runs, answers meanwhile, starts nothing, and asks its manager for the time."""
+    job = begin(service, 100.0)
+    assert service.box.process
+    since = len(service.manager.told)
+    service.box.process.send_signal(signal.SIGTERM)
+    at = service.manager.until(lambda line: line == "STOPPING=1", since)
+    assert "EXTEND_TIMEOUT_USEC=130000000" in service.manager.told[at - 1]
+    with client(service.box) as ctl:
+        assert ctl.status().stopping
+        late = ctl.submit(GetSpec("lake:volume.bin")).id
+        assert (ctl.job(job).state, ctl.job(late).state) == ("running", "queued")
+    service.store.release()
+    assert service.box.process.wait(100) == 0
+    service.box.start()
+    with Following(service.box) as following, client(service.box) as ctl:
+        view = done(ctl.job(job))
+        assert (view.attempt, view.transfer.resumed_bytes) == (1, 0)  # it ended before the daemon did
+        done(following.final(late))
+
+
+@pytest.mark.parametrize("how", ["late", "twice", "SIGINT"])
+def test_stop_puts_a_job_back(service: Service, how: str) -> None:
+    """What does not end in time, or is not waited for, goes on at the next start, from its spool."""
+    job = begin(service, 0.05 if how == "late" else 1000.0)
+    assert service.box.process
+    since = len(service.manager.told)
+    if how == "SIGINT":
+        service.box.process.send_signal(signal.SIGINT)
+    else:
+        service.box.process.send_signal(signal.SIGTERM)
+        service.manager.until(lambda line: line == "STOPPING=1", since)
+    if how == "twice":
+        service.box.process.send_signal(signal.SIGTERM)
+    assert service.box.process.wait(100) == 0
+    service.store.release()
+    service.box.start()
+    with Following(service.box) as following:
+        view = done(following.final(job))
+    assert view.attempt == 1

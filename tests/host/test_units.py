@@ -11,7 +11,7 @@ import pytest
 
 from smpctl.commands.metrics import LISTEN
 from smpd.compute import keeper
-from smpd.config import Compute
+from smpd.config import Compute, Jobs
 
 UNITS = Path(__file__).parents[2] / "systemd"
 SERVICES = {
@@ -80,6 +80,7 @@ def test_units_agree():
     assert sock["SocketMode"] == "0660"
     assert service["Type"] == "notify"
     assert f"--socket {sock['ListenStream']} reload" in service["ExecReload"]
+    assert int(service["TimeoutStopSec"].removesuffix("s")) > Jobs().drain_s
     assert service["RuntimeDirectoryPreserve"] == "yes"
     assert "MemoryDenyWriteExecute" not in service
     assert "PrivateUsers" not in service

@@ -534,6 +534,28 @@ async def test_an_asker_that_leaves_does_not_undo_the_stop(store) -> None:
         await bench.until(job, "cancelled")
 
 
+async def test_draining_lets_jobs_end_and_starts_none(store) -> None:
+    """What runs may end, what is queued stays so; who does not end in time is counted, and stays running."""
+    gate, stuck = anyio.Event(), anyio.Event()
+    async with Bench(store, running_max=2).on() as bench:
+        ends, stays, queued = bench.add("a:1", blocking(gate)), bench.add("a:2", blocking(stuck)), bench.add("a:3")
+        await bench.until(ends, "running")
+        await bench.until(stays, "running")
+        async with anyio.create_task_group() as group:
+            group.start_soon(bench.scheduler.drain, 1000.0)
+            await anyio.wait_all_tasks_blocked()
+            gate.set()
+            await bench.until(ends, "done")
+            group.cancel_scope.cancel()
+        assert await bench.scheduler.drain(0.0) == 1
+        await anyio.wait_all_tasks_blocked()
+        assert (bench.state(stays), bench.state(queued)) == ("running", "queued")
+        stuck.set()
+        await bench.until(stays, "done")
+        assert await bench.scheduler.drain(1000.0) == 0
+    assert sorted(bench.started) == sorted([ends, stays])
+
+
 async def test_stopping_the_daemon_leaves_jobs_to_be_recovered(store) -> None:
     """Cancelled from outside, running jobs stay running in the journal; the next start runs them first, uncounted.
 

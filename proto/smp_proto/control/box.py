@@ -63,7 +63,7 @@ class Status(msgspec.Struct):
     of a reserve of ``reserve_bytes`` are held; ``short_jobs`` wait for ``short_bytes``, as far as known. In quarantine
     are ``quarantine_items``, of which ``quarantine_bytes`` of ciphertext are kept, at most ``quarantine_max_bytes``.
     ``config_restart`` are keys of the configuration that were changed and need a restart, ``config_refused`` says why
-    the configuration that was read last was not taken up.
+    the configuration that was read last was not taken up. While it is ``stopping`` jobs may end and none is started.
     """
 
     version: str
@@ -98,6 +98,7 @@ class Status(msgspec.Struct):
     quarantine_max_bytes: int = 0
     config_restart: list[str] = msgspec.field(default_factory=list)
     config_refused: str = ""
+    stopping: bool = False
 
 
 class DoctorRequest(Request, tag="doctor"):
