@@ -27,6 +27,7 @@ from smpd.host.sockets import bind_socket, inherited_sockets
 from smpd.jobs.job import Job
 from smpd.jobs.salvage import Salvaged
 from smpd.state import State, lost_jobs, open_state
+from smpd.telling import Telling, probe_device
 from smpd.transfer.refusing import Refusals
 from smpd.verbs import handlers
 from smpd.verbs.counting import probe_loop
@@ -103,9 +104,10 @@ async def _serve_until_told(config: Config, state: State, daemon: Daemon, notifi
         group.start_soon(_mend, daemon)
         group.start_soon(_trim_when_idle, daemon)
         group.start_soon(probe_loop, daemon.metrics)
-        group.start_soon(notifier.feed_watchdog)
+        probed = await probe_device(daemon) if _probes(config, notifier) else "tried when first used"
+        group.start_soon(Telling(daemon, notifier).run)
         with anyio.open_signal_receiver(*_SIGNALS) as signals:  # before anybody is told to send one
-            notifier.ready(f"{daemon.public.fingerprint()}, listening")
+            notifier.ready(f"{daemon.public.fingerprint()}, listening; device: {probed}")
             for unknown in unknown_accounts(config):
                 _log.warning("configuration", text=unknown)
             _log.info("started", version=__version__, boot_id=daemon.boot_id, fingerprint=daemon.public.fingerprint())
@@ -139,6 +141,11 @@ async def _drain(signals: AsyncIterator[signal.Signals], daemon: Daemon, notifie
         if left := await daemon.scheduler.drain(limit_s):
             _log.info("jobs go on at the next start", count=left)
         group.cancel_scope.cancel()
+
+
+def _probes(config: Config, notifier: Notifier) -> bool:
+    """Whether the device is tried before anybody is told that the daemon is ready."""
+    return config.compute.probe == "start" or (config.compute.probe == "auto" and notifier.listens)
 
 
 def _take_up_changes(daemon: Daemon, server: ControlServer, notifier: Notifier) -> None:

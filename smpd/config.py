@@ -102,6 +102,7 @@ class Compute(Section, frozen=True):
     slots: Annotated[int, Meta(ge=2, le=1024)] = 16
     result_slots: Annotated[int, Meta(ge=2, le=1024)] = 4
     idle_s: Seconds = 900.0
+    probe: Literal["auto", "start", "use"] = "auto"
 
 
 class Jobs(Section, frozen=True):
@@ -113,6 +114,7 @@ class Jobs(Section, frozen=True):
     backoff_base_s: Seconds = 2.0
     backoff_max_s: Seconds = 60.0
     remote_wait_s: Seconds = 86_400.0
+    stuck_s: Seconds = 900.0
     drain_s: Annotated[float, Meta(ge=0, le=86_400)] = 30.0
     ended_kept: Annotated[int, Meta(ge=1000, le=100_000_000)] = 100_000
 

@@ -37,6 +37,7 @@ LIVE = frozenset(
         "jobs.backoff_max_s",
         "jobs.remote_wait_s",
         "jobs.drain_s",
+        "jobs.stuck_s",
         "jobs.ended_kept",
         "quarantine.max_bytes",
         "quarantine.remembered",

@@ -40,7 +40,7 @@ class Box:
             "paths": {"state": str(self.state), "socket": str(self.socket)},
             "jobs": {"backoff_base_s": 0.05, "backoff_max_s": 0.2, "drain_s": 0.0},
             "fetch": {"slots": 4},
-            "compute": {"slots": 4, "device": "cpu"},
+            "compute": {"slots": 4, "device": "cpu", "probe": "use"},
             "space": {"reserve_bytes": 4 << 20},
         }
         for name, values in (config or {}).items():

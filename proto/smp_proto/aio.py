@@ -166,6 +166,7 @@ class Caller:
         self._lost = lost
         self._believe = believe
         self._open: dict[int, Exchange] = {}
+        self.heard = 0  # frames that came: the peer is alive as long as they do
         self._next = 1
         self._gone = anyio.Event()
         self._group: TaskGroup | None = None
@@ -258,6 +259,7 @@ class Caller:
         try:
             while True:
                 frame, fds = await self._channel.receive()
+                self.heard += 1
                 exchange = self._open.get(frame.stream)
                 if exchange is None or frame.type not in (FrameType.DATA, FrameType.END):
                     close_all(fds)

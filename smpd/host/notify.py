@@ -6,8 +6,6 @@ import socket
 import time
 from collections.abc import Iterator, Mapping
 
-import anyio
-
 
 class Notifier:
     """Sends state lines to ``$NOTIFY_SOCKET``; does nothing where there is none.
@@ -19,7 +17,12 @@ class Notifier:
     def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
         address = environ.get("NOTIFY_SOCKET", "")
         self._address = "\0" + address[1:] if address.startswith("@") else address
-        self._watchdog_s = _watchdog_s(environ)
+        self.watchdog_s = _watchdog_s(environ)
+
+    @property
+    def listens(self) -> bool:
+        """Whether there is a manager."""
+        return bool(self._address)
 
     def ready(self, status: str) -> None:
         """Start-up is complete."""
@@ -45,14 +48,10 @@ class Notifier:
         """One line for ``systemctl status``."""
         self._send("STATUS=" + text.replace("\n", " "))
 
-    async def feed_watchdog(self) -> None:
-        """Report being alive at half the interval asked for, for ever; returns at once when none is asked for.
-
-        It runs in the event loop on purpose: a loop that is stuck is what the watchdog is to catch.
-        """
-        while self._watchdog_s:
+    def alive(self) -> None:
+        """Feed the watchdog, which waits ``watchdog_s`` seconds at most; 0 where there is none."""
+        if self.watchdog_s:
             self._send("WATCHDOG=1")
-            await anyio.sleep(self._watchdog_s / 2)
 
     def _send(self, *lines: str) -> None:
         if not self._address:

@@ -114,6 +114,10 @@ class Scheduler:
         self._holding.limit_s = hold_max_s
         self.poke()
 
+    def counts(self) -> tuple[int, int, int]:
+        """How many jobs run, are queued, and wait; belongs to the event loop."""
+        return len(self._running), len(self._queued), len(self._waiting)
+
     async def drain(self, limit_s: float) -> int:
         """Start nothing any more, and let what runs end, for so long at most; returns how many jobs run still."""
         self.draining = True

@@ -53,6 +53,10 @@ class Metrics:
         found.counts[sum(seconds > bound for bound in buckets)] += 1
         found.sum += seconds
 
+    def total(self, name: str) -> float:
+        """A counter, of all its labels together."""
+        return sum(self._values[name].values())
+
     def forget(self, label: str, value: str) -> None:
         """Leave out from now on what has this label: its remote was removed."""
         for family in FAMILIES.values():

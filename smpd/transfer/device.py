@@ -236,6 +236,11 @@ class Compute:
         return self._plain.in_use if self._plain is not None else 0
 
     @property
+    def patience_s(self) -> float:
+        """How long the run that is under way may be silent; 0 where there is none."""
+        return self._plain.patience_s if self._plain is not None else 0.0
+
+    @property
     def started(self) -> str:
         """How the process is started, for people."""
         keeper = self._settings.keeper

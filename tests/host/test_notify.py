@@ -3,8 +3,8 @@
 import os
 import secrets
 import socket
+import time
 
-import anyio
 import pytest
 
 from smpd.host.notify import Notifier
@@ -30,24 +30,39 @@ def test_states(manager):
     assert [sock.recv(999) for _ in range(3)] == [b"READY=1\nSTATUS=2 remotes", b"STATUS=busy READY=1", b"STOPPING=1"]
 
 
-async def test_watchdog(manager):
-    """With WATCHDOG_USEC the loop reports again and again."""
+def test_watchdog(manager):
+    """With WATCHDOG_USEC the manager is told, and how often it wants to be."""
     sock, address = manager
     notifier = Notifier({"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "2000", "WATCHDOG_PID": str(os.getpid())})
-    async with anyio.create_task_group() as group:
-        group.start_soon(notifier.feed_watchdog)
-        for _ in range(3):
-            assert await anyio.to_thread.run_sync(sock.recv, 99) == b"WATCHDOG=1"
-        group.cancel_scope.cancel()
+    assert (notifier.watchdog_s, notifier.listens) == (0.002, True)
+    notifier.alive()
+    assert sock.recv(99) == b"WATCHDOG=1"
 
 
 @pytest.mark.parametrize(
     "environ", [{}, {"WATCHDOG_USEC": "0"}, {"WATCHDOG_USEC": "x"}, {"WATCHDOG_USEC": "1000", "WATCHDOG_PID": "1"}]
 )
-async def test_no_watchdog(environ):
+def test_no_watchdog(manager, environ):
     """Without an interval, or with another process's, there is nothing to feed."""
-    with anyio.fail_after(5):
-        await Notifier(environ).feed_watchdog()
+    sock, address = manager
+    notifier = Notifier({**environ, "NOTIFY_SOCKET": address})
+    notifier.alive()
+    notifier.stopping()
+    assert (notifier.watchdog_s, sock.recv(99)) == (0.0, b"STOPPING=1")
+
+
+def test_reloading_and_stopping(manager):
+    """RELOADING with the monotonic clock, READY after it whatever happens; STOPPING with the time that is asked for."""
+    sock, address = manager
+    notifier = Notifier({"NOTIFY_SOCKET": address})
+    before = time.monotonic_ns() // 1000
+    with pytest.raises(ValueError, match="no good"), notifier.reloading():
+        raise ValueError("no good")
+    notifier.stopping("soon", 1.5)
+    first, said = sock.recv(99).decode().split("\n")
+    assert first == "RELOADING=1"
+    assert before <= int(said.removeprefix("MONOTONIC_USEC=")) <= time.monotonic_ns() // 1000
+    assert [sock.recv(99) for _ in range(2)] == [b"READY=1", b"STOPPING=1\nSTATUS=soon\nEXTEND_TIMEOUT_USEC=1500000"]
 
 
 @pytest.mark.parametrize("address", ["", "/no/such/socket", "@nobody-listens-here", "/" + "x" * 200])

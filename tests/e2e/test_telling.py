@@ -1,0 +1,112 @@
+"""What the service manager is told: when a daemon is ready, how it is, and that it lives, as long as it does."""
+
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from box import Box
+from gated_s3 import gated_s3
+from manager import Manager
+from scene import Following, add_remote, client, done
+
+from smp_proto.control import GetSpec
+from smpd.telling import Counts, status_line
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def manager() -> Iterator[Manager]:
+    """A manager of the test's own."""
+    with tempfile.TemporaryDirectory(prefix="smpd-") as folder, Manager(f"{folder}/notify") as manager:
+        yield manager
+
+
+def test_status_line() -> None:
+    """Jobs and rates where there are some, and what is wrong."""
+    assert status_line(Counts(0, 0, 0), 0.0, 0.0, []) == "idle"
+    line = status_line(Counts(2, 0, 1), 3.5 * MIB, 0.0, ["remote lake is down"])
+    assert line == "2 running, 1 waiting, 3.5 MiB/s in, 0.0 MiB/s out; remote lake is down"
+
+
+def test_pings_end_when_nothing_moves(tmp_path: Path, manager: Manager) -> None:
+    """While a job moves and when there is none the watchdog is fed; not while a job runs in which nothing moves.
+
+    It is fed again once something does. STATUS says it, too.
+    """
+    machine = Box(tmp_path / "box", {"fetch": {"slots": 2, "slot_bytes": MIB}, "jobs": {"stuck_s": 1.0}})
+    machine.manager = manager
+    machine.env |= {"WATCHDOG_USEC": "100000"}
+    with gated_s3({"volume": bytes(8 * MIB)}) as (store, served):
+        try:
+            machine.start()
+            add_remote(machine, "lake", served, "standard")
+            with client(machine) as ctl, Following(machine) as following:
+                store.hold_after(4 * MIB)
+                job = ctl.submit(GetSpec("lake:volume"))
+                store.until_held(1)
+                at = manager.until(lambda line: line.startswith("STATUS=1 running"), len(manager.told))
+                at = manager.until(lambda line: "NOTHING MOVES" in line, at)
+                later = len(manager.told)
+                assert ctl.job(job.id).state == "running"
+                assert ["WATCHDOG=1"] not in manager.told[at:later]
+                store.release()
+                done(following.final(job.id))
+                at = manager.until(lambda line: line == "WATCHDOG=1", later)
+                manager.until(lambda line: line == "STATUS=idle", at)
+        finally:
+            machine.close()
+
+
+def test_ready_once_the_device_was_tried(tmp_path: Path, manager: Manager) -> None:
+    """Under a manager READY comes with what became of the device, whose process runs by then."""
+    machine = Box(tmp_path / "box", {"compute": {"probe": "auto", "processors": ["digest"]}})
+    machine.manager = manager
+    try:
+        machine.start()
+        (told,) = [lines for lines in manager.told if "READY=1" in lines]
+        assert "; device: secure-media-processor on cpu" in told[1]
+        with client(machine) as ctl:
+            assert [(each.role, each.state) for each in ctl.status().workers] == [("compute", "up")]
+    finally:
+        machine.close()
+
+
+def test_a_device_that_fails_is_told_of(tmp_path: Path, manager: Manager) -> None:
+    """A daemon whose device cannot be had is ready for all else, and says so."""
+    machine = Box(tmp_path / "box", {"compute": {"probe": "start", "device": "cuda:9", "processors": ["digest"]}})
+    machine.manager = manager
+    try:
+        machine.start()
+        (told,) = [lines for lines in manager.told if "READY=1" in lines]
+        assert "FAILED" in told[1]
+    finally:
+        machine.close()
+
+
+@pytest.mark.skipif(not shutil.which("systemd-socket-activate"), reason="systemd-socket-activate is not installed")
+def test_socket_activation(tmp_path: Path) -> None:
+    """systemd's own tool holds the socket and starts the daemon for the first who connects; it is left when all ends."""
+    machine = Box(tmp_path / "box")
+    path = tmp_path / "activated"
+    daemon = [sys.executable, "-m", "smpd", "--config", str(machine.config)]
+    command = ["systemd-socket-activate", "--listen", str(path), "--fdname", "control", *daemon]
+    with subprocess.Popen(command, env=machine.env, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        try:
+            assert process.stderr
+            while b"Listening on" not in process.stderr.readline():
+                pass
+            status = machine.json("--socket", str(path), "status")
+            assert status["pid"] == process.pid  # it became the daemon
+            assert not machine.socket.exists()  # which made no socket of its own
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(100) == 0
+            assert path.exists()
+        finally:
+            process.kill()
+            machine.close()
