@@ -7,7 +7,7 @@ EXTRAS := daemon,gpu,images,dev
 PEERS  := $(VENV)/.bench-installed
 JSON   ?= build/bench/latest.json
 
-.PHONY: help install demo test lint format size bench bench-report bench-gpu bench-client bench-job torture torture-report fuzz man wheel wheel-check clean
+.PHONY: help install demo test lint format size bench bench-report bench-gpu bench-client bench-job torture torture-report fuzz man wheel wheel-check install-systemd clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -88,6 +88,9 @@ wheel-check: wheel ## install the wheel as a person does, with pipx; needs a net
 	@$(PYTHON) -m venv build/pipx
 	@build/pipx/bin/pip install --quiet pipx
 	PIPX=$(CURDIR)/build/pipx/bin/pipx $(BIN)/python -m pytest -q tests/wheel
+
+install-systemd: $(STAMP) ## units, users and folders as files below DESTDIR; PROGRAMS=/opt/smp/venv/bin, COMPUTE=socket
+	@$(BIN)/smpctl setup --root $(or $(DESTDIR),/) --programs $(or $(PROGRAMS),/opt/smp/venv/bin) --compute $(or $(COMPUTE),spawn)
 
 clean:           ## remove what was built
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

@@ -33,6 +33,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "vault": ("vault:vault", "What is kept on the box, sealed."),
     "quarantine": ("quarantine:quarantine", "What was refused, and why."),
     "audit": ("audit:audit", "Read and verify the audit log."),
+    "setup": ("setup:setup", "Make this machine a box under systemd."),
     "completion": ("completion:completion", "Complete verbs and options in a shell."),
 }
 

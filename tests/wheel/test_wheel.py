@@ -78,11 +78,10 @@ def test_the_wheel_is_one_distribution(wheel: Path, metadata: email.message.Mess
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         (points,) = [archive.read(each).decode() for each in names if each.endswith("/entry_points.txt")]
-    assert {each.partition("/")[0] for each in names} - {f"secure_media_processor-{__version__}.dist-info"} == {
-        "smpd",
-        "smpctl",
-        "smp_proto",
-    }
+    parts = {f"secure_media_processor-{__version__}.{each}" for each in ("dist-info", "data")}
+    assert {each.partition("/")[0] for each in names} - parts == {"smpd", "smpctl", "smp_proto"}
+    units = {each.partition("/share/smp/")[2] for each in names if "/share/smp/" in each}
+    assert units == {str(path.relative_to(ROOT)) for path in (ROOT / "systemd").rglob("*") if path.is_file()}
     assert [each for each in names if each.endswith("/py.typed")] != []
     assert "smpctl = smpctl.__main__:main" in points
     assert "smpd = smpd.__main__:main" in points
@@ -167,6 +166,14 @@ def test_what_a_box_needs_is_named(installed: Path, tmp_path: Path) -> None:
     assert "structlog" in done.stderr
     assert "pip install 'secure-media-processor[daemon,gpu,images]'" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_machine_is_set_up_with_it(installed: Path, tmp_path: Path) -> None:
+    """The units come along: ``smpctl setup`` writes them as they are in the checkout, but for the programs' place."""
+    done = run(installed / "smpctl", "setup", "--root", "box", "--programs", "/srv/smp/bin", home=tmp_path)
+    assert done.returncode == 0, done.stderr
+    expected = (ROOT / "systemd/smpd.service").read_text().replace("/opt/smp/venv/bin/", "/srv/smp/bin/")
+    assert (tmp_path / "box/etc/systemd/system/smpd.service").read_text() == expected
 
 
 @pytest.mark.skipif("PIPX" not in os.environ, reason="make wheel-check has pipx; it needs a network")
