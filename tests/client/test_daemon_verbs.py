@@ -270,7 +270,7 @@ def test_help_lists_all_verbs_and_completion_works(smpctl: Smpctl, monkeypatch: 
     monkeypatch.setenv("_SMPCTL_COMPLETE", "bash_complete")
     monkeypatch.setenv("COMP_WORDS", "smpctl re")
     monkeypatch.setenv("COMP_CWORD", "1")
-    assert smpctl().out.splitlines() == ["plain,rewrap", "plain,remote"]
+    assert smpctl().out.splitlines() == ["plain,reload", "plain,rewrap", "plain,remote"]
 
 
 LEAN = """
