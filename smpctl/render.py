@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import click
 
-from smp_proto.control import RemoteHealth, SyncView
+from smp_proto.control import LimitView, RemoteHealth, SyncView
 
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 _COLOURS = {"ok": "green", "done": "green", "warn": "yellow", "fail": "red", "failed": "red", "quarantined": "red"}
@@ -70,6 +70,15 @@ def sync_line(sync: SyncView) -> str:
     why = f"; the last listing failed: {sync.error.code}" if sync.error else ""
     todo = f"{sync.waiting} waiting, {sync.in_flight} under way"
     return f"{sync.spec.name}: {sync.state}, {sync.done} of {sync.seen} done, {todo}{failed}{quarantined}{lag}{why}"
+
+
+def limit_line(limit: LimitView) -> str:
+    """A limit that holds now, for how long, and how many wait for it."""
+    rates = [f"{size(limit.bytes_per_s)}/s"] if limit.bytes_per_s else []
+    rates += [f"{limit.requests_per_s:g} requests/s"] if limit.requests_per_s else []
+    line = f"{limit.name or 'on all remotes'}: {'QUIET' if limit.quiet else ', '.join(rates)}"
+    line += f" for {duration(limit.changes_s)}" if limit.changes_s else ""
+    return line + (f"; {limit.waiting} wait" if limit.waiting else "")
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[str]], right: Iterable[int] = ()) -> None:

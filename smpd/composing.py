@@ -39,6 +39,7 @@ from smpd.transfer.box import Box, Senders
 from smpd.transfer.breaker import BreakerSettings
 from smpd.transfer.device import ComputePools, ComputeSettings
 from smpd.transfer.ends import Ends
+from smpd.transfer.limiting import Limiter
 from smpd.transfer.pool import FetchSettings
 from smpd.transfer.pools import Pools
 from smpd.transfer.runner import Runner
@@ -95,7 +96,8 @@ def compose(config: Config, state: State, group: TaskGroup, read: Callable[[], C
             scheduler.release()
 
     counted = Metrics()
-    pools = Pools(remotes.view, remotes.get, _fetch(config), group, health_changed, counted)
+    limiter = Limiter(config.limits, config.remote_limits)
+    pools = Pools(remotes.view, remotes.get, _fetch(config), group, health_changed, counted, limiter)
 
     async def snapshot(actor: Actor, ids: list[str]) -> list[JobView]:
         def views() -> list[JobView]:
@@ -162,7 +164,7 @@ def compose(config: Config, state: State, group: TaskGroup, read: Callable[[], C
         room=partial(_room, state.space, audit, pools),
         hold_max_s=config.jobs.remote_wait_s,
     )
-    _follow(reloading, scheduler, retention, box, owners)
+    _follow(reloading, scheduler, retention, box, owners, limiter)
     world = SyncWorld(pools, journal, scheduler, box.audit)
     syncs_store = SyncStore(database, seal)
     syncs = Syncs(syncs_store, world, changed=seen, clock=time.monotonic)
@@ -186,11 +188,14 @@ def compose(config: Config, state: State, group: TaskGroup, read: Callable[[], C
         keys_note=keys.protection,
         permissions=owners.permissions,
         metrics=counted,
+        limiter=limiter,
         notes=[*state.notes, *_notes(keys, vault, journal, remotes, trust, syncs_store), *unknown_accounts(config)],
     )
 
 
-def _follow(reloading: Reloading, scheduler: Scheduler, retention: Retention, box: Box, owners: _Owners) -> None:
+def _follow(
+    reloading: Reloading, scheduler: Scheduler, retention: Retention, box: Box, owners: _Owners, limiter: Limiter
+) -> None:
     """Have the rooms take up what of a changed configuration is theirs."""
 
     async def take_up(config: Config) -> None:
@@ -199,6 +204,8 @@ def _follow(reloading: Reloading, scheduler: Scheduler, retention: Retention, bo
         scheduler.configure(pace, jobs.remote_wait_s)
         retention.kept = jobs.ended_kept
         retention.look()
+        limiter.configure(config.limits, config.remote_limits)
+        scheduler.release()
         box.quarantine.max_bytes, box.versions.remembered = config.quarantine.max_bytes, config.quarantine.remembered
 
     reloading.when(owners.take_up)

@@ -8,18 +8,19 @@ import difflib
 import os
 import tomllib
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
 
 from smp_proto.errors import UsageError
 from smpd.host.credentials import check_secret
+from smpd.host.places import default_file, default_paths
+from smpd.schedules import check_times
 
 MIB = 1 << 20
 ENV_PREFIX = "SMPD_"
 CLIENT_VARIABLE = "SMPD_SOCKET"  # where smpctl looks for us; whoever has it set can still start a daemon
-SYSTEM_FILE = "/etc/smpd/config.toml"
 CREDENTIAL_NAME = "smpd.key"
 BUILT_IN_PROCESSORS = ("digest", "tensor.stats", "image.resize", "image.blur", "image.sharpen", "image.edges")
 
@@ -29,9 +30,13 @@ Count = Annotated[int, Meta(ge=1, le=4096)]
 Group = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{0,32}$")]
 # Of a group or a user of a directory service, which may hold a domain and spaces.
 Account = Annotated[str, Meta(pattern=r"^[^\x00-\x1f:/]{1,128}$")]
+RemoteName = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 Table = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 RemoteNames = tuple[Annotated[str, Meta(pattern=r"^([a-z0-9][a-z0-9._-]{0,63})?\*?$", min_length=1)], ...]
 ProcessorNames = tuple[Annotated[str, Meta(pattern=r"^[^*]{0,128}\*?$", min_length=1)], ...]
+
+
+T = TypeVar("T", bound="Section")
 
 
 class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -39,7 +44,7 @@ class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Paths(Section, frozen=True):
-    """Where things are. Absolute; the defaults depend on who runs the daemon (:func:`default_paths`)."""
+    """Where things are. Absolute; the defaults depend on who runs the daemon (:mod:`smpd.host.places`)."""
 
     state: str = ""
     runtime: str = ""
@@ -147,6 +152,20 @@ class Log(Section, frozen=True):
     format: Literal["auto", "json", "console"] = "auto"
 
 
+class RemoteLimits(Section, frozen=True):
+    """A table ``[limits.NAME]``: how fast one remote may be asked, and when not at all. 0 is no limit."""
+
+    bytes_per_s: Annotated[int, Meta(ge=0, le=1 << 46)] = 0
+    requests_per_s: Annotated[float, Meta(ge=0, le=1e6)] = 0.0
+    times: tuple[str, ...] = ()
+
+
+class Limits(RemoteLimits, frozen=True):
+    """How fast all remotes together may be asked, and whose clocks ``times`` are of: an IANA name, or the system's."""
+
+    zone: str = ""
+
+
 class Permission(Section, frozen=True):
     """A table ``[permissions.NAME]``: what its groups and users may use. What is left out is not permitted."""
 
@@ -174,9 +193,12 @@ class Config(msgspec.Struct, frozen=True):
     log: Log
     origins: dict[str, str]
     permissions: dict[str, Permission] = {}
+    limits: Limits = Limits()
+    remote_limits: dict[str, RemoteLimits] = {}
 
 
 PERMISSIONS = "permissions"
+LIMITS = "limits"
 SECTIONS: dict[str, type[Section]] = {
     "paths": Paths,
     "space": Space,
@@ -188,38 +210,13 @@ SECTIONS: dict[str, type[Section]] = {
     "keys": Keys,
     "audit": Audit,
     "log": Log,
+    "limits": Limits,
 }
 
 
 def known_keys() -> dict[str, Any]:
     """Every ``section.key`` with its type."""
     return {f"{name}.{f.name}": f.type for name, kind in SECTIONS.items() for f in msgspec.structs.fields(kind)}
-
-
-def default_paths(environ: Mapping[str, str]) -> dict[str, str]:
-    """State and runtime folder: systemd's, else the system's for root, else the person's (XDG base directories)."""
-    uid = os.geteuid()
-    state = environ.get("XDG_STATE_HOME") or os.path.join(_home(environ), ".local", "state")
-    runtime = environ.get("XDG_RUNTIME_DIR", "")
-    found = {
-        "state": "/var/lib/smpd" if uid == 0 else os.path.join(state, "smpd"),
-        "runtime": os.path.join(runtime, "smpd") if runtime else f"/tmp/smpd-{uid}",  # noqa: S108 - 0700, owner checked
-    }
-    if uid == 0:
-        found["runtime"] = "/run/smpd"
-    for key in found:
-        if listed := environ.get(f"{key.upper()}_DIRECTORY"):
-            found[key] = listed.split(":")[0]
-    return found
-
-
-def default_file(environ: Mapping[str, str]) -> str:
-    """Where the configuration is looked for when it is not named."""
-    if listed := environ.get("CONFIGURATION_DIRECTORY"):
-        return os.path.join(listed.split(":")[0], "config.toml")
-    if os.geteuid() == 0 or "STATE_DIRECTORY" in environ:
-        return SYSTEM_FILE
-    return os.path.join(environ.get("XDG_CONFIG_HOME") or os.path.join(_home(environ), ".config"), "smpd/config.toml")
 
 
 def load_config(path: str | None = None, environ: Mapping[str, str] = os.environ) -> Config:
@@ -232,9 +229,13 @@ def load_config(path: str | None = None, environ: Mapping[str, str] = os.environ
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     permissions: dict[str, Permission] = {}
+    remote_limits: dict[str, RemoteLimits] = {}
     for key, value, origin in (*_from_file(path, environ), *_from_environ(environ)):
         if key.startswith(f"{PERMISSIONS}."):
-            permissions[key.partition(".")[2]] = _permission(key, value, origin)
+            permissions[key.partition(".")[2]] = _table(key, value, Permission, Table, origin)
+            continue
+        if key.startswith(f"{LIMITS}.") and isinstance(value, dict):
+            remote_limits[key.partition(".")[2]] = _table(key, value, RemoteLimits, RemoteName, origin)
             continue
         if key not in keys:
             raise _bad(f"{origin} sets {key}, which is not known", _nearest(key, keys))
@@ -247,8 +248,14 @@ def load_config(path: str | None = None, environ: Mapping[str, str] = os.environ
     for name, kind in SECTIONS.items():
         given = {f.name: values.get(f"{name}.{f.name}", msgspec.UNSET) for f in msgspec.structs.fields(kind)}
         sections[name] = kind(**{key: value for key, value in given.items() if value is not msgspec.UNSET})
-    config = Config(**sections, origins={key: origins.get(key, "default") for key in keys}, permissions=permissions)
+    config = Config(
+        **sections,
+        origins={key: origins.get(key, "default") for key in keys},
+        permissions=permissions,
+        remote_limits=remote_limits,
+    )
     _check(config, environ)
+    check_times(config.limits.zone, {LIMITS: config.limits.times, **_times(remote_limits)})
     return config
 
 
@@ -262,8 +269,10 @@ def check_config(config: Config) -> str:
             value = msgspec.json.encode(getattr(section, field.name)).decode()
             lines.append(f"{field.name} = {value}  # {config.origins[f'{name}.{field.name}']}")
         lines.append("")
-    for name, table in config.permissions.items():
-        lines.append(f"[{PERMISSIONS}.{name}]")
+    tables: dict[str, Section] = {f"{PERMISSIONS}.{name}": table for name, table in config.permissions.items()}
+    tables |= {f"{LIMITS}.{name}": table for name, table in config.remote_limits.items()}
+    for name, table in tables.items():
+        lines.append(f"[{name}]")
         fields = msgspec.structs.asdict(table).items()
         lines += [f"{key} = {msgspec.json.encode(value).decode()}" for key, value in fields]
         lines.append("")
@@ -300,22 +309,23 @@ def _from_environ(environ: Mapping[str, str]) -> Iterator[tuple[str, Any, str]]:
         if variable not in names:
             raise _bad(f"the environment sets {variable}, which is not known", _nearest(variable, names))
         key = names[variable]
-        value = [part.strip() for part in text.split(",") if part.strip()] if key == "compute.processors" else text
+        listed = key in ("compute.processors", "limits.times")
+        value = [part.strip() for part in text.split(",") if part.strip()] if listed else text
         yield key, value, variable
 
 
-def _permission(key: str, value: Any, origin: str) -> Permission:
+def _table(key: str, value: Any, kind: type[T], name: Any, origin: str) -> T:
+    """What a table ``[SECTION.NAME]`` says."""
+    section, _, given = key.partition(".")
     if not isinstance(value, dict):
-        raise _bad(
-            f"{origin} sets {key} to a value; it is a table", f"write [{PERMISSIONS}.NAME] and its keys below it"
-        )
-    _typed(key, key.partition(".")[2], Table, origin)
-    fields = {field.name: field for field in msgspec.structs.fields(Permission)}
+        raise _bad(f"{origin} sets {key} to a value; it is a table", f"write [{section}.NAME] and its keys below it")
+    _typed(key, given, name, origin)
+    fields = {field.name: field for field in msgspec.structs.fields(kind)}
     for field in value:
         if field not in fields:
             raise _bad(f"{origin} sets {key}.{field}, which is not known", _nearest(field, fields))
-    table: Permission = _typed(key, value, Permission, origin)
-    if not table.groups and not table.users:
+    table: T = _typed(key, value, kind, origin)
+    if isinstance(table, Permission) and not table.groups and not table.users:
         raise _bad(f"{key} in {origin} names nobody", "write groups = [...] or users = [...]")
     return table
 
@@ -361,8 +371,8 @@ def _check(config: Config, environ: Mapping[str, str]) -> None:
             check_secret(path, environ)
 
 
-def _home(environ: Mapping[str, str]) -> str:
-    return environ.get("HOME") or os.path.expanduser("~")
+def _times(tables: Mapping[str, RemoteLimits]) -> dict[str, tuple[str, ...]]:
+    return {f"{LIMITS}.{name}": table.times for name, table in tables.items()}
 
 
 def _nearest(name: str, known: Mapping[str, Any]) -> str:

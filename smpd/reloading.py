@@ -14,7 +14,7 @@ import structlog
 
 from smp_proto.control import Reloaded
 from smp_proto.errors import SmpError
-from smpd.config import PERMISSIONS, Config, known_keys
+from smpd.config import LIMITS, PERMISSIONS, Config, known_keys
 
 _log = structlog.get_logger("smpd")
 _NAMED_MAX = 255  # characters of the names of keys in an audit record, which has room for 256
@@ -43,6 +43,10 @@ LIVE = frozenset(
         "quarantine.remembered",
         "log.level",
         "log.format",
+        "limits.bytes_per_s",
+        "limits.requests_per_s",
+        "limits.times",
+        "limits.zone",
     }
 )
 
@@ -74,7 +78,13 @@ def merge(running: Config, fresh: Config) -> tuple[Config, list[str], list[str]]
         sections[section] = msgspec.structs.replace(before, **{name: value})
     if fresh.permissions != running.permissions:
         changed.append(PERMISSIONS)
-    merged = msgspec.structs.replace(running, origins=origins, permissions=fresh.permissions, **sections)
+    changed += [
+        f"{LIMITS}.{name}"
+        for name in sorted({*running.remote_limits, *fresh.remote_limits})
+        if running.remote_limits.get(name) != fresh.remote_limits.get(name)
+    ]
+    tables = {"permissions": fresh.permissions, "remote_limits": fresh.remote_limits}
+    merged = msgspec.structs.replace(running, origins=origins, **tables, **sections)
     return merged, changed, restart
 
 

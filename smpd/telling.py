@@ -73,7 +73,8 @@ class Telling:
         hosts += [compute.host for compute in daemon.box.compute.all]
         heard = tuple((host.restarts, host.worker.caller.heard if host.worker else 0) for host in hosts)
         counts = daemon.scheduler.counts()
-        busy = bool(counts[0] or (counts[1] and not daemon.scheduler.draining))
+        waits = daemon.limiter.waiting  # for its turn, as it was told to
+        busy = not waits and bool(counts[0] or (counts[1] and not daemon.scheduler.draining))
         still_s = self._pulse.still_s((daemon.events.seq, heard), busy=busy)
         patience = [compute.patience_s for compute in daemon.box.compute.all]
         stuck = still_s > daemon.config.jobs.stuck_s + max(patience, default=0.0)
@@ -95,10 +96,14 @@ class Telling:
 
     def _troubles(self) -> list[str]:
         daemon = self._daemon
+        limits = daemon.limiter.views()
         health = [pool.gate.health for pool in daemon.pools.open.values()]
         found = [f"remote {each.name} is {each.state}" for each in health if each.state != "up"]
         if daemon.scheduler.draining:
             found.append("stopping")
+        found += [f"remote {each.name} is left alone" if each.name else "quiet hours" for each in limits if each.quiet]
+        if waiting := daemon.limiter.waiting:
+            found.append(f"{waiting} wait for a limit")
         if self._stuck:
             found.append("NOTHING MOVES")
         if daemon.audit.failure:

@@ -165,6 +165,7 @@ CODES: dict[str, ErrorCode] = {
     "remote_forbidden": ErrorCode(RemoteError, False, "the credentials do not allow this act"),
     "remote_busy": ErrorCode(RemoteError, True, "the server asked us to slow down"),
     "remote_failed": ErrorCode(RemoteError, True, "the server answered with an error of its own"),
+    "quiet_hours": ErrorCode(RemoteError, True, "the configuration has this remote left alone at this time of day"),
     "remote_untrusted": ErrorCode(RemoteError, False, "the host key or certificate is unknown or changed"),
     "not_sealed": ErrorCode(IntegrityError, False, "the object is not a sealed object"),
     "truncated": ErrorCode(IntegrityError, False, "the object is shorter or longer than it says"),

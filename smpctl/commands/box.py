@@ -4,7 +4,7 @@ import click
 
 from smp_proto.control import Check, ProcessorInfo, Reloaded, Status, SyncView
 from smp_proto.errors import DaemonError, NotFoundError
-from smpctl.render import duration, facts, plain, remote_health, size, state, sync_line, table
+from smpctl.render import duration, facts, limit_line, plain, remote_health, size, state, sync_line, table
 from smpctl.session import Session, verb
 
 
@@ -52,6 +52,8 @@ def _status(found: Status, syncs: list[SyncView]) -> None:
     for each in found.health:
         if each.state != "up":
             click.echo(f"remote {remote_health(each)}")
+    for limit in found.limits:
+        click.echo(f"limit {limit_line(limit)}")
     for sync in syncs:
         click.echo(plain(f"sync {sync_line(sync)}"))
     if found.workers:

@@ -137,22 +137,34 @@ async def _write_or_look(
     check_path(request.path)
     if isinstance(request, fetching.Look):
         return fetching.Looked(*await is_same(remote, request.path, fd, request.size))
-    reporter = _Reporter(exchange)
+    reporter = _Reporter(exchange, request.size if request.paced else 0)
     tell.set(reporter.busy)
     how = Writing(request.part, request.replaces, reporter.begun if request.part else None)
     return await remote.write(request.path, fd, request.size, reporter, how)
 
 
 class _Reporter:
-    """Sends Progress. While ids are kept, no other message of the exchange comes."""
+    """Sends Progress, and waits where it is to be answered: no other message of the exchange comes meanwhile.
 
-    def __init__(self, exchange: Exchange) -> None:
+    Args:
+        exchange: the upload's.
+        paced: up to how many bytes each step is answered before the next.
+    """
+
+    def __init__(self, exchange: Exchange, paced: int) -> None:
         self._exchange = exchange
+        self._paced = paced
         self._done = 0
+        self._asking = anyio.Lock()
 
     async def __call__(self, done: int) -> None:
         self._done = done
-        await self._exchange.send(fetching.Progress(done))
+        if done >= self._paced:
+            await self._exchange.send(fetching.Progress(done))
+            return
+        async with self._asking:  # parts are sent several at a time
+            await self._exchange.send(fetching.Progress(done))
+            await self._exchange.receive(fetching.Noted)
 
     async def busy(self, seconds: float) -> None:
         """The server asked for patience."""

@@ -35,6 +35,9 @@ class Holding:
         if not is_held(error):
             return error.code in PATIENT_CODES
         now = self._clock()
+        if error.code == "quiet_hours":  # they end, however long they are
+            self._since[job_id] = now
+            return True
         return now - self._since.setdefault(job_id, now) < self.limit_s
 
     @staticmethod

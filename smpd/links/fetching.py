@@ -154,7 +154,8 @@ class Write(Request, tag="write"):
 
     The object comes to be under its name whole, or not at all. S3: multipart above one part, aborted on failure or
     cancel. SFTP and local: a file called ``part`` in the same folder, then renamed. DATA: Progress; where there is
-    a ``part``, one that has an ``upload`` is answered by Noted before anything is sent under that id.
+    a ``part``, one that has an ``upload`` is answered by Noted before anything is sent under that id. With ``paced`` so
+    is each that says how far it is and not that the server is busy, but for the last, before more is sent.
 
     ``replaces`` is the pin of what may be at the name, empty for nothing; None for anything. ``target_changed`` when
     something else is, as far as the server can tell: S3 by a conditional write where it knows them, SFTP and local just
@@ -166,6 +167,7 @@ class Write(Request, tag="write"):
     size: int
     part: str = ""
     replaces: str | None = None
+    paced: bool = False
 
 
 class Progress(msgspec.Struct):
@@ -177,7 +179,7 @@ class Progress(msgspec.Struct):
 
 
 class Noted(msgspec.Struct):
-    """The id of an upload is kept."""
+    """The id of an upload is kept; or more may be sent."""
 
 
 class Look(Request, tag="look"):

@@ -30,7 +30,7 @@ def verdict(error: SmpError | None) -> Verdict:
     """What the outcome of a request says of the remote; nothing where the fault is this machine's."""
     if error is None or isinstance(error, NotFoundError | IntegrityError):
         return "answer"
-    if not isinstance(error, RemoteError) or "held" in error.details:
+    if not isinstance(error, RemoteError) or "held" in error.details or error.code == "quiet_hours":
         return "nothing"
     if error.code == "remote_busy":
         return "busy"

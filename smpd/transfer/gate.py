@@ -24,6 +24,7 @@ class Gate:
         probe: asks the remote for next to nothing, not through the gate.
         paused: is told of a pause, in seconds, as soon as it begins.
         changed: is told when the remote goes down and when it is back.
+        quiet: says why nothing is to be asked in these hours.
         group: where the probing lives.
         clock: the monotonic clock.
     """
@@ -36,6 +37,7 @@ class Gate:
         probe: Callable[[], Awaitable[object]],
         paused: Callable[[float], None],
         changed: Callable[[RemoteHealth], None],
+        quiet: Callable[[], RemoteError | None] = lambda: None,
         group: TaskGroup,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -44,6 +46,7 @@ class Gate:
         self._probe = probe
         self._paused = paused
         self._changed = changed
+        self._quiet = quiet
         self._group = group
         self._clock = clock
         self._said = ""  # what was wrong last, for whoever is turned away
@@ -64,7 +67,9 @@ class Gate:
         )
 
     def held(self) -> RemoteError | None:
-        """Why nothing is asked now: the remote is down, or pauses for long."""
+        """Why nothing is asked now: these are quiet hours, or the remote is down, or pauses for long."""
+        if error := self._quiet():
+            return error
         left = self._breaker.left_s(self._clock())
         if self._breaker.open:
             return self._turned_away(max(left, _PROBE_S))
@@ -74,8 +79,8 @@ class Gate:
         """Wait until the remote may be asked.
 
         Raises:
-            RemoteError: it is down, or pauses for long. ``details`` has the remote under ``held``: nothing was asked,
-                so a job that ends for this has not tried.
+            RemoteError: it is down, pauses for long, or is left alone. ``details`` has the remote under ``held``:
+                nothing was asked, so a job that ends for this has not tried.
         """
         while True:
             if error := self.held():

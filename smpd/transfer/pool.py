@@ -25,6 +25,7 @@ from smpd.transfer.breaker import BreakerSettings
 from smpd.transfer.counting import RemoteCounts
 from smpd.transfer.gate import Gate
 from smpd.transfer.lanes import Lane, Lanes
+from smpd.transfer.limiting import Limiter, RemoteLimiter
 from smpd.transfer.pacing import Pacing
 from smpd.transfer.workers import Worker, WorkerHost, kill
 from smpd.vault.remotes import Remote
@@ -64,6 +65,7 @@ class RemotePool:
         openers: anyio.CapacityLimiter,
         changed: Callable[[RemoteHealth], None],
         metrics: Metrics,
+        limiter: Limiter,
     ) -> None:
         self.openers = openers
         self.counts = RemoteCounts(metrics, remote.name)
@@ -81,11 +83,18 @@ class RemotePool:
         lanes = [Lane(w, s) for s in range(settings.slots) for w in range(settings.processes)]
         self.pacing = Pacing(len(lanes))
         self._lanes = Lanes(lanes, self.pacing)
+        self._limits = RemoteLimiter(limiter, remote.name)
         self._next = 0
         self._closed = False
         self._group = group
         self.gate = Gate(
-            remote.name, settings.breaker, probe=self.probe, paused=self._pause, changed=changed, group=group
+            remote.name,
+            settings.breaker,
+            probe=self.probe,
+            paused=self._pause,
+            changed=changed,
+            quiet=self._limits.quiet,
+            group=group,
         )
 
     @property
@@ -111,10 +120,11 @@ class RemotePool:
 
     async def take(self) -> Lane:
         """Wait for a free lane; those who wait are served by the priority of their job, then in order."""
-        return await self._lanes.take()
+        return await self._limits.lane(self._lanes.take, self.settings.slot_bytes)
 
     def give(self, lane: Lane) -> None:
         """Return a lane."""
+        self._limits.release(lane)
         self._lanes.give(lane)
 
     def wipe(self, lane: Lane, length: int) -> None:
@@ -266,6 +276,7 @@ class RemotePool:
                     self.gate.busy(batch.busy_s)
                     continue
                 yield batch.objects
+                await self._limits.asks(request, 0)
                 await exchange.send(fetching.More())
         self.gate.note(None)
 
@@ -281,7 +292,7 @@ class RemotePool:
         begun: Callable[[str], Awaitable[None]],
     ) -> ObjectInfo:
         """Upload a sealed file, see :class:`~smpd.links.fetching.Write`; ``begun`` keeps a multipart upload's id."""
-        request, done = fetching.Write(path, size, part, replaces), 0
+        request, done = fetching.Write(path, size, part, replaces, self._limits.limits_bytes), 0
         async with self._ask(self._any(), request, [fd]) as (worker, exchange):
             async with contextlib.aclosing(messages(worker, exchange, fetching.Progress)) as steps:
                 async for step in steps:
@@ -292,7 +303,13 @@ class RemotePool:
                         await exchange.send(fetching.Noted())
                     else:
                         self.counts.put(step.done - done)
-                        progress(done := step.done)
+                        moved, done = step.done - done, step.done
+                        progress(done)
+                        if request.paced and not step.busy_s and done < size:
+                            await self._limits.sent(moved)
+                            await exchange.send(fetching.Noted())
+                        else:
+                            self._limits.spent(moved)
             info = await exchange.result(ObjectInfo)
         self.gate.note(None)
         return info
@@ -342,6 +359,7 @@ class RemotePool:
         """Send a request; when the block is left the process is done with it, also with the slot that it named."""
         if gated:
             await self.gate.enter()
+            await self._limits.asks(request, self.hosts.index(host))
         if self._closed:
             raise NotFoundError("no_such_remote", f"remote {self.name} was removed", hint="run: smpctl remote list")
         async with host.use() as worker, worker.caller.open(request, fds) as exchange:

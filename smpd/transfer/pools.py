@@ -9,6 +9,7 @@ from anyio.abc import TaskGroup
 from smp_proto.control import RemoteHealth, RemoteView
 from smp_proto.errors import RemoteError
 from smpd.metrics.counting import Metrics
+from smpd.transfer.limiting import Limiter
 from smpd.transfer.pool import FetchSettings, RemotePool
 from smpd.vault.remotes import Remote
 
@@ -23,6 +24,7 @@ class Pools:
         group: where the workers live.
         changed: is told when a remote goes down and when it is back.
         metrics: what is counted into.
+        limiter: says when a remote may be asked.
     """
 
     def __init__(
@@ -33,6 +35,7 @@ class Pools:
         group: TaskGroup,
         changed: Callable[[RemoteHealth], None],
         metrics: Metrics | None = None,
+        limiter: Limiter | None = None,
     ) -> None:
         self._view = view
         self._load = load
@@ -40,6 +43,7 @@ class Pools:
         self._group = group
         self._changed = changed
         self._metrics = metrics or Metrics()
+        self._limiter = limiter or Limiter()
         self._openers = anyio.CapacityLimiter(len(os.sched_getaffinity(0)))
         self._lock = anyio.Lock()
         self.open: dict[str, RemotePool] = {}
@@ -54,7 +58,14 @@ class Pools:
             if name not in self.open:
                 remote = await anyio.to_thread.run_sync(self._view, name)
                 self.open[name] = RemotePool(
-                    remote, self._load, self._settings, self._group, self._openers, self._changed, self._metrics
+                    remote,
+                    self._load,
+                    self._settings,
+                    self._group,
+                    self._openers,
+                    self._changed,
+                    self._metrics,
+                    self._limiter,
                 )
             return self.open[name]
 
@@ -72,6 +83,9 @@ class Pools:
             await self.forget(name)
 
     def held(self, names: Iterable[str]) -> RemoteError | None:
-        """Why a job that needs these remotes had better not begin: one is down, or pauses for long."""
-        found = (self.open[name].gate.held() for name in names if name in self.open)
-        return next((error for error in found if error is not None), None)
+        """Why a job that needs these remotes had better not begin: one is down, pauses for long, or is left alone."""
+        for name in names:
+            error = self.open[name].gate.held() if name in self.open else self._limiter.quiet(name)
+            if error is not None:
+                return error
+        return None

@@ -22,6 +22,7 @@ from smpd.reloading import Reloading
 from smpd.sync.syncs import Syncs
 from smpd.transfer.box import Box
 from smpd.transfer.ends import Ends
+from smpd.transfer.limiting import Limiter
 from smpd.transfer.pools import Pools
 from smpd.transfer.runner import Runner
 from smpd.vault.remotes import RemoteStore
@@ -54,6 +55,7 @@ class Daemon:
     keys_note: str
     permissions: Permissions
     metrics: Metrics
+    limiter: Limiter
     notes: list[str] = field(default_factory=list)
 
     @property

@@ -93,6 +93,7 @@ async def status(daemon: Daemon, actor: Actor, request: StatusRequest, exchange:
         config_restart=daemon.reloading.restart,
         config_refused=daemon.reloading.refused,
         stopping=daemon.scheduler.draining,
+        limits=[each for each in daemon.limiter.views() if not each.name or actor.rights.allow(Need("any", each.name))],
     )
 
 

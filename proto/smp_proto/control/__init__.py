@@ -80,7 +80,7 @@ from smp_proto.control.remotes import (
     SftpConfig,
     SftpSecret,
 )
-from smp_proto.control.service import Reload, Reloaded
+from smp_proto.control.service import LimitView, Reload, Reloaded
 from smp_proto.control.syncs import (
     TROUBLES_MAX,
     SyncAdd,
@@ -176,6 +176,7 @@ __all__ = [
     "JobView",
     "Jobs",
     "JobsRequest",
+    "LimitView",
     "ListObjects",
     "LocalConfig",
     "MetricFamily",

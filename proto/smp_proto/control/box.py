@@ -5,6 +5,7 @@ from typing import Any, Literal
 import msgspec
 
 from smp_proto.control.base import Request
+from smp_proto.control.service import LimitView
 
 
 class StatusRequest(Request, tag="status"):
@@ -64,6 +65,7 @@ class Status(msgspec.Struct):
     are ``quarantine_items``, of which ``quarantine_bytes`` of ciphertext are kept, at most ``quarantine_max_bytes``.
     ``config_restart`` are keys of the configuration that were changed and need a restart, ``config_refused`` says why
     the configuration that was read last was not taken up. While it is ``stopping`` jobs may end and none is started.
+    ``limits`` are those that hold now, of all remotes and of those that one may use.
     """
 
     version: str
@@ -99,6 +101,7 @@ class Status(msgspec.Struct):
     config_restart: list[str] = msgspec.field(default_factory=list)
     config_refused: str = ""
     stopping: bool = False
+    limits: list[LimitView] = msgspec.field(default_factory=list)
 
 
 class DoctorRequest(Request, tag="doctor"):
