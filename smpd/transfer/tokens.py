@@ -41,7 +41,7 @@ class Bucket:
         if math.isinf(self.rate):
             return
         self._flow(now)
-        self._level = min(self._most(), self._level - count)
+        self._level -= count
 
     def _flow(self, now: float) -> None:
         if not math.isinf(self.rate):

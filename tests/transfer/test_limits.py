@@ -112,6 +112,9 @@ def texts(drawn: list[tuple[str, tuple[int, int], str]]) -> list[str]:
 @example(
     [("sun", (120, 150), "quiet")], datetime(2026, 10, 24, 12, tzinfo=UTC).timestamp(), BERLIN
 )  # in one that is repeated
+@example(
+    [("sun", (120, 150), "quiet")], datetime(2026, 10, 25, 1, 5, tzinfo=UTC).timestamp(), BERLIN
+)  # the second time
 def test_the_next_change(drawn: list[tuple[str, tuple[int, int], str]], when: float, zone: ZoneInfo) -> None:
     """Until then what holds is the same in every minute, and from then on another, also where clocks are set."""
     schedule = Schedule(Rule(), parse_entries(texts(drawn)), zone)
