@@ -184,7 +184,13 @@ class AsyncClient:
         return await self._call(c.JobControl(id, "cancel"), c.JobView)
 
     async def watch(
-        self, since: int = 0, jobs: Iterable[str] = (), *, resume: bool = True, patience_s: float = 60.0
+        self,
+        since: int = 0,
+        jobs: Iterable[str] = (),
+        *,
+        ago_s: float = 0.0,
+        resume: bool = True,
+        patience_s: float = 60.0,
     ) -> AsyncGenerator[c.Event, None]:
         """Yield a snapshot of the jobs, then events; see :meth:`smpctl.Client.watch`.
 
@@ -195,7 +201,7 @@ class AsyncClient:
         while True:
             try:
                 start = cursor.joined((await self.connect()).boot_id)
-                async with self._open(c.Watch(start, wanted)) as exchange:
+                async with self._open(c.Watch(start, wanted, ago_s)) as exchange:
                     async for event in exchange.messages(c.Event):
                         cursor.saw(event)
                         yield event

@@ -184,12 +184,19 @@ class Client:
         return self._call(c.JobControl(id, "cancel"), c.JobView)
 
     def watch(
-        self, since: int = 0, jobs: Iterable[str] = (), *, resume: bool = True, patience_s: float = 60.0
+        self,
+        since: int = 0,
+        jobs: Iterable[str] = (),
+        *,
+        ago_s: float = 0.0,
+        resume: bool = True,
+        patience_s: float = 60.0,
     ) -> Iterator[c.Event]:
         """Yield a snapshot of the jobs, then events; :func:`smpctl.job_of` gives the job of an event.
 
         Args:
             since: go on after this sequence number; 0 for the snapshot.
+            ago_s: without ``since``, begin with what happened in the last so many seconds, as far as it is kept.
             jobs: only these; the iterator then ends when all are final. Empty for all, without an end.
             resume: go on after ``lagged`` and across a restart of the daemon, which sends a snapshot again.
             patience_s: how long the daemon may be away.
@@ -200,7 +207,7 @@ class Client:
         while True:
             try:
                 start = cursor.joined(self.connect().boot_id)
-                with self._open(c.Watch(start, wanted), None) as exchange:
+                with self._open(c.Watch(start, wanted, ago_s), None) as exchange:
                     for event in exchange.messages(c.Event):
                         cursor.saw(event)
                         yield event

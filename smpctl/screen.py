@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from smp_proto.control import SyncView, Worker
-from smpctl.commands.top import Away, JobRate, Look, RemoteRate, headline, second_line, what
+from smpctl.commands.top import Away, JobRate, Look, RemoteRate, headline, second_line, stage, what
 from smpctl.render import duration, plain, remote_health, size
 
 _BAR = 16
@@ -103,7 +103,7 @@ def _syncs(syncs: list[SyncView], style: Style) -> Table:
 
 
 def _jobs(jobs: list[JobRate], style: Style) -> Table:
-    table = _table(style, "job", "kind", "priority", "state", "phase", "done", ">of", ">bytes/s", "what")
+    table = _table(style, "job", "kind", "priority", "state", "stage", "done", ">of", ">bytes/s", "what")
     table.columns[-1].overflow = "ellipsis"
     for each in jobs:
         job = each.job
@@ -112,6 +112,6 @@ def _jobs(jobs: list[JobRate], style: Style) -> Table:
         rate = size(each.bytes_per_s) if job.state == "running" else ""
         _row(
             table,
-            *(job.id[:8], job.kind, job.priority, job.state, job.phase, done, of, rate, what(job)),
+            *(job.id[:8], job.kind, job.priority, job.state, stage(job), done, of, rate, what(job)),
         )
     return table

@@ -6,11 +6,14 @@ from typing import Any, get_args
 import click
 import msgspec
 
-from smp_proto.control import FINAL_STATES, Event, JobState, JobView
+from smp_proto.control import FINAL_STATES, Event, JobStage, JobState, JobView
+from smpctl.commands.syncs import seconds
 from smpctl.following import Interrupted, exit_code, follow, interrupted, report_failed
-from smpctl.render import ago, facts, moment, plain, size, state, table
+from smpctl.render import ago, duration, facts, moment, plain, size, state, table
 from smpctl.session import Session, VerbGroup, shortest, verb
 from smpctl.watching import job_of
+
+_BAR = 32
 
 
 @verb()
@@ -102,6 +105,42 @@ def _facts(found: JobView) -> None:
             ("digest", result.content_digest),
         ]
     facts([*rows, ("device", found.transfer.device)])
+    if found.stages:
+        click.echo()
+        _timeline(found.stages)
+
+
+def _timeline(stages: list[JobStage]) -> None:
+    """When each stage began, how long it took, and what part of all it was; and the same by name, where one repeats."""
+    total = sum(each.seconds for each in stages) or 1.0
+    rows = [
+        (each.name, f"+{_seconds(each.at)}", _seconds(each.seconds), _part(each.seconds, total), _bar(each, stages))
+        for each in stages
+    ]
+    table(("stage", "began", "took", "of all", ""), rows, right=(1, 2, 3))
+    sums: dict[str, float] = {}
+    for each in stages:
+        sums[each.name] = sums.get(each.name, 0.0) + each.seconds
+    if len(sums) < len(stages):
+        ranked = sorted(sums.items(), key=lambda each: -each[1])
+        click.echo()
+        table(("in all", "took", "of all"), [(n, _seconds(s), _part(s, total)) for n, s in ranked], right=(1, 2))
+
+
+def _seconds(count: float) -> str:
+    return f"{count:.3f} s" if count < 60 else duration(count)
+
+
+def _part(count: float, total: float) -> str:
+    return f"{count * 100 / total:.0f} %"
+
+
+def _bar(stage: JobStage, stages: list[JobStage]) -> str:
+    """Where it lies between the first and the last."""
+    first, last = stages[0].at, max(each.at + each.seconds for each in stages)
+    scale = _BAR / ((last - first) or 1.0)
+    begin = min(int((stage.at - first) * scale), _BAR - 1)
+    return " " * begin + "━" * max(1, min(round(stage.seconds * scale), _BAR - begin))
 
 
 @job.command()
@@ -144,18 +183,22 @@ def cancel(session: Session, id: str) -> None:  # noqa: A002
 
 
 @verb()
-@click.option("--since", default=0, type=click.IntRange(0), help="Go on after this sequence number.")
-def events(session: Session, since: int) -> None:
-    """Print events as they happen, until Ctrl-C."""
-    for event in session.client.watch(since):
+@click.option("--since", default="0", metavar="WHEN", help="Go on after this number, or begin 10m ago, 2h ago.")
+def events(session: Session, since: str) -> None:
+    """Print events as they happen, until Ctrl-C.
+
+    The daemon keeps the last 4,096 changes since it started.
+    """
+    number, ago_s = (int(since), 0.0) if since.isdecimal() else (0, seconds(since))
+    for event in session.client.watch(number, ago_s=ago_s):
         session.show(_builtin(event), partial(click.echo, _event(event)))
 
 
 def _builtin(event: Event) -> dict[str, Any]:
-    return {"seq": event.seq, "kind": event.kind, "body": msgspec.msgpack.decode(event.body)}
+    return {"seq": event.seq, "at": event.at, "kind": event.kind, "body": msgspec.msgpack.decode(event.body)}
 
 
 def _event(event: Event) -> str:
     found = job_of(event)
-    text = _line(found) if found else plain(str(msgspec.msgpack.decode(event.body)))
+    text = _line(found) if found else f"{moment(event.at)}  {plain(str(msgspec.msgpack.decode(event.body)))}"
     return f"{event.seq:>8}  {plain(event.kind):<8}  {text}"

@@ -117,7 +117,7 @@ def seconds(text: str) -> float:
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|min|h|d|)", text.strip())
     if not found:
-        raise UsageError("bad_request", f"{text} is no time", hint="for example: --every 30s, 5m, 1h")
+        raise UsageError("bad_request", f"{text} is no time", hint="for example: 30s, 5m, 1h")
     return float(found[1]) * _UNITS[found[2]]
 
 

@@ -197,8 +197,13 @@ def what(job: JobView) -> str:
     return " ".join(word for word in (job.processor, job.source, job.target) if word)
 
 
+def stage(job: JobView) -> str:
+    """What a running job is at."""
+    return job.stages[-1].name if job.state == "running" and job.stages else job.phase
+
+
 def _job(each: JobRate) -> str:
     job = each.job
     part = f" {job.done_bytes * 100 // job.total_bytes} % of {size(job.total_bytes)}" if job.total_bytes else ""
     rate = f", {size(each.bytes_per_s)}/s" if job.state == "running" else ""
-    return f"{job.id[:8]} {job.kind} {job.priority} {job.state} {job.phase}{part}{rate}  {what(job)}"
+    return f"{job.id[:8]} {job.kind} {job.priority} {job.state} {stage(job)}{part}{rate}  {what(job)}"

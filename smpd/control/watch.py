@@ -32,6 +32,7 @@ class _Entry(NamedTuple):
     final: bool
     owner: str
     remotes: tuple[str, ...]
+    told: float  # when, on the monotonic clock
 
     def shown_to(self, actor: Actor) -> bool:
         if not self.job_id:
@@ -89,10 +90,12 @@ class Events:
                 it is about is for those who may use these remotes.
         """
         self._seq += 1
-        event = Event(self._seq, kind, msgspec.Raw(encode(body)))
-        entry = _Entry(event, job_id, final=False, owner=owner, remotes=remotes)
+        event = Event(self._seq, kind, msgspec.Raw(encode(body)), time.time())
+        now = time.monotonic()
+        entry = _Entry(event, job_id, False, owner, remotes, now)
         if isinstance(body, JobView):
-            entry = _Entry(event, job_id, body.state in FINAL_STATES, body.owner, remotes_of(body.source, body.target))
+            of = remotes_of(body.source, body.target)
+            entry = _Entry(event, job_id, body.state in FINAL_STATES, body.owner, of, now)
         if progress:
             self._progress[job_id] = entry
         else:
@@ -121,11 +124,12 @@ class Events:
             DaemonError: ``lagged`` when events were lost; ``since`` in its details is where to resume.
         """
         wanted = frozenset(request.jobs)
-        position = request.since or self._seq
+        since = request.since or (self._before(request.ago_s) if request.ago_s > 0 else 0)
+        position = since or self._seq
         running: set[str] = set()
-        if request.since:
+        if since:
             position = await self._send_after(position, actor, wanted, running, exchange)
-        if wanted or not request.since:
+        if wanted or not since:
             views = await self._snapshot(actor, list(dict.fromkeys(request.jobs)))
             await _send_snapshot(views, position, exchange)
             running = {view.id for view in views if view.state not in FINAL_STATES}
@@ -151,6 +155,13 @@ class Events:
         if position > self._seq:
             raise _lagged(position)
         return position
+
+    def _before(self, ago_s: float) -> int:
+        """The number before the first change of the last so many seconds, of those that are kept."""
+        position = self._seq
+        for entry in takewhile(lambda entry: entry.told >= time.monotonic() - ago_s, reversed(self._changes)):
+            position = entry.event.seq - 1
+        return max(position, self._forgotten)
 
     def _after(self, position: int, actor: Actor, wanted: frozenset[str]) -> tuple[list[_Entry], int]:
         if position < self._forgotten:

@@ -40,7 +40,7 @@ MIGRATIONS: tuple[str, ...] = (
         done_bytes INTEGER NOT NULL DEFAULT 0,
         phase TEXT NOT NULL DEFAULT '',
         spec BLOB NOT NULL,                         -- sealed
-        ending BLOB NOT NULL DEFAULT x''            -- sealed: error, result, transfer
+        ending BLOB NOT NULL DEFAULT x''            -- sealed: error, result, transfer, stages
     );
     CREATE INDEX jobs_by_state ON jobs (state, number);
     CREATE TABLE sources (

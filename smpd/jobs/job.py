@@ -2,12 +2,14 @@
 
 import base64
 import os
+import time
 from collections.abc import Callable
 
 import msgspec
 
 from smp_proto.control import AnyJobSpec, JobState, JobView, Priority, Result, Transfer
 from smp_proto.errors import ErrorBody
+from smpd.jobs.timeline import Stages, added, shown
 
 _BYTES_MAX = (1 << 63) - 1  # SQLite's largest integer
 
@@ -24,6 +26,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         delay: seconds of the last backoff.
         due: when a waiting job is due, on the system's monotonic clock.
         error: why it is waiting, failed or quarantined.
+        stages: where its time went.
     """
 
     id: str
@@ -43,6 +46,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     error: ErrorBody | None = None
     result: Result | None = None
     transfer: Transfer = msgspec.field(default_factory=Transfer)
+    stages: Stages = ()
 
 
 class Source(msgspec.Struct, frozen=True):
@@ -65,12 +69,15 @@ class Progress:
     ``transfer`` is what this attempt moved; the runner counts it up.
     """
 
-    def __init__(self, job: Job, changed: Callable[[], None]) -> None:
+    def __init__(self, job: Job, changed: Callable[[], None], clock: Callable[[], float] = time.monotonic) -> None:
         self.total_bytes = job.total_bytes
         self.done_bytes = job.done_bytes
         self.phase = job.phase
         self.transfer = Transfer()
         self._changed = changed
+        self._clock = clock
+        self._began = clock() - (job.updated - job.created)  # the submission, on this clock
+        self._stages: list[tuple[str, float]] = [("prepare", clock())]
 
     def of(self, job: Job) -> Job:
         """The job with this progress."""
@@ -80,7 +87,18 @@ class Progress:
             done_bytes=self.done_bytes,
             phase=self.phase,
             transfer=_sum(job.transfer, self.transfer),
+            stages=self._with_stages(job.stages),
         )
+
+    def stage(self, name: str) -> None:
+        """What the attempt is at from now on."""
+        self._stages.append((name, self._clock()))
+
+    def _with_stages(self, stages: Stages) -> Stages:
+        ends = [*(begin for _, begin in self._stages[1:]), self._clock()]
+        for (name, begin), end in zip(self._stages, ends, strict=True):
+            stages = added(stages, name, begin - self._began, end - self._began)
+        return stages
 
     def update(
         self, *, total_bytes: int | None = None, done_bytes: int | None = None, phase: str | None = None
@@ -92,6 +110,7 @@ class Progress:
             self.done_bytes = _bounded(done_bytes)
         if phase is not None:
             self.phase = phase
+            self.stage(phase)
         self._changed()
 
     def advance(self, count: int) -> None:
@@ -117,6 +136,7 @@ def view(job: Job) -> JobView:
         target=getattr(job.spec, "target", ""),
         processor=getattr(job.spec, "processor", ""),
         retry_at=job.updated + job.delay if job.state == "waiting" else 0.0,
+        stages=shown(job.stages),
         **{name: getattr(job, name) for name in _SHOWN},
     )
 
@@ -130,4 +150,4 @@ def _sum(before: Transfer, added: Transfer) -> Transfer:
     )
 
 
-_SHOWN = tuple(name for name in Job.__struct_fields__ if name in JobView.__struct_fields__)
+_SHOWN = tuple(name for name in Job.__struct_fields__ if name in JobView.__struct_fields__ and name != "stages")

@@ -21,6 +21,7 @@ from smpd.jobs.endings import Endings
 from smpd.jobs.job import Job, Progress, Source, new_job_id, view
 from smpd.jobs.seal import StateSeal
 from smpd.jobs.states import ENDED, STATES, Move, next_state
+from smpd.jobs.timeline import Stages, left
 
 # Both groups are associated data of the row's sealed columns, so that a flipped bit in any of them is seen.
 _FIXED = ("id", "owner", "priority", "created")
@@ -219,15 +220,17 @@ class Journal:
             attempt = {"start": job.attempt + 1, "resume": 0, "recover": max(0, job.attempt - 1)}.get(move, job.attempt)
             if not counted:
                 attempt = max(0, attempt - 1)
+            now = self._wall()
             moved = msgspec.structs.replace(
                 job,
                 state=state,
                 attempt=attempt,
                 delay=delay,
                 due=due,
-                updated=self._wall(),
+                updated=now,
                 error=error,
                 result=result,
+                stages=self._left(job, now),
             )
             self._write(connection, moved)
             if state in ENDED:
@@ -241,6 +244,11 @@ class Journal:
         if state != "running":
             self._live.pop(job_id, None)
         return moved
+
+    def _left(self, job: Job, now: float) -> Stages:
+        if job.id in self._live:  # its runner has said all
+            return job.stages
+        return left(job.stages, job.state, job.updated - job.created, now - job.created)
 
     def recover(self) -> tuple[str, ...]:
         """Put every job that was running when the daemon died back into the queue; return their ids.
@@ -375,7 +383,7 @@ class Journal:
 
     def _changing(self, job: Job) -> Sequence[object]:
         """The values of the columns that a move may change, the sealed one last."""
-        kept = {"error": job.error, "result": job.result, "transfer": job.transfer}
+        kept = {"error": job.error, "result": job.result, "transfer": job.transfer, "stages": job.stages}
         changing = [getattr(job, name) for name in _CHANGING]
         return [*changing, self._seal.seal(_encode(kept), _context("ending", [job.id, *changing]))]
 

@@ -76,6 +76,10 @@ class Meter:
         """A new phase."""
         self.progress.update(phase=phase, done_bytes=0, total_bytes=total)
 
+    def stage(self, name: str) -> None:
+        """What the job is at from now on; see :class:`smp_proto.control.JobStage`."""
+        self.progress.stage(name)
+
     def found(self, count: int) -> None:
         """So many more bytes belong to this phase."""
         self.progress.update(total_bytes=self.progress.total_bytes + count)

@@ -78,6 +78,7 @@ class Courier:
             StateError: ``target_changed``, somebody else's object is at the target.
             SmpError: the remote's.
         """
+        meter.stage("deliver")
         pool, path, own = await self._locate(target, job)
         result.target = f"{pool.name}:{path}"
         with disk_errors("the spool"):

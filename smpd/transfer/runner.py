@@ -15,7 +15,7 @@ import anyio
 import msgspec
 
 from smp_proto.control import GetSpec, ObjectInfo, PutSpec, Result, RunSpec
-from smp_proto.errors import IntegrityError, NotFoundError, SmpError, UsageError, one_error
+from smp_proto.errors import IntegrityError, SmpError, UsageError, one_error
 from smp_proto.sealed.bundle import BundleInfo
 from smp_proto.sealed.envelope import open_envelope
 from smp_proto.sealed.keys import PublicIdentity
@@ -37,7 +37,7 @@ from smpd.transfer.plain import PlainRing
 from smpd.transfer.pool import RemotePool
 from smpd.transfer.refusing import Acceptance, Refusals
 from smpd.transfer.sealing import SealedFile, check_sealed, end_digest, sealed_file
-from smpd.transfer.source import Source, naming, open_source
+from smpd.transfer.source import Source, check_version, naming, open_source
 from smpd.transfer.spool import Spool, remove
 from smpd.vault.objects import Adoption
 from smpd.vault.remotes import is_prefix, parse_location
@@ -129,7 +129,7 @@ class Runner:
             return await get_all(self._box, job, pool, path, meter)
         if pool.mode == "standard":
             info = await self._arrive(job, pool, path, meter)
-            return await self._keep(job, self.part(job.id), result_of(info), self._box.identity.public.key_id)
+            return await self._keep(job, meter, self.part(job.id), result_of(info), self._box.identity.public.key_id)
         source = await self._open(job, pool, path)
         try:
             spool = await self._fill(job, pool, source, spec.source, meter, plain=None)
@@ -146,11 +146,12 @@ class Runner:
                 sealed_bytes=source.info.size,
                 content_digest=signed.content_digest.hex(),
             )
-            return await self._keep(job, spool.path, result, signed.sender)
+            return await self._keep(job, meter, spool.path, result, signed.sender)
         finally:
             source.close()
 
-    async def _keep(self, job: Job, path: str, result: Result, sender: bytes) -> Result:
+    async def _keep(self, job: Job, meter: Meter, path: str, result: Result, sender: bytes) -> Result:
+        meter.stage("store")
         item = Adoption(
             job.id,
             path,
@@ -179,7 +180,7 @@ class Runner:
         if spec.target:
             await self.courier.deliver(job, spec.target, result, meter, fresh=fresh)
             return result
-        return await self._keep(job, self.out(job.id), result, self._box.identity.public.key_id)
+        return await self._keep(job, meter, self.out(job.id), result, self._box.identity.public.key_id)
 
     async def _process(self, job: Job, spec: RunSpec, meter: Meter) -> Result:
         recipients = [PublicIdentity.parse(text) for text in spec.recipients]
@@ -221,10 +222,17 @@ class Runner:
         """Run the processor over what ``feed`` brings; the sealed results are in the spool afterwards."""
         compute = self._box.compute
         request = computing.Run(job.id, spec.processor, spec.params, compute.settings.timeout_s, single)
+
+        async def fed(plain: PlainRing) -> None:
+            await feed(plain)
+            meter.stage("compute")
+
         async with sealed_file(self._box.space, self.out(job.id), self._box.identity, []) as writer:
             # All objects are verified whole when feed returns; only then may a result be finished.
-            done = await compute.of(spec.processor).run(request, writer, feed)
+            meter.stage("device")
+            done = await compute.of(spec.processor).run(request, writer, fed)
             meter.transfer.device = done.device
+            meter.stage("seal")
             writer.recipients = recipients()
             return await anyio.to_thread.run_sync(self._finish, job, writer)
 
@@ -257,7 +265,7 @@ class Runner:
         evidence = Evidence("" if pool.mode == "streaming" else self.part(job.id), self._box.space)
 
         async def check(info: ObjectInfo, act: Callable[[], Any]) -> Any:
-            _check_version(job, info, location)
+            check_version(job, info, location)
 
             def pin() -> Any:
                 if journal.pin(job.id, info.pin, info.size) != info.pin:
@@ -343,7 +351,7 @@ class Runner:
         """Seal the plaintext objects of a ``standard`` remote into the spool, for this box alone."""
         await self._audit(job, "object.seal", f"{pool.name}:{path}")
         objects = await find_objects(pool, path)
-        _check_version(job, objects[0], f"{pool.name}:{path}")
+        check_version(job, objects[0], f"{pool.name}:{path}")
         meter.begin("seal", sum(info.size for info in objects))
         identity = self._box.identity
         async with sealed_file(self._box.space, self.part(job.id), identity, [identity.public]) as writer:
@@ -370,18 +378,6 @@ class Runner:
     @staticmethod
     async def _thread(act: Callable[..., Any], *arguments: Any) -> Any:
         return await anyio.to_thread.run_sync(act, *arguments)
-
-
-def _check_version(job: Job, info: ObjectInfo, location: str) -> None:
-    """See that an object is the one that was asked for, where a job asks for one version.
-
-    Raises:
-        NotFoundError: ``no_such_object``.
-    """
-    wanted = getattr(job.spec, "pin", "")
-    if wanted and info.pin != wanted:
-        hint = "submit a job for what is there now"
-        raise NotFoundError("no_such_object", f"{location} is another version than was asked for", hint=hint)
 
 
 def result_of(info: BundleInfo) -> Result:

@@ -11,6 +11,7 @@ from smp_proto.errors import IntegrityError, NotFoundError, SmpError
 from smp_proto.sealed.envelope import OpenedEnvelope, Trust, open_envelope
 from smp_proto.sealed.keys import Identity
 from smp_proto.sealed.layout import TRAILER_BYTES, Trailer
+from smpd.jobs.job import Job
 from smpd.transfer.evidence import Evidence
 from smpd.transfer.opening import Opener
 from smpd.transfer.pool import RemotePool
@@ -131,3 +132,15 @@ class Tally(Protocol):
 
     def advanced(self, count: int) -> None:
         """Bytes of the object that are done."""
+
+
+def check_version(job: Job, info: ObjectInfo, location: str) -> None:
+    """See that an object is the one that was asked for, where a job asks for one version.
+
+    Raises:
+        NotFoundError: ``no_such_object``.
+    """
+    wanted = getattr(job.spec, "pin", "")
+    if wanted and info.pin != wanted:
+        hint = "submit a job for what is there now"
+        raise NotFoundError("no_such_object", f"{location} is another version than was asked for", hint=hint)

@@ -140,6 +140,9 @@ async def jobs(daemon: Daemon, actor: Actor, request: JobsRequest, exchange: Exc
     seen = JobsSeen(journal, actor)
     limit = min(max(request.limit, 0), _JOBS_MAX)
     views = [journal.view(job) for job in await anyio.to_thread.run_sync(seen.list, request.states, limit)]
+    for view in views:
+        if view.state != "running":
+            view.stages = []
     room = accumulate(len(encode(view)) for view in views)
     return Jobs([view for view, filled in zip(views, room, strict=True) if filled <= _JOBS_BYTES])
 

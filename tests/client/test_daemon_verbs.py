@@ -205,7 +205,7 @@ def test_events_are_ndjson(smpctl: Smpctl, daemon: StandIn) -> None:
     daemon.answers[c.Watch] = answer
     first, second = smpctl("events", "--json").lines
     assert msgspec.convert(first["body"], c.JobView).id == JOB_ID
-    assert second == {"seq": 2, "kind": "novelty", "body": {"a": 1}}
+    assert second == {"seq": 2, "at": 0.0, "kind": "novelty", "body": {"a": 1}}
     assert "novelty" in smpctl("events").out
 
 
@@ -304,3 +304,27 @@ def test_the_library_is_lazy() -> None:
     assert all(getattr(library, name) for name in library.__all__)
     with pytest.raises(AttributeError):
         library.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize(("since", "asked"), [("17", (17, 0.0)), ("10m", (0, 600.0)), ("1.5h", (0, 5400.0))])
+def test_events_since(smpctl: Smpctl, daemon: StandIn, since: str, asked: tuple[int, float]) -> None:
+    """A number goes on after it, a time begins that long ago."""
+    assert smpctl("events", "--since", since).code == 0
+    (request,) = [each for each in daemon.seen if isinstance(each, c.Watch)]
+    assert (request.since, request.ago_s) == asked
+
+
+def test_events_since_nonsense(smpctl: Smpctl, daemon: StandIn) -> None:
+    """What is neither is refused, with examples."""
+    ran = smpctl("events", "--since", "yesterday")
+    assert (ran.code, "for example: 30s, 5m, 1h" in ran.err) == (2, True)
+
+
+def test_job_show_says_where_the_time_went(smpctl: Smpctl, daemon: StandIn) -> None:
+    """Each stage with its part, and what the same ones took together."""
+    stages = [("queued", 0.0, 1.0), ("fetch", 1.0, 5.0), ("waiting", 6.0, 90.0), ("fetch", 96.0, 4.0)]
+    daemon.answers[c.JobRequest] = job("done", stages=[c.JobStage(*each) for each in stages])
+    rows = [line.split() for line in smpctl("job", "show", JOB_ID).out.splitlines()]
+    start = rows.index(["stage", "began", "took", "of", "all"])
+    assert rows[start + 3][:8] == ["waiting", "+6.000", "s", "1", "min", "30", "s", "90"]
+    assert rows[-2] == ["fetch", "9.000", "s", "9", "%"]

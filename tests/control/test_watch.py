@@ -104,6 +104,27 @@ async def test_resume_sends_exactly_what_came_after():
     assert numbers[50:] == [event.seq for event in sink.events]
 
 
+@pytest.mark.parametrize(("ago_s", "first"), [(100.0, 4), (1e-9, 7), (7.5, 5), (1e9, 4)])
+async def test_what_happened_in_the_last_seconds(monkeypatch, ago_s, first):
+    """Without a number it begins with what is kept of the last so many seconds, without a snapshot; then it goes on."""
+    now = 1000.0
+    monkeypatch.setattr("smpd.control.watch.time.monotonic", lambda: now)
+    jobs, sink = Jobs(job("a")), Sink()
+    events = Events(jobs, history=4)
+    for done in range(8):
+        now = 1000.0 + 2 * done + done  # three seconds between two of them
+        jobs.move(events, job("a", "running", done))
+    async with anyio.create_task_group() as group:
+        group.start_soon(events.watch, ACTOR, c.Watch(ago_s=ago_s), sink)
+        for _ in range(3):
+            await anyio.lowlevel.checkpoint()
+        jobs.move(events, job("a", "running", 8))
+        await sink.until(9 - first)
+        group.cancel_scope.cancel()
+    assert [done for _, _, done in sink.seen()] == list(range(first, 9))
+    assert all(event.at for event in sink.events)
+
+
 async def test_resume_of_a_job_that_ended_meanwhile():
     """A resumed watch of a named job that is final by now ends, having shown it final, even if no event told so."""
     jobs, sink = Jobs(job("a", "running")), Sink()

@@ -26,6 +26,13 @@ def test_rings_go_with_idle_workers_and_come_back(tmp_path: Path) -> None:
             machine.ctl("run", "digest", "disk:scan", "--export", out)
             assert read_digests(out) == {"scan": sha256((store / "scan").read_bytes())}
             done(caller.wait(caller.submit(GetSpec("disk:scan")).id))
+            for job in caller.jobs(limit=2):
+                view = caller.job(job.id)
+                assert {each.name for each in view.stages} >= {"get": {"seal", "store"}, "run": {"device", "store"}}[
+                    job.kind
+                ]
+                spent = sum(each.seconds for each in view.stages)
+                assert abs(spent - (view.updated - view.created)) < 0.1 + spent / 10  # its clock is another one
             while workers(machine, "fetch") or workers(machine, "compute"):
                 caller.box_key()
             while (found := caller.status()).ring_bytes:

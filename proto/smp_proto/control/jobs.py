@@ -84,8 +84,22 @@ class Transfer(msgspec.Struct):
     device: str = ""
 
 
+class JobStage(msgspec.Struct):
+    """A stage of a job: ``at`` seconds after its submission it began, and it took ``seconds``.
+
+    ``queued``, ``waiting`` and ``paused`` are states. Of an attempt, ``prepare`` lasts until the first bytes are asked
+    for, ``device`` is the wait for the compute process, ``fetch`` and ``open`` bring the data to it while it works,
+    ``compute`` is what it takes after the last of it; ``seal``, ``deliver``, ``upload``, ``store`` are of the result.
+    ``interrupted`` is what is not known of an attempt that a crash cut off.
+    """
+
+    name: str
+    at: float
+    seconds: float
+
+
 class JobView(msgspec.Struct):
-    """A job as shown."""
+    """A job as shown. A list of jobs has ``stages`` of those that run alone."""
 
     id: str
     kind: str
@@ -105,6 +119,7 @@ class JobView(msgspec.Struct):
     error: ErrorBody | None = None
     result: Result | None = None
     transfer: Transfer = msgspec.field(default_factory=Transfer)
+    stages: list[JobStage] = msgspec.field(default_factory=list)
 
 
 class Submit(Request, tag="submit"):
@@ -169,20 +184,23 @@ class Watch(Request, tag="watch"):
 
     Args:
         since: resume after this sequence number; 0 asks for the snapshot. A number too old is ``lagged``.
+        ago_s: without ``since``, no snapshot but what happened in the last so many seconds, as far as it is kept.
         jobs: only these; empty means all, and then the watch has no end of its own.
     """
 
     since: int = 0
     jobs: list[str] = msgspec.field(default_factory=list)
+    ago_s: float = 0.0
 
 
 class Event(msgspec.Struct):
     """Something that happened. ``kind`` is open: ``snapshot`` and ``job`` carry a JobView in ``body``, ``quarantine`` a
     QuarantineChange, ``remote`` a RemoteHealth: it went down, or came back.
 
-    State changes are never left out; progress of one job is coalesced.
+    State changes are never left out; progress of one job is coalesced. ``at`` is when it happened, 0 for a snapshot.
     """
 
     seq: int
     kind: str
     body: msgspec.Raw = msgspec.Raw(b"\xc0")
+    at: float = 0.0
