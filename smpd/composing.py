@@ -39,6 +39,7 @@ from smpd.transfer.box import Box, Senders
 from smpd.transfer.breaker import BreakerSettings
 from smpd.transfer.device import ComputePools, ComputeSettings
 from smpd.transfer.ends import Ends
+from smpd.transfer.health import HealthSettings
 from smpd.transfer.limiting import Limiter
 from smpd.transfer.pool import FetchSettings
 from smpd.transfer.pools import Pools
@@ -282,6 +283,9 @@ def _compute(config: Config) -> ComputeSettings:
         timeout_s=compute.timeout_s,
         idle_s=compute.idle_s,
         keeper=compute.socket if compute.start == "socket" else "",
+        health=HealthSettings(
+            -1 if compute.kept_bytes == "auto" else compute.kept_bytes, compute.leak_bytes, compute.leak_runs
+        ),
     )
 
 

@@ -104,6 +104,9 @@ class Compute(Section, frozen=True):
     processors: tuple[Annotated[str, Meta(min_length=1, max_length=128)], ...] = BUILT_IN_PROCESSORS
     timeout_s: Seconds = 600.0
     memory_bytes: Annotated[int, Meta(ge=0, le=1 << 46)] | Literal["auto"] = "auto"
+    kept_bytes: Annotated[int, Meta(ge=0, le=1 << 46)] | Literal["auto"] = "auto"
+    leak_bytes: Annotated[int, Meta(ge=0, le=1 << 46)] = 64 * MIB
+    leak_runs: Annotated[int, Meta(ge=2, le=1000)] = 16
     slots: Annotated[int, Meta(ge=2, le=1024)] = 16
     result_slots: Annotated[int, Meta(ge=2, le=1024)] = 4
     idle_s: Seconds = 900.0

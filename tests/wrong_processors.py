@@ -106,6 +106,15 @@ def memory(item, ctx):
         held.append(torch.ones(64 << 20, dtype=torch.uint8))
 
 
+leaked = []
+
+
+@processor("wrong.leaks")
+def leaks(item, ctx):
+    leaked.append(torch.ones(8 << 20, dtype=torch.uint8))
+    return Output(f"{item.name}.out", b"1")
+
+
 @processor("wrong.text", accepts="text/plain")
 def text(item, ctx):
     return Output("one", b"1")

@@ -89,6 +89,10 @@ class Device:
         """Make :attr:`stream` current."""
         return contextlib.nullcontext()
 
+    def held(self) -> int:
+        """How many bytes of the device's own memory tensors hold."""
+        return torch.mps.current_allocated_memory() if self.torch_device.type == "mps" else 0
+
     def end_job(self) -> None:
         """Zero the buffers and give back what the job's tensors held."""
         self.entry.wipe()
@@ -163,6 +167,10 @@ class StreamDevice(Device):
         """Make the stream of the processors current on this thread."""
         manager: contextlib.AbstractContextManager[object] = self._module.stream(self._compute)
         return manager
+
+    def held(self) -> int:
+        """How many bytes of the device's memory tensors hold."""
+        return int(self._module.memory_allocated(self.torch_device))
 
     def end_job(self) -> None:
         """Zero all buffers, wait for it, and empty torch's cache."""

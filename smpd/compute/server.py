@@ -140,7 +140,9 @@ class Server:
                 await self._last_word(exchange, outcome.error)
             raise outcome.error
         seconds = anyio.current_time() - started
-        return Done(outcome.entries, outcome.outputs, str(worker.device.torch_device), self._memory.peak(), seconds)
+        device = worker.device
+        name, held = str(device.torch_device), device.held()
+        return Done(outcome.entries, outcome.outputs, name, self._memory.peak(), seconds, held)
 
     async def _last_word(self, exchange: Exchange, error: SmpError) -> NoReturn:
         """Answer and end the process: its thread cannot be killed, or its device is lost. smpd starts another."""

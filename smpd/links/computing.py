@@ -143,13 +143,14 @@ class OutputEnd(FromCompute, tag="output-end"):
 
 
 class Done(msgspec.Struct):
-    """The run's end: what it did and the most memory it used."""
+    """The run's end: what it did, the most memory it used, and what of the device's tensors still hold."""
 
     entries: int
     outputs: int
     device: str
     peak_rss_bytes: int
     seconds: float
+    device_bytes: int = 0
 
 
 AnyRequest = Setup | Run

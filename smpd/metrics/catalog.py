@@ -72,6 +72,12 @@ _ALL = (
     Family("smp_compute_slots_in_use", "gauge", "Slots of that ring that are in use.", ("distribution",)),
     Family("smp_compute_runs_total", "counter", "Runs of processors, by outcome.", ("distribution", "outcome")),
     Family("smp_compute_run_seconds", "histogram", "How long runs of processors took.", ("distribution",), JOB_S),
+    Family("smp_compute_kept_bytes", "gauge", "What a compute process keeps after its runs.", ("distribution",)),
+    Family("smp_compute_growth_bytes", "gauge", "By how much that grows from run to run, of late.", ("distribution",)),
+    Family("smp_compute_device_bytes", "gauge", "What its tensors hold of the device after a run.", ("distribution",)),
+    Family(
+        "smp_compute_recycled_total", "counter", "Processes replaced for what they kept.", ("distribution", "reason")
+    ),
     # the disk
     Family("smp_disk_free_bytes", "gauge", "Free on the disk of the state folder."),
     Family("smp_disk_claimed_bytes", "gauge", "Of the free bytes, set aside by running jobs."),

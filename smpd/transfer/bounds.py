@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from smp_proto.errors import ProcessorError, RemoteError, ResourceError, SmpError
 from smpd.host.memory import usage
+from smpd.transfer.health import Health, HealthSettings
 
 THREADS = 256  # beside those there are when it is ready, and some for each core
 LOOK_S = 0.25
@@ -73,10 +74,11 @@ class Bounds(NamedTuple):
             )
         return None
 
-    def grown(self, pid: int) -> bool:
-        """Whether it kept so much after a run that a fresh process should do the next: more than half of its room."""
-        room = self.memory_bytes - self.ready_bytes
-        return self.memory_bytes > 0 and usage(pid).memory_bytes - self.ready_bytes > room // 2
+    def health(self, settings: HealthSettings) -> Health:
+        """To watch what it keeps; where ``kept_bytes`` is negative that may be half of its room."""
+        if settings.kept_bytes < 0:
+            settings = settings._replace(kept_bytes=max(0, self.memory_bytes - self.ready_bytes) // 2)
+        return Health(self.ready_bytes, settings)
 
 
 def believed(error: SmpError, *, set_up: bool = False) -> SmpError:

@@ -12,10 +12,12 @@ from anyio.abc import TaskGroup
 from smp_proto.aio import Exchange
 from smp_proto.errors import NotFoundError, ProcessorError, SmpError, UsageError, one_error
 from smp_proto.sealed.bundle import BundleInfo, BundleWriter
+from smpd.host.memory import usage
 from smpd.links import computing
 from smpd.links.ring import Ring
 from smpd.metrics.counting import Metrics
 from smpd.transfer.bounds import LOOK_IDLE_S, LOOK_S, Bounds, believed
+from smpd.transfer.health import Health, HealthSettings
 from smpd.transfer.opening import private_copies
 from smpd.transfer.plain import TO_AUTHOR, PlainRing, nonsense, overdue
 from smpd.transfer.source import naming
@@ -43,6 +45,7 @@ class ComputeSettings(NamedTuple):
     timeout_s: float
     idle_s: float
     keeper: str = ""
+    health: HealthSettings = HealthSettings(kept_bytes=-1)
 
 
 class Compute:
@@ -64,6 +67,8 @@ class Compute:
         self._results_filled: dict[int, int] = {}
         self.ready: computing.Ready | None = None
         self._bounds: Bounds | None = None
+        self.health: Health | None = None  # of the process that was started last
+        self.recycled = 0
         self._overrun: SmpError | None = None  # what the process was ended for
         self._begun = anyio.Event()
         self._metrics = metrics or Metrics()
@@ -111,7 +116,7 @@ class Compute:
                         # Its own answer; one that was refused here is still at work.
                         clean = exchange.ended and error.code != "processor_timeout"
                         raise
-                clean, outcome = not self._bounds.grown(worker.pid), "ok"
+                outcome, clean = "ok", self._healthy(worker, done)
                 return done
             except SmpError as error:
                 outcome = error.code
@@ -131,6 +136,15 @@ class Compute:
                         self._wipe(plain)
                     else:
                         await anyio.to_thread.run_sync(self._wipe, plain if clean else None)
+
+    def _healthy(self, worker: Worker, done: computing.Done) -> bool:
+        """Whether the process should do the next run as well."""
+        assert self.health is not None
+        verdict = self.health.after_run(usage(worker.pid).memory_bytes, done.device_bytes)
+        if verdict:
+            self.recycled += 1
+            self._metrics.count("smp_compute_recycled_total", self.distribution, verdict)
+        return not verdict
 
     async def _exchange(
         self,
@@ -199,6 +213,7 @@ class Compute:
         except SmpError as error:
             raise believed(error, set_up=True) from error
         self._bounds = Bounds.of(worker.pid, self.ring_bytes, settings.memory_bytes)
+        self.health = self._bounds.health(settings.health)
 
     async def _watch(self, worker: Worker) -> None:
         """End the process when it takes too much: often while it runs something, sometimes when it should not."""

@@ -216,8 +216,22 @@ async def _compute_checks(compute: Compute) -> list[Check]:
         return [Check(name, "fail", error.message, error.hint)]
     checks = [Check(name, "ok", f"{ready.device} ({ready.device_name}), torch {ready.torch}, pinned {ready.pinned}")]
     checks.append(Check(name, "ok", f"started {compute.started}"))
+    checks.append(_health_check(name, compute))
     checks += _wall_checks("sandbox", ready.sandbox)
     return checks + [Check(name, "warn", note) for note in ready.notes]
+
+
+def _health_check(name: str, compute: Compute) -> Check:
+    """What it keeps from run to run; one that had to be replaced leaks, or keeps too much."""
+    health = compute.health
+    assert health is not None  # it was described
+    text = f"keeps {health.kept_bytes >> 20} MiB after {health.runs} runs, {health.growth_bytes / 2**20:+.1f} MiB a run"
+    if health.device_bytes:
+        text += f", {health.device_bytes >> 20} MiB of the device"
+    if not compute.recycled:
+        return Check(name, "ok", text)
+    hint = "a processor keeps what it should let go of: tell its author"
+    return Check(name, "warn", f"{text}; replaced {compute.recycled} times for what it kept", hint)
 
 
 def _wall_checks(name: str, walls: dict[str, str]) -> list[Check]:

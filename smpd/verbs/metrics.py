@@ -79,6 +79,10 @@ def _of_compute(compute: Compute) -> Iterator[Gauge]:
     if compute.ready is not None:
         yield Gauge("smp_compute_info", 1, (*name, compute.ready.device, compute.ready.device_name))
     yield Gauge("smp_compute_busy", compute.busy, name)
+    if compute.health is not None:
+        yield Gauge("smp_compute_kept_bytes", compute.health.kept_bytes, name)
+        yield Gauge("smp_compute_growth_bytes", compute.health.growth_bytes, name)
+        yield Gauge("smp_compute_device_bytes", compute.health.device_bytes, name)
     yield Gauge("smp_compute_slots", compute.slots, name)
     yield Gauge("smp_compute_slots_in_use", compute.slots_in_use, name)
     yield Gauge("smp_ring_bytes", compute.ring_bytes)

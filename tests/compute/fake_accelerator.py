@@ -73,6 +73,7 @@ FAKE = types.SimpleNamespace(
     stream=lambda stream: contextlib.nullcontext(),
     synchronize=lambda: None,
     empty_cache=lambda: None,
+    memory_allocated=lambda device: 0,
 )
 device.STAGING_BYTES = 1000
 device._missing = lambda name: ""

@@ -61,7 +61,14 @@ def bench_of_the_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench
     folder = tmp_path_factory.mktemp("bench")
     config = {
         "fetch": {"slots": 2, "slot_bytes": 1 << 20, "processes": 1},
-        "compute": {"slots": 2, "processors": ["digest", *WRONG], "timeout_s": 2.0, "memory_bytes": 1 << 28},
+        "compute": {
+            "slots": 2,
+            "processors": ["digest", *WRONG],
+            "timeout_s": 2.0,
+            "memory_bytes": 1 << 28,
+            "leak_runs": 3,
+            "leak_bytes": 20 << 20,
+        },
         "jobs": {"running_max": 4, "attempts": 2, "remote_wait_s": 0.5},
     }
     with contextlib.ExitStack() as stack:

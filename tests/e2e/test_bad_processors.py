@@ -67,6 +67,20 @@ def test_one_that_takes_all_memory(bench: Bench) -> None:
     bench.processes("wrong.none")
 
 
+def test_one_that_leaks(bench: Bench) -> None:
+    """Its process is replaced before it is at its limit; every job is done, and it is told."""
+    recycled = '{distribution="smp-wrong",reason="leak"} 1'
+    for _ in range(8):
+        bench.processes("wrong.leaks")
+        text = bench.box.ctl("metrics", "print").stdout.decode()
+        if recycled in text:
+            break
+    assert f"smp_compute_recycled_total{recycled}" in text
+    (told,) = [each.text for each in bench.client.doctor() if "for what it kept" in each.text]
+    assert "replaced 1 times" in told
+    bench.processes("wrong.none")
+
+
 def test_one_that_takes_no_such_entry(bench: Bench) -> None:
     """None of the entries is of a kind that it takes."""
     assert "text/plain" in run(bench, "text", code="processor_input")

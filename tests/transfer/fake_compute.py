@@ -63,6 +63,8 @@ async def run(request: Run, exchange: Exchange) -> Done:
         await exchange.send(Freed(message.slot))
     if act == "nothing":
         return done
+    if act == "leaks":
+        kept.append(bytearray(b"x") * (8 << 20))
     if act == "keeps":
         kept.append(bytearray(b"x") * (160 << 20))
     await exchange.send(OutputBegin("result.bin", "application/octet-stream"))

@@ -12,15 +12,18 @@ from smp_proto.errors import IntegrityError, ProcessorError, SmpError
 from smp_proto.sealed.bundle import BundleWriter
 from smp_proto.sealed.keys import Identity
 from smpd.links.computing import Done, InputEntry, InputObject, Run
+from smpd.metrics.counting import Metrics
 from smpd.transfer import plain as plain_room
 from smpd.transfer.device import Compute, ComputeSettings, finish_results
+from smpd.transfer.health import HealthSettings
 from smpd.transfer.plain import PlainRing
 
 KIB = 1 << 10
 SLOT = 64 * KIB
 CHUNKS = 9
 MEMORY = 256 << 20
-TAKING = ("hoards", "hides", "multiplies", "keeps")
+TAKING = ("hoards", "hides", "multiplies", "keeps", "leaks", "echo")
+HALF = HealthSettings(kept_bytes=-1)
 ME = Identity.generate("box")
 OBJECT = InputObject("", [InputEntry("scan.bin", 0, CHUNKS * SLOT, "application/octet-stream")])
 
@@ -32,10 +35,10 @@ def computing(fake_program, monkeypatch):
     monkeypatch.setattr(plain_room, "_GRACE_S", 0.3)
 
     @contextlib.asynccontextmanager
-    async def compute() -> AsyncIterator[Compute]:
-        settings = ComputeSettings(3, SLOT, 2, SLOT, "cpu", "off", MEMORY, 0.2, 60.0)
+    async def compute(metrics: Metrics | None = None, health: HealthSettings = HALF) -> AsyncIterator[Compute]:
+        settings = ComputeSettings(3, SLOT, 2, SLOT, "cpu", "off", MEMORY, 0.2, 60.0, health=health)
         async with anyio.create_task_group() as group:
-            found = Compute("fake", ["echo"], settings, group)
+            found = Compute("fake", ["echo"], settings, group, metrics)
             try:
                 with anyio.fail_after(60):
                     yield found
@@ -132,6 +135,21 @@ async def test_one_that_keeps_much_is_replaced(computing):
         await run(compute, "echo")
         await run(compute, "echo")
         assert compute.host.restarts == 1
+
+
+async def test_one_that_leaks_is_replaced_between_runs(computing, monkeypatch):
+    """A process that grows at each run goes before it is at its limit; nothing of a run is lost, and others stay."""
+    metrics = Metrics()
+    async with computing(metrics, HealthSettings(leak_bytes=20 << 20, leak_runs=3)) as compute:
+        for _ in range(6):  # two that do not count, and three steps
+            assert (await run(compute, "leaks"))[0].outputs == 1
+        assert compute.host.worker is None
+        for _ in range(7):
+            await run(compute, "echo")
+        assert (compute.host.restarts, compute.recycled) == (1, 1)
+        assert compute.health.growth_bytes < 1 << 20
+    (family,) = [each for each in metrics.families({}) if each.name == "smp_compute_recycled_total"]
+    assert [(each.labels, each.value) for each in family.samples] == [({"distribution": "fake", "reason": "leak"}, 1)]
 
 
 @pytest.mark.parametrize("act", ["unended", "nothing"])
