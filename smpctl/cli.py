@@ -29,6 +29,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "job": ("jobs:job", "One job: show, wait, pause, resume, cancel."),
     "events": ("jobs:events", "Print events as they happen."),
     "metrics": ("metrics:metrics", "What the daemon counts, for Prometheus."),
+    "traces": ("traces:traces", "Where the time of jobs went, for OpenTelemetry."),
     "sync": ("syncs:sync", "Watch a prefix: every object becomes a job."),
     "vault": ("vault:vault", "What is kept on the box, sealed."),
     "quarantine": ("quarantine:quarantine", "What was refused, and why."),

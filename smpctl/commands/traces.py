@@ -1,0 +1,76 @@
+"""Traces of jobs, for OpenTelemetry: printed, or appended to a file as jobs end."""
+
+import os
+import socket
+import time
+from collections.abc import Iterator
+
+import click
+import msgspec
+
+from smp_proto.control import JobState, JobView
+from smpctl.client import Client
+from smpctl.landing import disk_error
+from smpctl.session import Session, VerbGroup
+from smpctl.traces import trace_of
+from smpctl.watching import job_of
+
+_PATIENCE_S = 365 * 86_400.0  # with a daemon that is away: this is left alone
+_FILE_MODE = 0o640
+_REMEMBERED = 10_000
+_ENDED: tuple[JobState, ...] = ("done", "failed", "quarantined", "cancelled")
+
+
+@click.group(cls=VerbGroup)
+def traces() -> None:
+    """Where the time of jobs went, as OpenTelemetry traces (lines of OTLP/JSON)."""
+
+
+@traces.command("print")
+@click.argument("ids", nargs=-1, metavar="[ID]...")
+@click.option(
+    "-n", "--limit", default=100, show_default=True, type=click.IntRange(1), help="Without ID, of so many jobs."
+)
+def print_(session: Session, ids: tuple[str, ...], limit: int) -> None:
+    """Print the traces of jobs that have ended, newest first, or of those named."""
+    client = session.client
+    named = [session.job_id(each) for each in ids]
+    for each in named or [job.id for job in client.jobs(_ENDED, limit=limit)]:
+        click.echo(_line(client.job(each)), nl=False)
+
+
+@traces.command()
+@click.argument("file")
+def append(session: Session, file: str) -> None:
+    """Append the trace of each job to FILE as it ends, until Ctrl-C, across restarts of the daemon.
+
+    Rotate the file by copying and truncating it.
+    """
+    try:
+        fd = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, _FILE_MODE)
+        try:
+            for job in _ending(session.client):
+                os.write(fd, _line(job).encode())  # a line at once, so that readers see whole ones
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise disk_error(file, error) from None
+
+
+def _ending(client: Client) -> Iterator[JobView]:
+    """Each job that ends from now on, once, also those that end while the daemon is away from us."""
+    began = time.time()
+    seen: dict[str, float] = {}  # a job that failed may be resumed, and end again
+    for event in client.watch(patience_s=_PATIENCE_S):
+        job = job_of(event)
+        if job is None or job.state not in _ENDED or job.updated < began:
+            continue
+        if seen.get(job.id) != job.updated:
+            seen[job.id] = job.updated
+            if len(seen) > _REMEMBERED:
+                del seen[next(iter(seen))]
+            yield job
+
+
+def _line(job: JobView) -> str:
+    return msgspec.json.encode(trace_of(job, socket.gethostname())).decode() + "\n"
