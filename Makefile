@@ -74,8 +74,8 @@ fuzz: $(STAMP)   ## one parser under atheris: TARGET=name RUNS=n SEED=n; without
 torture-report: $(STAMP) ## write the table of the last run (or of TORTURE="file file") into docs/
 	@PYTHONPATH=tests $(BIN)/python -m torture --report $(or $(TORTURE),build/torture/latest.json)
 
-capture-top: $(STAMP) ## write docs/top.svg: the screen of smpctl top while a daemon works
-	@PYTHONPATH=tests $(BIN)/python docs/capture_top.py
+capture: $(STAMP) ## write docs/top.svg and docs/grafana/panels.svg: a real run, on the screen and as the dashboard has it
+	@PYTHONPATH=tests $(BIN)/python docs/capture.py
 
 man: $(STAMP)    ## manual pages in build/man
 	@$(BIN)/python docs/render_man.py build/man

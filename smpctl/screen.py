@@ -57,7 +57,11 @@ def _table(style: Style, *columns: str) -> Table:
 
 def _row(table: Table, *cells: RenderableType, style: Style | None = None) -> None:
     """Add a row; a text is shown as it is, and not read as rich's markup."""
-    table.add_row(*(Text(plain(cell)) if isinstance(cell, str) else cell for cell in cells), style=style)
+    shown = zip(cells, table.columns, strict=True)
+    table.add_row(
+        *(Text(plain(cell), justify=column.justify) if isinstance(cell, str) else cell for cell, column in shown),
+        style=style,
+    )
 
 
 def _bar(done: int, total: int) -> RenderableType:

@@ -73,7 +73,7 @@ FAKE = types.SimpleNamespace(
     stream=lambda stream: contextlib.nullcontext(),
     synchronize=lambda: None,
     empty_cache=lambda: None,
-    memory_allocated=lambda device: 0,
+    memory_allocated=lambda device: 12_345,
 )
 device.STAGING_BYTES = 1000
 device._missing = lambda name: ""

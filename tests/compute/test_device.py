@@ -23,13 +23,14 @@ def _entries(seed):
 
 
 async def _check(worker, seed):
-    """Whole entries, groups and windows hold what was sent."""
+    """Whole entries, groups and windows hold what was sent; what tensors hold of the device is told."""
     entries = _entries(seed)
-    _, results = await worker.run("digest", entries)
+    done, results = await worker.run("digest", entries)
     assert [e["sha256"] for e in json.loads(results[0].data)] == [hashlib.sha256(e.data).hexdigest() for e in entries]
     _, results = await worker.run("tensor.stats", entries, bins=256)
     for entry, result in zip(entries[1:], results[1:], strict=True):
         assert json.loads(result.data)["mean"] == pytest.approx(np.frombuffer(entry.data, np.uint8).mean())
+    return done
 
 
 @pytest.mark.parametrize("how", ["pin", "refuse"])
@@ -41,7 +42,7 @@ async def test_copies_of_a_fake_accelerator(how):
         assert worker.ready.pinned == (how == "pin")
         assert any("staging" in note for note in worker.ready.notes) == (how == "refuse")
         for seed in range(3):
-            await _check(worker, seed)
+            assert (await _check(worker, seed)).device_bytes == 12_345
 
 
 async def test_falling_back_is_said():
@@ -62,8 +63,8 @@ async def test_cuda(sandbox):
     async with compute(*BUILT_IN, device="cuda", slots=(4, 1 << 20, 2, 1 << 20), sandbox=sandbox) as worker:
         assert worker.ready.device == "cuda:0"
         assert worker.ready.pinned
-        for seed in range(5):
-            await _check(worker, seed)
+        held = [(await _check(worker, seed)).device_bytes for seed in range(5)]
+        assert 0 < held[-1] <= held[0] + (1 << 20)  # its own buffers, which do not grow
         entry = Entry("long", random.Random(1).randbytes(64 << 20))
         _, results = await worker.run("digest", [entry])
         assert json.loads(results[0].data)[0]["sha256"] == hashlib.sha256(entry.data).hexdigest()
