@@ -6,6 +6,7 @@ import runpy
 import shutil
 import subprocess
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -82,3 +83,11 @@ def test_queries_of_the_dashboard_are_queries(tmp_path: Path) -> None:
     rules = [{"record": f"q{n}", "expr": expr.replace("$instance", ".*")} for n, expr in enumerate(expressions())]
     (tmp_path / "rules.yml").write_text(json.dumps({"groups": [{"name": "dashboard", "rules": rules}]}))
     promtool("check", "rules", tmp_path / "rules.yml")
+
+
+def test_the_picture_is_of_this_dashboard() -> None:
+    """It has each row and each panel by name; make capture draws it anew."""
+    picture = ElementTree.parse(DOCS / "grafana" / "panels.svg")
+    shown = [text.text for text in picture.iter("{http://www.w3.org/2000/svg}text")]
+    assert {panel["title"] for panel in json.loads(BOARD)["panels"]} <= set(shown)
+    assert "not by Grafana" in str(shown[-1])
