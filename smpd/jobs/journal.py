@@ -21,7 +21,7 @@ from smpd.jobs.endings import Endings
 from smpd.jobs.job import Job, Progress, Source, new_job_id, view
 from smpd.jobs.seal import StateSeal
 from smpd.jobs.states import ENDED, STATES, Move, next_state
-from smpd.jobs.timeline import Stages, left
+from smpd.jobs.timeline import Stages, added, left
 
 # Both groups are associated data of the row's sealed columns, so that a flipped bit in any of them is seen.
 _FIXED = ("id", "owner", "priority", "created")
@@ -246,8 +246,8 @@ class Journal:
         return moved
 
     def _left(self, job: Job, now: float) -> Stages:
-        if job.id in self._live:  # its runner has said all
-            return job.stages
+        if job.id in self._live and job.stages:  # its runner has told, as of a moment ago
+            return added(job.stages, job.stages[-1].name, 0.0, now - job.created)
         return left(job.stages, job.state, job.updated - job.created, now - job.created)
 
     def recover(self) -> tuple[str, ...]:

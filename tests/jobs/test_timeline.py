@@ -94,6 +94,19 @@ def test_what_a_crash_cuts_off(store):
     assert told(store, job) == [("interrupted", 0, 2), ("prepare", 2, 1), ("fetch", 3, 1), ("interrupted", 4, 5)]
 
 
+def test_nothing_is_left_out_between_the_clocks(store):
+    """What an attempt took beyond what its runner's clock saw is of its last stage."""
+    job = store.journal.move(store.add().id, "start")
+    store.wall += 1  # before anybody looked at the other clock
+    progress = Progress(job, lambda: None, lambda: store.wall)
+    store.journal.track(job.id, progress)
+    store.wall += 2
+    progress.stage("fetch")
+    store.wall += 3
+    store.journal.move(job.id, "succeed")
+    assert told(store, job) == [("prepare", 0, 2), ("fetch", 2, 4)]
+
+
 def test_stages_begin_with_the_job(store):
     """A job that never moved has none, and so it is with one that an older smpd kept."""
     job = store.add()
