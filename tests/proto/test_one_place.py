@@ -1,7 +1,7 @@
 """Syncing, renaming and linking are in one module, and so are the settings of SQLite."""
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,7 +22,10 @@ def found(tree: ast.AST) -> Iterator[str]:
             yield from (f"from os import {each.name}" for each in node.names if each.name in {*CALLS, "replace"})
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
             continue
-        name, owner = node.func.attr, ast.unparse(node.func.value)
+        name = node.func.attr
+        if name not in {*CALLS, "replace", "move"}:
+            continue
+        owner = ast.unparse(node.func.value)
         of_a_path = len(node.args) == 1 and owner not in COPIES  # that of a text takes two
         if (
             (name in CALLS and owner != "durable")
@@ -32,32 +35,40 @@ def found(tree: ast.AST) -> Iterator[str]:
             yield f"{owner}.{name}"
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: str(path.relative_to(ROOT)))
-def test_files_are_made_durable_in_one_place(path: Path) -> None:
+@pytest.fixture(scope="module")
+def trees() -> dict[str, ast.Module]:
+    """What is shipped, parsed."""
+    return {str(path.relative_to(ROOT)): ast.parse(path.read_text()) for path in SHIPPED}
+
+
+def test_files_are_made_durable_in_one_place(trees: dict[str, ast.Module]) -> None:
     """No module but one calls fsync, rename, link and their like; what SFTP asks of its server is another thing."""
-    name = str(path.relative_to(ROOT))
-    calls = set(found(ast.parse(path.read_text())))
-    assert (calls != set()) if name == DURABLE else (calls == REMOTE.get(name, set()))
+    calls = {name: set(found(tree)) for name, tree in trees.items()}
+    assert calls.pop(DURABLE)
+    assert {name: each for name, each in calls.items() if each} == REMOTE
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: str(path.relative_to(ROOT)))
-def test_sqlite_is_set_up_in_one_place(path: Path) -> None:
+def connects(node: ast.AST) -> bool:
+    """Whether it opens a database."""
+    return (
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in ("connect", "Connection")
+        and ast.unparse(node.func.value) == "sqlite3"
+    )
+
+
+def sets(node: ast.AST) -> bool:
+    """Whether it is a text that says how a database is kept."""
+    return isinstance(node, ast.Constant) and any(
+        word in str(node.value) for word in ("synchronous=", "journal_mode", "secure_delete=")
+    )
+
+
+@pytest.mark.parametrize("looks", [connects, sets])
+def test_sqlite_is_set_up_in_one_place(looks: Callable[[ast.AST], bool], trees: dict[str, ast.Module]) -> None:
     """No module but one connects to a database or sets how it is kept."""
-    tree = ast.parse(path.read_text())
-    connects = [
-        node
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("sqlite3.connect", "sqlite3.Connection")
-    ]
-    settings = [
-        node.value
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Constant) and isinstance(node.value, str)
-        if any(word in node.value for word in ("synchronous=", "journal_mode", "secure_delete="))
-    ]
-    here = str(path.relative_to(ROOT)) == SQLITE
-    assert bool(connects) == here
-    assert bool(settings) == here
+    assert [name for name, tree in trees.items() if any(map(looks, ast.walk(tree)))] == [SQLITE]
 
 
 @pytest.mark.parametrize(
