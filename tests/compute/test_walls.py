@@ -137,7 +137,7 @@ async def test_only_listed_processors_of_good_distributions(plugins):
         "digset": ("no_such_processor", "digest"),
         "wrong.name": ("bad_config", "@processor"),
         "wrong.import": ("bad_config", "ModuleNotFoundError"),
-        "digest": ("bad_config", "smp and smp-hostile"),
+        "digest": ("bad_config", "secure-media-processor and smp-hostile"),
     }
     for name, (code, said) in cases.items():
         with pytest.raises(SmpError) as caught:
