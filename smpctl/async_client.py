@@ -123,6 +123,10 @@ class AsyncClient:
         """The public key of the box, to seal for it."""
         return await self._call(c.BoxKey(), c.PublicKey)
 
+    async def box_rotate(self, reason: str = "") -> c.PublicKey:
+        """Give the box a new key, which is returned; the present one only opens from then on."""
+        return await self._call(c.BoxRotate(reason), c.PublicKey, SLOW_TIMEOUT_S)
+
     # ── jobs ──
 
     async def submit(

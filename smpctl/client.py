@@ -109,6 +109,10 @@ class Client:
         """The public key of the box, to seal for it."""
         return self._call(c.BoxKey(), c.PublicKey)
 
+    def box_rotate(self, reason: str = "") -> c.PublicKey:
+        """Give the box a new key, which is returned; the present one only opens from then on."""
+        return self._call(c.BoxRotate(reason), c.PublicKey, SLOW_TIMEOUT_S)
+
     # ── jobs ──
 
     def submit(

@@ -13,7 +13,7 @@ from anyio.abc import TaskGroup
 
 from smp_proto.control import JobView, PutSpec, QuarantineChange, RemoteHealth, Result, SyncChanged
 from smp_proto.errors import AuditError, SmpError
-from smp_proto.sealed.keys import PublicIdentity
+from smp_proto.sealed.keys import Identity, PublicIdentity
 from smpd.audit.kept import KeptLog
 from smpd.config import Config, load_config
 from smpd.control.actor import Actor, RoleGroups, owner_of, unknown_accounts
@@ -116,8 +116,8 @@ def compose(config: Config, state: State, group: TaskGroup, read: Callable[[], C
         events.publish("quarantine", change, job_id=job.id, owner=job.owner, remotes=remotes)
 
     box = Box(
-        identities=[keys.identity],
-        senders=partial(_senders, keys.identity.public, trust),
+        identities=keys.identities,
+        senders=partial(_senders, keys.identities, trust),
         journal=journal,
         vault=vault,
         quarantine=Quarantine(database, seal, config.quarantine.max_bytes),
@@ -185,8 +185,7 @@ def compose(config: Config, state: State, group: TaskGroup, read: Callable[[], C
         remotes=remotes,
         trust=trust,
         audit=audit,
-        audit_key=state.verifier,
-        keys_note=keys.protection,
+        keys=keys,
         permissions=owners.permissions,
         metrics=counted,
         limiter=limiter,
@@ -289,13 +288,14 @@ def _compute(config: Config) -> ComputeSettings:
     )
 
 
-def _senders(own: PublicIdentity, trust: TrustStore) -> Senders:
+def _senders(identities: list[Identity], trust: TrustStore) -> Senders:
     """How a sender is believed: this box itself, or whom the trust store names for that location, as it is now."""
     believed = trust.read()
     parse = lru_cache(PublicIdentity.parse)
+    own = {each.public.key_id: each.public for each in identities}
 
     def sender(key_id: bytes, location: str) -> PublicIdentity:
-        return own if key_id == own.key_id else parse(believed.lookup(key_id, location, time.time()))
+        return own.get(key_id) or parse(believed.lookup(key_id, location, time.time()))
 
     return sender
 

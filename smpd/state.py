@@ -41,7 +41,6 @@ class State:
     space: Space
     keys: BoxKeys
     audit: KeptLog
-    verifier: VerifierKey
     database: Database
     salvaged: Salvaged | None = None
     notes: list[str] = field(default_factory=list)
@@ -73,23 +72,31 @@ def open_state(config: Config) -> State:
         space.spare()
         keys = load_keys(keys_folder, config.keys)
         undo.callback(keys.wipe)
-        verifier = VerifierKey(f"smpd/{keys.identity.public.fingerprint()}", keys.identity.public.verify_key)
         audit_folder = os.path.join(folder, "audit")
-        audit = KeptLog(audit_folder, verifier, partial(_open_audit, audit_folder, config, keys, verifier, space))
+        signers = partial(log_keys, keys)
+        audit = KeptLog(audit_folder, signers, partial(_open_audit, audit_folder, config, keys, space))
         undo.push(audit)
         notes = list(keys.mended)
         database, salvaged = _open_database(os.path.join(folder, "smpd.db"), space, notes)
         undo.pop_all()
-    state = State(folder, space, keys, audit, verifier, database, salvaged, notes)
+    state = State(folder, space, keys, audit, database, salvaged, notes)
     state.notes += _notes(state)
     return state
 
 
-def _open_audit(folder: str, config: Config, keys: BoxKeys, verifier: VerifierKey, space: Space) -> AuditLog:
+def log_keys(keys: BoxKeys) -> list[VerifierKey]:
+    """The keys of the audit log, the present one first. The log keeps the name that its first one gave it."""
+    publics = [identity.public for identity in keys.identities]
+    return [VerifierKey(f"smpd/{publics[-1].fingerprint()}", each.verify_key) for each in publics]
+
+
+def _open_audit(folder: str, config: Config, keys: BoxKeys, space: Space) -> AuditLog:
+    key, *earlier = log_keys(keys)
     return AuditLog(
         folder,
         sign=keys.identity.sign,
-        key=verifier,
+        key=key,
+        earlier_keys=earlier,
         pseudonym_key=bytearray(keys.pseudonym),  # the log wipes its own when it is closed
         detail_key=bytearray(keys.detail),
         checkpoint_records=config.audit.checkpoint_records,

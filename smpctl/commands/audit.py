@@ -66,9 +66,10 @@ def verify(session: Session, folder: str | None, key_file: str | None, checkpoin
         lines = _lines(os.path.join(folder, LOG_NAME))
     else:
         lines, notes, own = _from_daemon(session)
-        keys = keys or [own]
+        keys = keys or own
     report = verify_log(lines, notes, keys, outside)
-    session.show(report, lambda: _report(report, keys, outside=outside is not None))
+    shown = list(dict.fromkeys([*map(str, keys), *report.signers]))
+    session.show(report, lambda: _report(report, shown, outside=outside is not None))
 
 
 @audit.command()
@@ -83,7 +84,7 @@ def renew(session: Session, reason: str) -> None:
     session.show(found, lambda: facts(shown))
 
 
-def _report(report: AuditReport, keys: list[VerifierKey], *, outside: bool) -> None:
+def _report(report: AuditReport, keys: list[str], *, outside: bool) -> None:
     against = "and against the checkpoint given" if outside else "not against one kept elsewhere: --checkpoint FILE"
     facts(
         [
@@ -91,17 +92,18 @@ def _report(report: AuditReport, keys: list[VerifierKey], *, outside: bool) -> N
             ("checked", f"against {report.checkpoints_ok} checkpoints of its own, {against}"),
             ("covered", f"{report.covered} records"),
             ("root", report.root.hex()),
-            *[("key", str(key)) for key in keys],
+            *[("key", key) for key in keys],
             *[("note", finding) for finding in report.findings],
         ]
     )
 
 
-def _from_daemon(session: Session) -> tuple[Iterator[bytes], list[bytes], VerifierKey]:
+def _from_daemon(session: Session) -> tuple[Iterator[bytes], list[bytes], list[VerifierKey]]:
     # Checkpoints first: what is written meanwhile is then only not yet covered by one.
     _, proof = session.client.audit_read(session.client.status().audit_size)
     lines = (line.removesuffix(b"\n") + b"\n" for line in session.client.audit_lines())
-    return lines, [note.encode() for note in proof.checkpoints], VerifierKey(proof.origin, proof.public_key)
+    keys = [VerifierKey(proof.origin, each) for each in (*reversed(proof.earlier_keys), proof.public_key)]
+    return lines, [note.encode() for note in proof.checkpoints], keys
 
 
 def _lines(path: str) -> Iterator[bytes]:

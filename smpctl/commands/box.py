@@ -32,13 +32,14 @@ def _configuration(found: Status) -> str:
 
 
 def _status(found: Status, syncs: list[SyncView]) -> None:
+    before = f", {found.retired_keys} before it only open" if found.retired_keys else ""
     jobs = ", ".join(f"{count} {name}" for name, count in found.jobs.items() if count) or "none"
     facts(
         [
             ("smpd", f"{found.version}, process {found.pid}, up {duration(found.uptime_s)}"),
             ("", "STOPPING: jobs may end, none is started" if found.stopping else ""),
             ("you are", found.role),
-            ("box key", found.fingerprint),
+            ("box key", found.fingerprint + before),
             ("jobs", jobs),
             ("remotes", ", ".join(found.remotes) or "none; add one with: smpctl remote add"),
             ("vault", f"{found.vault_items} items"),

@@ -96,6 +96,21 @@ def export(session: Session, name: str | None, box: bool) -> None:
     session.note(f"fingerprint {public.fingerprint()}")
 
 
+@keys.command()
+@click.option("--box", is_flag=True, help="The key of the daemon's box. Of your own make another: smpctl keys new.")
+@click.option("--reason", default="", metavar="TEXT", help="Why; it goes into the audit log.")
+def rotate(session: Session, box: bool, reason: str) -> None:
+    """Give the box a new key. Its present one stays there to open what was sealed for it, and never signs again.
+
+    Give the new one to everybody who seals for the box or opens what it sealed.
+    """
+    if not box:
+        raise UsageError("bad_request", "only the box's key is changed so: --box", hint="yours: smpctl keys new NAME")
+    found = session.client.box_rotate(reason)
+    session.show(found, lambda: click.echo(f"box  {found.fingerprint}, in place of {found.retired[0]}"))
+    session.note("hint: give the new key to senders, and to those who open results: smpctl keys export --box")
+
+
 @keys.command("import")
 @click.argument("file")
 @click.option("--name", required=True, metavar="NAME", help="What you will call it.")

@@ -3,8 +3,9 @@
 A broken log keeps the daemon from nothing but acts: it can be looked at, as it is, and so can all else.
 """
 
+import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any
 
@@ -23,17 +24,19 @@ class KeptLog:
 
     Args:
         directory: of the log.
-        key: its public key.
+        keys: its public key, and those before it, as they are when asked.
         open_log: opens it; raises ``audit_broken`` when it is not what was signed.
 
     Raises:
         AuditError: ``audit_unwritable``.
     """
 
-    def __init__(self, directory: str, key: VerifierKey, open_log: Callable[[], AuditLog]) -> None:
+    def __init__(
+        self, directory: str, keys: Callable[[], Sequence[VerifierKey]], open_log: Callable[[], AuditLog]
+    ) -> None:
         self.directory = directory
         self.broken: AuditError | None = None
-        self._key = key
+        self._keys = keys
         self._open_log = open_log
         self._log: AuditLog | None = None
         self._changing = threading.Lock()
@@ -44,6 +47,11 @@ class KeptLog:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+    @property
+    def keys(self) -> Sequence[VerifierKey]:
+        """The log's public key, and those before it, newest first."""
+        return self._keys()
 
     @property
     def size(self) -> int:
@@ -67,6 +75,35 @@ class KeptLog:
     def checkpoint(self) -> bytes:
         """As :meth:`AuditLog.checkpoint`; ``audit_broken`` for a broken log."""
         return self._whole().checkpoint()
+
+    def rotate(
+        self, key: VerifierKey, sign: Callable[[bytes], bytes], commit: Callable[[], None], *, actor: str, **fields: Any
+    ) -> None:
+        """Have another key sign from now on: record it, sign that with the present key, ``commit``, change over.
+
+        Args:
+            key: the other one; it bears the name of the present one.
+            sign: as for :class:`AuditLog`.
+            commit: makes it the first of the keys; if it raises, all stays as it is.
+            actor: who asked.
+            fields: more facts for the record.
+
+        Raises:
+            AuditError: ``audit_unwritable``, ``audit_broken``; nothing was committed.
+        """
+        log = self._whole()
+        log.append("key.rotate", actor=actor, former=str(self.keys[0]), verifier=str(key), **fields)
+        log.checkpoint()
+        try:
+            commit()
+        except BaseException:
+            with contextlib.suppress(AuditError):
+                log.append("key.rotate", actor=actor, outcome="failed", **fields)
+            raise
+        log.hand_over(key, sign)
+        with contextlib.suppress(AuditError):  # it is done; that the log cannot be written is told by the log
+            log.append("key.rotate", actor=actor, outcome="done", **fields)
+            log.checkpoint()  # from here on the former key counts no more
 
     def retry(self) -> None:
         """As :meth:`AuditLog.retry`. What the disk no longer holds as it was acknowledged is broken from then on."""
@@ -105,7 +142,7 @@ class KeptLog:
             found = self.broken.message
             names = (LOG_NAME, CHECKPOINTS_NAME)
             try:
-                aside = set_aside(self.directory, names, [self._key], actor=actor, reason=reason, found=found)
+                aside = set_aside(self.directory, names, self.keys, actor=actor, reason=reason, found=found)
             except OSError as error:
                 raise AuditError("audit_unwritable", f"the audit log cannot be set aside: {error.strerror}") from error
             self._open()

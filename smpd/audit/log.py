@@ -195,6 +195,14 @@ class AuditLog:
         self._lead(self._write_checkpoint)
         return self._newest
 
+    def hand_over(self, key: VerifierKey, sign: Callable[[bytes], bytes]) -> None:
+        """Have another key sign from now on, which bears the same name; a signed record must have said so before."""
+
+        def change() -> None:
+            self._keys, self._sign = (key, *self._keys), sign
+
+        self._lead(change, failed=True)
+
     def retry(self) -> None:
         """After a failure: reopen, read back from the disk what was acknowledged, and go on from there."""
         reason = self._failure
@@ -224,10 +232,6 @@ class AuditLog:
             start = self._marks[since // _MARK_RECORDS]
         skip = since % _MARK_RECORDS
         return list(islice(read_lines(self._path(LOG_NAME), start, end), skip, skip + limit))
-
-    def tail(self, count: int) -> list[bytes]:
-        """The last ``count`` lines."""
-        return self.read(max(0, self._tree.size - count), count)
 
     def checkpoints(self) -> list[bytes]:
         """All checkpoints, oldest first, as signed notes."""
@@ -376,6 +380,8 @@ class AuditLog:
                 verifier.feed(line)
                 log_size += len(line)
             verifier.finish()
+            if not verifier.may_sign(self._keys[0]):
+                raise broken(verifier.covered, "the key that signed the log last did not hand it over to the box's")
             dropped = log.cut(log_size) + notes.cut(notes_size)
             self._files = stack.pop_all()
         self._log, self._notes, self._tree, self._marks = log, notes, verifier.tree, marks

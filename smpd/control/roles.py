@@ -40,6 +40,7 @@ LEAST_ROLE: dict[type[c.Request], c.Role] = {
     c.Reload: "admin",
     c.SyncAdd: "operator",
     c.SyncControl: "operator",
+    c.BoxRotate: "admin",
     c.RemoteAdd: "admin",
     c.RemoteRemove: "admin",
     c.TrustAdd: "admin",

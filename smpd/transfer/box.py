@@ -90,6 +90,7 @@ class Box:
     """All that a job needs of this machine.
 
     Attributes:
+        identities: the one that signs and seals, then those before it, which only open; changes with the box's key.
         senders: reads who is believed now (blocking), and tells of a key id and a location whose key that is, or
             raises ``untrusted_sender``.
         publish: announces what a job put into quarantine, or what went from there; on the event loop.
@@ -115,5 +116,9 @@ class Box:
 
     @property
     def identity(self) -> Identity:
-        """The identity that signs and seals."""
+        """The identity that signs and seals now; ask again rather than keep it."""
         return self.identities[0]
+
+    def own(self, key_id: bytes) -> PublicIdentity | None:
+        """This box's public key of that id, its present one or one before."""
+        return next((each.public for each in self.identities if each.public.key_id == key_id), None)

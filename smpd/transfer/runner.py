@@ -7,7 +7,7 @@ are sealed into the spool before they are delivered, and are delivered under a n
 import contextlib
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -36,7 +36,7 @@ from smpd.transfer.pipeline import bring_object
 from smpd.transfer.plain import PlainRing
 from smpd.transfer.pool import RemotePool
 from smpd.transfer.refusing import Acceptance, Refusals
-from smpd.transfer.sealing import SealedFile, check_sealed, end_digest, sealed_file
+from smpd.transfer.sealing import SealedFile, check_sealed, end_digest, sealed_by, sealed_file
 from smpd.transfer.source import Source, check_version, naming, open_source
 from smpd.transfer.spool import Spool, remove
 from smpd.vault.objects import Adoption
@@ -129,7 +129,7 @@ class Runner:
             return await get_all(self._box, job, pool, path, meter)
         if pool.mode == "standard":
             info = await self._arrive(job, pool, path, meter)
-            return await self._keep(job, meter, self.part(job.id), result_of(info), self._box.identity.public.key_id)
+            return await self._keep(job, meter, self.part(job.id), result_of(info))
         source = await self._open(job, pool, path)
         try:
             spool = await self._fill(job, pool, source, spec.source, meter, plain=None)
@@ -150,8 +150,11 @@ class Runner:
         finally:
             source.close()
 
-    async def _keep(self, job: Job, meter: Meter, path: str, result: Result, sender: bytes) -> Result:
+    async def _keep(self, job: Job, meter: Meter, path: str, result: Result, sender: bytes = b"") -> Result:
+        """Put a sealed file into the vault; without a ``sender`` it was sealed here, perhaps with an earlier key."""
         meter.stage("store")
+        if not sender:
+            sender = await self._thread(sealed_by, path) or self._box.identity.public.key_id
         item = Adoption(
             job.id,
             path,
@@ -180,18 +183,15 @@ class Runner:
         if spec.target:
             await self.courier.deliver(job, spec.target, result, meter, fresh=fresh)
             return result
-        return await self._keep(job, meter, self.out(job.id), result, self._box.identity.public.key_id)
+        return await self._keep(job, meter, self.out(job.id), result)
 
     async def _process(self, job: Job, spec: RunSpec, meter: Meter) -> Result:
-        recipients = [PublicIdentity.parse(text) for text in spec.recipients]
-        own = self._box.identity.public
         self._box.compute.of(spec.processor)
         pool, path = await self._locate(spec.source)
         if pool.mode != "standard" and is_prefix(path):
             async with Members(self._box, job, pool, path, meter) as members:
-                return await self._compute(
-                    job, spec, meter, members.feed, lambda: recipients or [*members.senders.values(), own], single=False
-                )
+                senders = members.senders
+                return await self._compute(job, spec, meter, members.feed, senders.values, single=False)
         if pool.mode == "standard":
             await self._arrive(job, pool, path, meter)
             source = await self._open_own(job, pool)
@@ -205,7 +205,7 @@ class Runner:
 
         try:
             sender = source.opener.envelope.sender
-            return await self._compute(job, spec, meter, feed, lambda: recipients or [sender, own], single=True)
+            return await self._compute(job, spec, meter, feed, lambda: [sender], single=True)
         finally:
             source.close()
 
@@ -215,11 +215,15 @@ class Runner:
         spec: RunSpec,
         meter: Meter,
         feed: Callable[[PlainRing], Awaitable[None]],
-        recipients: Callable[[], list[PublicIdentity]],
+        senders: Callable[[], Iterable[PublicIdentity]],
         *,
         single: bool,
     ) -> Result:
-        """Run the processor over what ``feed`` brings; the sealed results are in the spool afterwards."""
+        """Run the processor over what ``feed`` brings; the sealed results are in the spool afterwards.
+
+        They are for whom the job names, or else for the senders and this box.
+        """
+        named = [PublicIdentity.parse(text) for text in spec.recipients]
         compute = self._box.compute
         request = computing.Run(job.id, spec.processor, spec.params, compute.settings.timeout_s, single)
 
@@ -227,13 +231,13 @@ class Runner:
             await feed(plain)
             meter.stage("compute")
 
-        async with sealed_file(self._box.space, self.out(job.id), self._box.identity, []) as writer:
+        async with sealed_file(self._box.space, self.out(job.id), self._box.identities, []) as writer:
             # All objects are verified whole when feed returns; only then may a result be finished.
             meter.stage("device")
             done = await compute.of(spec.processor).run(request, writer, fed)
             meter.transfer.device = done.device
             meter.stage("seal")
-            writer.recipients = recipients()
+            writer.recipients = named or [*senders(), self._box.identity.public]
             return await anyio.to_thread.run_sync(self._finish, job, writer)
 
     def _finish(self, job: Job, writer: SealedFile) -> Result:
@@ -299,7 +303,7 @@ class Runner:
 
     async def _open_own(self, job: Job, pool: RemotePool) -> Source:
         """The bundle that was sealed here on arrival, as a source."""
-        path, public = self.part(job.id), self._box.identity.public
+        path = self.part(job.id)
 
         def read() -> Source:
             with open(path, "rb") as file:
@@ -308,7 +312,7 @@ class Runner:
                 trailer = Trailer.parse(file.read(), size)
                 file.seek(trailer.payload_bytes)
                 tail = file.read()
-            opened = open_envelope(tail[:-TRAILER_BYTES], trailer, self._box.identities, lambda key_id: public)
+            opened = open_envelope(tail[:-TRAILER_BYTES], trailer, self._box.identities, self._box.own)
             return Source(path, ObjectInfo(path, size), trailer, tail, Opener(opened, pool.settings.slot_bytes))
 
         return await anyio.to_thread.run_sync(read)
@@ -353,8 +357,7 @@ class Runner:
         objects = await find_objects(pool, path)
         check_version(job, objects[0], f"{pool.name}:{path}")
         meter.begin("seal", sum(info.size for info in objects))
-        identity = self._box.identity
-        async with sealed_file(self._box.space, self.part(job.id), identity, [identity.public]) as writer:
+        async with sealed_file(self._box.space, self.part(job.id), self._box.identities, None) as writer:
             return await seal_arriving(pool, path, objects, writer, meter)
 
     async def _sealed(self, job: Job) -> Result | None:

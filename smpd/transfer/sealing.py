@@ -15,7 +15,7 @@ from smp_proto.control import Result
 from smp_proto.errors import IntegrityError, ResourceError, UsageError
 from smp_proto.sealed.bundle import BundleInfo, BundleReader, BundleWriter
 from smp_proto.sealed.entries import Entry, guess_media_type
-from smp_proto.sealed.envelope import Trust
+from smp_proto.sealed.envelope import Envelope, Trust
 from smp_proto.sealed.keys import Identity, PublicIdentity
 from smp_proto.sealed.layout import TRAILER_BYTES, Layout, Trailer
 from smp_proto.sealed.payload import content_digest, leaf
@@ -27,14 +27,18 @@ _READ_BYTES = 4 << 20  # so that the thread that hashes is woken seldom
 
 @contextlib.asynccontextmanager
 async def sealed_file(
-    space: Space, path: str, sender: Identity, recipients: Sequence[PublicIdentity]
+    space: Space, path: str, own: Sequence[Identity], recipients: Sequence[PublicIdentity] | None
 ) -> AsyncIterator["SealedFile"]:
     """A writer whose bytes go to a new file at ``path``; what was there before is replaced.
 
     The writer blocks: use it in threads. If the block fails, or ends before the writer has finished, the file is
     removed.
+
+    Args:
+        own: the box's identities; the first, as it is when the writer finishes, signs.
+        recipients: for whom; None for this box alone.
     """
-    writer = SealedFile(space, path, sender, recipients)
+    writer = SealedFile(space, path, own, recipients)
     try:
         yield writer
         writer.kept = writer.finished
@@ -53,8 +57,11 @@ class SealedFile(BundleWriter):
         kept: a job does: it stays, whatever becomes of who wrote it.
     """
 
-    def __init__(self, space: Space, path: str, sender: Identity, recipients: Sequence[PublicIdentity]) -> None:
-        super().__init__(self._append, sender=sender, recipients=recipients)
+    def __init__(
+        self, space: Space, path: str, own: Sequence[Identity], recipients: Sequence[PublicIdentity] | None
+    ) -> None:
+        super().__init__(self._append, sender=None, recipients=recipients or [])
+        self._own, self._for_own = own, recipients is None
         self._space = space
         self._path = path
         self._fd = -1
@@ -62,6 +69,9 @@ class SealedFile(BundleWriter):
 
     def finish(self) -> BundleInfo:
         """See :meth:`BundleWriter.finish`; the file is durable then."""
+        self.sender = sender = self._own[0]
+        if self._for_own:
+            self.recipients = [sender.public]
         info = super().finish()
         with disk_errors("the spool"):
             durable.sync(self._fd)
@@ -130,6 +140,21 @@ def seal_descriptor(writer: BundleWriter, fd: int, name: str, media_type: str, p
         writer.end()
     finally:
         buffer[:] = bytes(len(buffer))
+
+
+def sealed_by(path: str) -> bytes:
+    """The key id of who signed a sealed file, by its own word; empty if there is no such file any more. Blocking.
+
+    Raises:
+        ResourceError: it cannot be read.
+        IntegrityError: it is none.
+    """
+    if not os.path.lexists(path):  # after a crash it may lie in the vault already
+        return b""
+    with disk_errors("the spool"), open(path, "rb") as file:
+        trailer = _trailer(file, path)
+        file.seek(trailer.payload_bytes)
+        return Envelope.parse(file.read(trailer.envelope_bytes)).signed.sender
 
 
 def end_digest(path: str) -> str:

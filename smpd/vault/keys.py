@@ -3,12 +3,17 @@
 The identity is made at first start. It is sealed by a credential or a passphrase that the configuration names; a box
 with neither gets a credential file of its own beside it, which protects against nothing but a lost copy of the key
 file alone, and ``doctor`` says so.
+
+``identity.key`` is the identity that signs and seals; ``retired-1.key``, ``retired-2.key`` and so on are those that
+were before it, oldest first, which only open. How one follows another is in :mod:`smpd.vault.rotation`.
 """
 
 import contextlib
 import os
+import re
 import socket
-from collections.abc import Iterator
+import threading
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -27,15 +32,22 @@ IDENTITY = "identity.key"
 STATE_KEY = "state.key"
 CREDENTIAL = "credential"
 COPIES = "copies"
+RETIRED = "retired-{}.key"
+_RETIRED = re.compile(r"retired-([1-9][0-9]{0,8})\.key")
 _STATE_INFO = b"smpd state key"
 _SECRET_BYTES = 32
+_RESTORE = "restore the keys folder from a backup"
 
 
 @dataclass(slots=True)
 class BoxKeys:
-    """All keys of a running daemon. ``state`` seals the database, the two others belong to the audit log."""
+    """All keys of a running daemon. ``state`` seals the database, the two others belong to the audit log.
 
-    identity: Identity
+    ``identities`` are the one that signs and seals, and then those before it, newest first, which only open. The list
+    is changed in place; who goes through it meanwhile misses none of those that were there.
+    """
+
+    identities: list[Identity]
     state: bytearray = field(repr=False)
     pseudonym: bytearray = field(repr=False)
     detail: bytearray = field(repr=False)
@@ -43,10 +55,17 @@ class BoxKeys:
     protection: str
     protected: bool
     mended: list[str]
+    changing: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    @property
+    def identity(self) -> Identity:
+        """The identity that signs and seals."""
+        return self.identities[0]
 
     def wipe(self) -> None:
         """Zero them all; nothing opens afterwards."""
-        self.identity.wipe()
+        for identity in self.identities:
+            identity.wipe()
         for key in (self.state, self.pseudonym, self.detail):
             wipe(key)
 
@@ -54,7 +73,8 @@ class BoxKeys:
 def load_keys(folder: str, config: Keys) -> BoxKeys:
     """Open the keys of this box, or make them at first start.
 
-    Each file is there twice. One that is damaged or missing is made again from the other, and what it was is kept.
+    Each file is there twice. One that is damaged or missing is made again from the other, and what it was is kept. What
+    a rotation was kept from finishing is finished, and nothing is said of it.
 
     Raises:
         KeyFileError: ``key_locked`` for a wrong credential or passphrase, ``key_invalid`` for a damaged file.
@@ -64,30 +84,27 @@ def load_keys(folder: str, config: Keys) -> BoxKeys:
     copies = os.path.join(folder, COPIES)
     durable.make_folder(copies, 0o700)
     durable.sweep_path(copies)
-    found = {name: _read_both(folder, name) for name in (IDENTITY, STATE_KEY)}
+    found = {name: read_both(folder, name) for name in (IDENTITY, STATE_KEY, *_retired(folder))}
     created = not found[IDENTITY]
-    secrets, kind, protection = _secrets(folder, config)
+    secrets, kind, protection = read_secrets(folder, config)
     try:
         if created:
-            identity, secret = Identity.generate(socket.gethostname()[:64]), secrets[0]
-            found[STATE_KEY] = [identity.public.wrap(random_secret(_SECRET_BYTES), _STATE_INFO)]
-            found[IDENTITY] = [identity.to_file(**{kind: secret})]
-            good: dict[str, bytes | bytearray] = {IDENTITY: found[IDENTITY][0]}
+            identity, good = _create(folder, found, secrets[0], kind)
+            identities = [identity]
         else:
-            identity, secret, good = _open(found[IDENTITY], secrets, kind)
-        root, good[STATE_KEY] = _state_key(folder, identity, found[STATE_KEY])
+            identities, secret, good = _open_all(folder, found, secrets, kind)
+        root, good[STATE_KEY], wraps = _state_key(folder, identities, found[STATE_KEY])
         if not (config.passphrase_file or config.credential_file):
-            good[CREDENTIAL] = secret
-        # The identity last: where it is there, all that it needs is.
-        order = [name for name in (CREDENTIAL, STATE_KEY, IDENTITY) if name in good]
-        mended = [note for name in order for note in _write_both(folder, name, good[name], created=created)]
+            good[CREDENTIAL] = secrets[0] if created else secret
+        stale = {IDENTITY: [bytes(good[name]) for name in good if _RETIRED.fullmatch(name)], STATE_KEY: wraps}
+        mended = list(_mend(folder, good, stale, created=created))
     finally:
         for each in secrets:
             wipe(each)
-    identity.forget_seed()  # what is in use is in OpenSSL's keys; the file has the rest
+    identities[0].forget_seed()  # what is in use is in OpenSSL's keys; the file has the rest
     try:
         keys = BoxKeys(
-            identity,
+            identities,
             state=_expand(root, b"smpd state"),
             pseudonym=_expand(root, b"smpd pseudonym"),
             detail=_expand(root, b"smpd audit detail"),
@@ -103,22 +120,58 @@ def load_keys(folder: str, config: Keys) -> BoxKeys:
         wipe(root)
 
 
-def _open(
-    files: list[bytes], secrets: list[bytearray], kind: str
-) -> tuple[Identity, bytearray, dict[str, bytes | bytearray]]:
+_Files = dict[str, bytes | bytearray]
+
+
+def _create(folder: str, found: dict[str, list[bytes]], secret: bytearray, kind: str) -> tuple[Identity, _Files]:
+    """A first identity, and a key for the state that it opens."""
+    if any(_RETIRED.fullmatch(name) for name in found):
+        raise _missing(folder, IDENTITY)
+    identity = Identity.generate(socket.gethostname()[:64])
+    found[STATE_KEY] = [wrap_state(identity, random_secret(_SECRET_BYTES))]
+    found[IDENTITY] = [identity.to_file(**{kind: secret})]
+    return identity, {IDENTITY: found[IDENTITY][0]}
+
+
+def _open_all(
+    folder: str, found: dict[str, list[bytes]], secrets: list[bytearray], kind: str
+) -> tuple[list[Identity], bytearray, _Files]:
+    """The identity and those before it, newest first; with them what opened it, and the files they came from."""
+    identity, secret, data = open_first(found[IDENTITY], secrets, kind)
+    identities, good = [identity], _Files({IDENTITY: data})
+    count = sum(_RETIRED.fullmatch(name) is not None for name in found)
+    for number in range(count, 0, -1):
+        name = RETIRED.format(number)
+        if name not in found:
+            raise _missing(folder, name)
+        if number == count and data in found[name]:
+            continue  # a rotation that was not done
+        former, _, good[name] = open_first(found[name], secrets, kind)
+        identities.append(former.decrypt_only())
+        former.forget_seed()
+    return identities, secret, good
+
+
+def open_first(files: list[bytes], secrets: list[bytearray], kind: str) -> tuple[Identity, bytearray, bytes]:
     """Open the first of the files that opens, with the first of the secrets that fits."""
     failure: KeyFileError | None = None
     for data in files:
         for secret in secrets:
             try:
-                return Identity.from_file(data, **{kind: secret}), secret, {IDENTITY: data}
+                return Identity.from_file(data, **{kind: secret}), secret, data
             except KeyFileError as error:
                 failure = failure or error
     assert failure is not None
     raise failure
 
 
-def _read_both(folder: str, name: str) -> list[bytes]:
+def _retired(folder: str) -> set[str]:
+    """The names of retired identities' files, wherever one is."""
+    places = (folder, os.path.join(folder, COPIES))
+    return {name for where in places for name in os.listdir(where) if _RETIRED.fullmatch(name)}
+
+
+def read_both(folder: str, name: str) -> list[bytes]:
     """A file and its copy, as far as they are there."""
     found = []
     for path in (os.path.join(folder, name), os.path.join(folder, COPIES, name)):
@@ -127,18 +180,33 @@ def _read_both(folder: str, name: str) -> list[bytes]:
     return found
 
 
-def _write_both(folder: str, name: str, data: bytes | bytearray, *, created: bool) -> Iterator[str]:
-    """Make a file and its copy what they are to be; says of those that were not."""
+def _mend(folder: str, good: _Files, stale: Mapping[str, Sequence[bytes]], *, created: bool) -> Iterator[str]:
+    """Make each file and its copy what they are to be; says of those that were neither that nor stale."""
+    # At first the identity last: where it is there, all that it needs is. Later as a rotation does it.
+    names = sorted(name for name in good if _RETIRED.fullmatch(name))
+    names += [CREDENTIAL, STATE_KEY, IDENTITY] if created else [CREDENTIAL, IDENTITY, STATE_KEY]
+    for name in names:
+        if name in good:
+            yield from write_both(folder, name, good[name], anew=created, stale=stale.get(name, ()))
+
+
+def write_both(
+    folder: str, name: str, data: bytes | bytearray, *, anew: bool, stale: Collection[bytes] = ()
+) -> Iterator[str]:
+    """Make a file and its copy what they are to be; says of those that were neither that nor stale.
+
+    ``anew`` is for files that did not count before: what was left of one that was cut off is of no use.
+    """
     for where in (folder, os.path.join(folder, COPIES)):
         path = os.path.join(where, name)
         was = _read(path)
         try:
             if was == data:
                 continue
-            if was and not created:  # of a first start that was cut off it is of no use
+            if was and not anew and was not in stale:
                 write_file(where, f"{name}.damaged", was)
                 yield f"{path} was damaged, and made again from its other copy; what it was is {name}.damaged beside it"
-            elif where == folder and not created:
+            elif not was and where == folder and not anew:
                 yield f"{path} was missing, and made again from its copy"
             write_file(where, name, data)
         finally:
@@ -160,7 +228,7 @@ def _read(path: str) -> bytearray:
         os.close(fd)
 
 
-def _secrets(folder: str, config: Keys) -> tuple[list[bytearray], str, str]:
+def read_secrets(folder: str, config: Keys) -> tuple[list[bytearray], str, str]:
     """What may unlock the identity, of which kind it is, and how the identity is protected."""
     if config.passphrase_file:
         shown = f"sealed by the passphrase in {config.passphrase_file}"
@@ -173,14 +241,36 @@ def _secrets(folder: str, config: Keys) -> tuple[list[bytearray], str, str]:
     return secrets, "credential", f"sealed by {path}, which lies beside it"
 
 
-def _state_key(folder: str, identity: Identity, files: list[bytes]) -> tuple[bytearray, bytes]:
-    """The root of the keys for this box's state, and the file that it came from."""
-    hint = "restore the keys folder from a backup"
-    for data in files:
+def wrap_state(identity: Identity, root: bytearray) -> bytes:
+    """What the file of the state's key holds; wipes it."""
+    try:
+        return identity.public.wrap(root, _STATE_INFO)
+    finally:
+        wipe(root)
+
+
+def unwrap_state(identities: Sequence[Identity], data: bytes) -> tuple[int, bytearray] | None:
+    """Which identity opens the file of the state's key, and the root in it, which the caller wipes; None if none."""
+    for number, identity in enumerate(identities):
         with contextlib.suppress(SmpError):
-            return identity.unwrap(data, _STATE_INFO), data
-    state = "is damaged" if files else "is missing"
-    raise KeyFileError("key_invalid", f"{folder}/{STATE_KEY} {state}", hint=hint)
+            return number, identity.unwrap(data, _STATE_INFO)
+    return None
+
+
+def _state_key(folder: str, identities: Sequence[Identity], files: list[bytes]) -> tuple[bytearray, bytes, list[bytes]]:
+    """The root of the keys for this box's state, the file it is to lie in, and which of the present ones are good."""
+    opened = [(*found, data) for data in dict.fromkeys(files) if (found := unwrap_state(identities, data))]
+    if not opened:
+        state = "is damaged" if files else "is missing"
+        raise KeyFileError("key_invalid", f"{folder}/{STATE_KEY} {state}", hint=_RESTORE)
+    (number, root, data), *others = sorted(opened, key=lambda each: each[0])
+    for _, other, _ in others:
+        wipe(other)
+    return root, wrap_state(identities[0], bytearray(root)) if number else data, [each for _, _, each in opened]
+
+
+def _missing(folder: str, name: str) -> KeyFileError:
+    return KeyFileError("key_invalid", f"{folder}/{name} is missing", hint=_RESTORE)
 
 
 def _expand(root: bytearray, label: bytes) -> bytearray:

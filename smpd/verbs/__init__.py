@@ -11,7 +11,7 @@ from typing import Any
 from smp_proto import control as c
 from smp_proto.aio import Exchange
 from smpd.control.actor import Actor
-from smpd.verbs import inspect, jobs, metrics, quarantine, remotes, service, syncs, vault
+from smpd.verbs import inspect, jobs, keys, metrics, quarantine, remotes, service, syncs, vault
 from smpd.verbs.daemon import Daemon
 
 Verb = Callable[[Daemon, Actor, Any, Exchange], Awaitable[Any]]
@@ -43,7 +43,8 @@ VERBS: dict[type[c.Request], Verb] = {
     c.TrustAdd: remotes.trust_add,
     c.TrustList: remotes.trust_list,
     c.TrustRemove: remotes.trust_remove,
-    c.BoxKey: remotes.box_key,
+    c.BoxKey: keys.box_key,
+    c.BoxRotate: keys.box_rotate,
     c.SyncAdd: syncs.sync_add,
     c.SyncList: syncs.sync_list,
     c.SyncShow: syncs.sync_show,

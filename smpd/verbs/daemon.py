@@ -6,7 +6,6 @@ from typing import Any, TypeVar
 import anyio
 
 from smp_proto.aio import Exchange
-from smp_proto.audit.note import VerifierKey
 from smp_proto.control import Reloaded
 from smp_proto.errors import DaemonError
 from smp_proto.sealed.keys import PublicIdentity
@@ -25,6 +24,7 @@ from smpd.transfer.ends import Ends
 from smpd.transfer.limiting import Limiter
 from smpd.transfer.pools import Pools
 from smpd.transfer.runner import Runner
+from smpd.vault.keys import BoxKeys
 from smpd.vault.remotes import RemoteStore
 from smpd.vault.trust import TrustStore
 
@@ -51,8 +51,7 @@ class Daemon:
     remotes: RemoteStore
     trust: TrustStore
     audit: KeptLog
-    audit_key: VerifierKey
-    keys_note: str
+    keys: BoxKeys
     permissions: Permissions
     metrics: Metrics
     limiter: Limiter

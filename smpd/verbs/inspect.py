@@ -66,6 +66,7 @@ async def status(daemon: Daemon, actor: Actor, request: StatusRequest, exchange:
         role=actor.role or "",
         key_id=daemon.public.key_id.hex(),
         fingerprint=daemon.public.fingerprint(),
+        retired_keys=len(daemon.keys.identities) - 1,
         jobs=counts,
         remotes=[name for name in remotes if actor.rights.allow(Need("any", name))],
         workers=workers,
@@ -147,7 +148,7 @@ async def doctor(daemon: Daemon, actor: Actor, request: DoctorRequest, exchange:
     room, short = await anyio.to_thread.run_sync(lambda: (space.look(), _short(daemon.box.journal)))
     checks = [
         Check("daemon", "ok", f"smpd {__version__}, state in {daemon.state_dir}"),
-        Check("identity", "ok", f"{daemon.public.fingerprint()}, {daemon.keys_note}"),
+        Check("identity", "ok", _identity(daemon)),
         Check(
             "audit",
             "fail" if daemon.audit.failure else "ok",
@@ -181,6 +182,13 @@ def _config_checks(daemon: Daemon) -> list[Check]:
     if keys := daemon.reloading.restart:
         checks.append(Check("configuration", "warn", f"needs a restart: {', '.join(keys)}", "systemctl restart smpd"))
     return checks
+
+
+def _identity(daemon: Daemon) -> str:
+    text, before = f"{daemon.public.fingerprint()}, {daemon.keys.protection}", len(daemon.keys.identities) - 1
+    if before:
+        text += f"; {before} before it only open: give senders the new one, smpctl keys export --box"
+    return text
 
 
 def _disk_check(room: Room, short: list[int]) -> Check:
@@ -260,7 +268,9 @@ async def audit_read(daemon: Daemon, actor: Actor, request: AuditRead, exchange:
         for batch in _batches(lines):
             await exchange.send(AuditLines(batch))
     notes = await anyio.to_thread.run_sync(log.checkpoints)
-    return AuditProof([note.decode(errors="replace") for note in notes], daemon.audit_key.name, daemon.audit_key.public)
+    key, *before = log.keys
+    texts = [note.decode(errors="replace") for note in notes]
+    return AuditProof(texts, key.name, key.public, [each.public for each in before])
 
 
 async def audit_renew(daemon: Daemon, actor: Actor, request: AuditRenew, exchange: Exchange) -> AuditRenewed:

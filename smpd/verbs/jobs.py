@@ -113,7 +113,7 @@ async def _seal_files(daemon: Daemon, job_id: str, spec: PutSpec, exchange: Exch
             anyio.from_thread.run(exchange.send, Sealing(done, files))
 
     out, box = daemon.runner.out(job_id), daemon.box
-    async with sealed_file(box.space, out, box.identity, recipients) as writer:
+    async with sealed_file(box.space, out, box.identities, recipients) as writer:
         for _ in range(_FILES_MAX):
             file, fds = await next_file(exchange, PutFile)
             try:

@@ -8,11 +8,9 @@ import msgspec
 
 from smp_proto.aio import Exchange
 from smp_proto.control import (
-    BoxKey,
     JobState,
     ListObjects,
     Objects,
-    PublicKey,
     RemoteAdd,
     RemoteList,
     RemoteRemove,
@@ -133,9 +131,3 @@ async def trust_remove(daemon: Daemon, actor: Actor, request: TrustRemove, excha
     """Stop believing a sender."""
     await daemon.record(actor, "trust.remove", request.name)
     return await anyio.to_thread.run_sync(daemon.trust.remove, request.name)
-
-
-async def box_key(daemon: Daemon, actor: Actor, request: BoxKey, exchange: Exchange) -> PublicKey:
-    """The public key of this box."""
-    public = daemon.public
-    return PublicKey(public.text(), public.key_id.hex(), public.fingerprint())

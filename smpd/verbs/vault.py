@@ -96,8 +96,7 @@ async def _item(daemon: Daemon, actor: Actor, item_id: str) -> VaultItem:
 def _reader(daemon: Daemon, fd: int) -> BundleReader:
     # Whether its sender was to be believed was decided when the object came; taking that back does not lock it.
     def sender(key_id: bytes) -> PublicIdentity:
-        own = daemon.public
-        return own if key_id == own.key_id else PublicIdentity.parse(daemon.trust.key_of(key_id))
+        return daemon.box.own(key_id) or PublicIdentity.parse(daemon.trust.key_of(key_id))
 
     return read_bundle(fd, daemon.box.identities, sender)
 

@@ -18,7 +18,7 @@ def kept(open_log, tmp_path: Path, key: VerifierKey):
     """Opens the log as the daemon does."""
 
     def open_kept() -> KeptLog:
-        return KeptLog(str(tmp_path / "audit"), key, open_log)
+        return KeptLog(str(tmp_path / "audit"), lambda: [key], open_log)
 
     return open_kept
 

@@ -127,17 +127,6 @@ def test_a_clock_that_went_back_is_a_finding(key: VerifierKey, signer: Callable[
     assert len(report.findings) == 100
 
 
-def test_an_earlier_key_still_counts(key: VerifierKey, signer: Callable[[bytes], bytes]) -> None:
-    """Checkpoints by the log's former key verify when that key is given, and are refused when it is not."""
-    old = SigningKey(b"o" * 32)
-    old_key = VerifierKey(key.name, bytes(old.verify_key))
-    lines = make(8)
-    notes = [signed(lines, 4, old_key, lambda raw: old.sign(raw).signature), signed(lines, 8, key, signer)]
-    assert verify_log(lines, notes, (key, old_key)).checkpoints_ok == 2
-    with pytest.raises(AuditError, match="no signature on the note is by a known key"):
-        verify_log(lines, notes, (key,))
-
-
 def test_a_checkpoint_of_another_log_is_refused(key: VerifierKey, signer: Callable[[bytes], bytes]) -> None:
     """A checkpoint signed by the right key for another origin is not this log's."""
     lines = make(3)

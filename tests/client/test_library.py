@@ -53,6 +53,7 @@ SIMPLE: list[tuple[str, tuple[Any, ...], c.Request, Any]] = [
     ("doctor", (), c.DoctorRequest(), c.Doctor([])),
     ("processors", (), c.ProcessorsRequest(), c.Processors([])),
     ("box_key", (), c.BoxKey(), c.PublicKey("a", "b", "c")),
+    ("box_rotate", ("stolen",), c.BoxRotate("stolen"), c.PublicKey("a", "b", "c", ["d"])),
     ("remotes", (), c.RemoteList(), c.Remotes([])),
     ("remote_test", ("lab",), c.RemoteTest("lab"), c.RemoteTested("lab", 1.0)),
     ("remote_remove", ("lab",), c.RemoteRemove("lab"), None),

@@ -37,6 +37,7 @@ from smpd.transfer.spool import Spool
 from smpd.vault.objects import Adoption, Vault
 from smpd.vault.remotes import RemoteStore
 from smpd.vault.trust import TrustStore
+from smpd.verbs.keys import rotate as rotate_keys
 
 RESERVE_BYTES = 1 << 20
 PIECE = 40_000  # bytes of a range
@@ -96,10 +97,11 @@ class State:
         ensure_dir(str(self.path))
         settings = {"PATHS_STATE": self.path, "SPACE_RESERVE_BYTES": RESERVE_BYTES, "AUDIT_CHECKPOINT_RECORDS": 3}
         environ = {f"SMPD_{key}": str(value) for key, value in settings.items()}
-        config = load_config(None, {**environ, "HOME": str(root), "XDG_RUNTIME_DIR": "/run/user/0"})
-        self._opened = open_state(config)
-        seal = StateSeal(self._opened.keys.state)
-        self.audit, self.verifier, self.space = self._opened.audit, self._opened.verifier, self._opened.space
+        self.config = load_config(None, {**environ, "HOME": str(root), "XDG_RUNTIME_DIR": "/run/user/0"})
+        self._opened = open_state(self.config)
+        self.keys = self._opened.keys
+        seal = StateSeal(self.keys.state)
+        self.audit, self.space = self._opened.audit, self._opened.space
         database = self._opened.database
         try:
             self.journal, self.vault = Journal(database, seal), Vault(str(self.path / "vault"), database, seal)
@@ -224,6 +226,16 @@ def record(state: State, n: int) -> Said:
     return Said("record", n, state.record("object.open", subject=f"o{n}", detail={"n": n}, n=n))
 
 
+def rotate(state: State, n: int) -> Said:
+    """The box is given a new key."""
+    rotate_keys(str(state.path / "keys"), state.config.keys, state.keys, state.audit, OWNER, str(n))
+    return Said("rotated", n, _short(state.keys.identity))
+
+
+def _short(identity: Identity) -> int:
+    return int.from_bytes(identity.public.key_id[:7], "big")
+
+
 # ── those of the client and of a local remote; each has a folder and a number ───────────────────────────────
 
 
@@ -272,7 +284,7 @@ def upload(root: Path, n: int) -> Said:
 
 
 OF_STATE: dict[str, Callable[[State, int], Said]] = {
-    each.__name__: each for each in (submit, spool, keep, many, remove, believe, disbelieve, know, record)
+    each.__name__: each for each in (submit, spool, keep, many, remove, believe, disbelieve, know, record, rotate)
 }
 OF_FOLDER: dict[str, Callable[[Path, int], Said]] = {each.__name__: each for each in (key, seal, opened, upload)}
 
@@ -299,6 +311,7 @@ def look_for(root: Path, said: Iterable[Said]) -> None:
 
 
 def _in_the_state(state: State, said: list[Said]) -> None:
+    assert not [note for note in state.keys.mended if "damaged" in note]
     state.journal.recover()
     gone = {each.n for each in said if each.kind in ("removing", "removed")}
     brought = Counter(each.n for each in said if each.kind == "done")
@@ -320,6 +333,8 @@ def _in_the_state(state: State, said: list[Said]) -> None:
                 assert state.trust.read().lookup(each.n.to_bytes(16, "big"), "x:y", 0.0)
             case "disbelieved":
                 assert next(view.removed for view in state.trust.list() if view.name == f"s{each.n}")
+            case "rotated":
+                assert each.value in map(_short, state.keys.identities), f"key {each.n} is gone"
             case "remote":
                 assert state.remotes.get(f"r{each.n}").config == LocalConfig(f"/data/{each.n}")
     for n in brought.keys() - gone:
@@ -332,7 +347,7 @@ def _audited(state: State, said: list[Said]) -> None:
     assert state.audit.broken is None, state.audit.broken
     newest = state.audit.checkpoint()
     lines = state.audit.read(0, 1 << 30)
-    verify_log(lines, [newest] if newest else [], (state.verifier,))
+    verify_log(lines, [newest] if newest else [], state.audit.keys)
     for each in said:
         if each.kind == "record":
             found = parse_line(lines[each.value])

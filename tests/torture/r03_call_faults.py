@@ -58,6 +58,7 @@ ROOMS = {
     "removing": Room((("remove", 1),), (("submit", 1), ("spool", 1), ("keep", 1))),
     "stores": Room((("believe", 1), ("know", 1), ("disbelieve", 1))),
     "audit": Room((("record", 1), ("record", 2), ("record", 3))),
+    "key of the box": Room((("rotate", 1), ("record", 1))),
     "keyring": Room((("key", 1), ("key", 2)), after=(("key", 3),)),
     "sealing": Room((("seal", 1),)),
     "opening": Room((("opened", 1),)),
@@ -289,9 +290,9 @@ def _planted(room: str, owner: Any, name: str, value: Any) -> Iterator[None]:
 
 EXPERIMENT = Experiment(
     id="R3",
-    title="EIO, ENOSPC and SIGKILL at every call that changes or syncs a file, of 13 rooms of smpd and smpctl; a daemon's",
+    title="EIO, ENOSPC and SIGKILL at every call that changes or syncs a file, of 14 rooms of smpd and smpctl; a daemon's",
     passes="state opens clean afterwards; order is fsync(file), rename, fsync(dir)",
-    trials=2500,
+    trials=2800,
     short=16,
     run=run,
     plants={

@@ -30,7 +30,21 @@ ACTS_MAX = 40  # acknowledged before a cut in the midst of work
 DAEMONS = 8  # one of so many trials cuts a daemon off
 
 # Which act is the last before a cut, in turn. Those whose name in a folder is all that a sync is for come first.
-LAST = ("key", "submit", "seal", "upload", "opened", "spool", "keep", "many", "remove", "record", "believe", "know")
+LAST = (
+    "key",
+    "submit",
+    "seal",
+    "upload",
+    "opened",
+    "spool",
+    "keep",
+    "many",
+    "remove",
+    "record",
+    "believe",
+    "know",
+    "rotate",
+)
 
 
 def do(name: str, root: Path, state: State, n: int, say: Say) -> None:

@@ -1,6 +1,10 @@
-"""R13: jobs are submitted, paused, resumed, cancelled and killed in random order, against the real scheduler and journal."""
+"""R13: jobs are submitted, paused, resumed, cancelled and killed, and the box's key changed, in random order.
+
+All of it against the real scheduler, journal and keys. A crash may come in the middle of a change of the key, too.
+"""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import anyio
 import anyio.lowlevel
@@ -8,11 +12,14 @@ import anyio.lowlevel
 from smp_proto.errors import StateError
 from smpd.jobs.journal import Journal
 from smpd.jobs.states import ENDED
+from smpd.vault.keys import RETIRED
+from smpd.vault.rotation import Rotation
 from torture.harness import Experiment, Trial, Trials, replaced
 from torture.scheduling import Bench, Clocks
 
 PRIORITIES = ("low", "normal", "high", "critical")
 MOVES = ("pause", "resume", "cancel")
+ROTATE = 0.12  # how often, by how many keys there are: each start opens them all
 LIVE = 12  # at most so many jobs that have not ended
 
 
@@ -27,7 +34,8 @@ def run(trials: Trials) -> None:
         bench.crash()
         crashes += 1
     bench.db.close()
-    trials.figures.update({"jobs": len(known), "crashes": crashes + 1})
+    keys = len(bench.keys.identities)
+    trials.figures.update({"jobs": len(known), "crashes": crashes + 1, "keys of the box at the end": keys})
 
 
 async def _until_crash(bench: Bench, steps: Iterator[Trial], known: dict[str, str]) -> bool:
@@ -56,6 +64,8 @@ async def _step(bench: Bench, trial: Trial, known: dict[str, str]) -> bool:
     choice = rng.random()
     if choice < 0.02:
         return True
+    if choice < 0.02 + ROTATE / len(bench.keys.identities):
+        return bench.rotate(rng)
     if not live or (choice < 0.3 and len(live) < LIVE):
         job = bench.add(f"{trial.number}", rng.choice(PRIORITIES), fails=rng.choice((0, 0, 1, 3)))
         known.setdefault(job, "queued")
@@ -80,6 +90,7 @@ def _check(bench: Bench, known: dict[str, str], *, opened: bool = False) -> None
     found = dict(bench.db.rows("SELECT id, state FROM jobs"))
     if opened:
         assert {job.id: job.state for job in bench.journal.list()} == found
+        bench.check_keys()
     assert found.keys() == known.keys(), f"lost: {known.keys() - found.keys()}, new: {found.keys() - known.keys()}"
     for job, state in known.items():
         assert state not in ENDED or found[job] == state, f"{job} was {state} and is {found[job]}"
@@ -95,14 +106,26 @@ def _lost_recovery(journal: Journal) -> tuple[str, ...]:
     return ()
 
 
+_finish = Rotation.finish
+
+
+def _forgotten(rotation: Rotation) -> list[str]:
+    """A change of the key that tidies up."""
+    for path in Path(rotation._folder).rglob(RETIRED.format("*")):
+        path.unlink()
+    return _finish(rotation)
+
+
 EXPERIMENT = Experiment(
     id="R13",
-    title="jobs are submitted, paused, resumed, cancelled, waited for and killed in random order "
-    "(rotation of keys does not exist yet)",
-    passes="none is lost or made twice, an end is for good, each move ends as it says",
+    title="jobs are submitted, paused, resumed, cancelled, waited for and killed, and keys rotated, in random order",
+    passes="none is lost or made twice, an end is for good, each move ends as it says, all keys open",
     trials=10_000,
     short=150,
     run=run,
-    plants={"loses-at-recovery": lambda: replaced(Journal, "recover", _lost_recovery)},
+    plants={
+        "loses-at-recovery": lambda: replaced(Journal, "recover", _lost_recovery),
+        "forgets-the-old-key": lambda: replaced(Rotation, "finish", _forgotten),
+    },
     planted_trials=120,
 )

@@ -2,7 +2,7 @@
 
 Searched for: the box's identity (its seeds, and the keys made of them), what unlocks it, the keys of each object and of its
 result, the secret of the remote, and a mark that the content is full of. In smpd the two private keys in use must be
-there exactly once, in OpenSSL's own objects, and nothing else; in fetch nothing but its remote's secret; in compute no
+there exactly once, in OpenSSL's own objects, and of a key before that only the one that opens; in fetch nothing but its remote's secret; in compute no
 key. What a plugin's libraries leave of the content in a compute process is counted, not judged.
 """
 
@@ -33,7 +33,7 @@ from torture.memory import find
 from torture.planted import planting
 
 MIB = 1 << 20
-KINDS = ("get", "put", "open", "run", "standard", "smpctl")
+KINDS = ("get", "rotate", "put", "open", "run", "standard", "smpctl")
 IN_USE = {"decryption key", "signing key"}  # in smpd, once each, for as long as it runs
 _CONFIG = {
     "fetch": {"processes": 1, "slots": 3, "slot_bytes": MIB},
@@ -68,6 +68,7 @@ class Scene:
         self.folder, self.store, self.served = folder, store, served
         self.sender = Identity.generate("sender")
         self.remote_secret = os.urandom(20).hex()
+        self.retired: list[Identity] = []
         self.unlocks = {"credential": b""}
         config = dict(_CONFIG)
         folder.mkdir()
@@ -88,18 +89,21 @@ class Scene:
         """Start the daemon, and have it know its remotes and the sender."""
         stack.callback(self.box.close)
         self.box.start()
-        keys = self.box.state / "keys"
         if "credential" in self.unlocks:
-            self.unlocks["credential"] = (keys / CREDENTIAL).read_bytes()
-        unlock = {name: bytearray(value) for name, value in self.unlocks.items()}
-        self.identity = Identity.from_file((keys / IDENTITY).read_bytes(), **unlock)
-        self.public = self.identity.public
+            self.unlocks["credential"] = (self.box.state / "keys" / CREDENTIAL).read_bytes()
+        self.read_key()
         self.client = stack.enter_context(Client(str(self.box.socket)))
-        self.key_file = self.file("box.pub", self.public.text().encode())
         add_remote(self.box, "s3", Served(self.served.config, S3Secret("AKIAIOSFODNN7EXAMPLE", self.remote_secret)))
         (self.folder / "open").mkdir()
         self.box.ctl("remote", "add", "ward", f"file://{self.folder / 'open'}", "--mode", "standard")
         self.client.trust_add("sender", self.sender.public.text())
+
+    def read_key(self) -> None:
+        """Know the box's key, its private parts included."""
+        unlock = {name: bytearray(value) for name, value in self.unlocks.items()}
+        self.identity = Identity.from_file((self.box.state / "keys" / IDENTITY).read_bytes(), **unlock)
+        self.public = self.identity.public
+        self.key_file = self.file("box.pub", self.public.text().encode())
 
     def seal(self, name: str, data: bytes) -> bytes:
         """Seal something for the box into the bucket."""
@@ -133,6 +137,11 @@ class Scene:
 def _use(scene: Scene, trial: Trial, kind: str, data: bytes) -> dict[str, bytes]:
     """Do a job of a kind; returns the keys of all that it opened and made."""
     name = f"{trial.number}.smp"
+    if kind == "rotate":
+        scene.client.box_rotate()
+        scene.retired.append(scene.identity)
+        scene.read_key()
+        return {}
     if kind == "put":
         scene.box.ctl("put", scene.file("put.bin", data), f"ward:{name}", "--to", scene.key_file)
         return keys_of((scene.folder / "open" / name).read_bytes(), scene.identity, scene.public, "bundle")
@@ -151,12 +160,14 @@ def _use(scene: Scene, trial: Trial, kind: str, data: bytes) -> dict[str, bytes]
 
 
 def _judge(scene: Scene, trials: Trials, needles: dict[str, bytes], content: bytes) -> None:
-    box = private_parts(scene.identity) | scene.unlocks | {"remote's secret": scene.remote_secret.encode()}
+    before = {f"{name} {n}": part for n, each in enumerate(scene.retired) for name, part in private_parts(each).items()}
+    in_use = IN_USE | {f"decryption key {n}" for n in range(len(scene.retired))}
+    box = before | private_parts(scene.identity) | scene.unlocks | {"remote's secret": scene.remote_secret.encode()}
     for role, pid in scene.pids():
         found = find(pid, needles | box | {"content": content})
         places = {name: len(each) for name, each in found.items()}
         if role == "smpd":
-            assert places == dict.fromkeys(IN_USE, 1), f"in smpd, besides its two keys: {found}"
+            assert places == dict.fromkeys(in_use, 1), f"in smpd, besides its keys in use: {found}"
         elif role == "fetch":
             assert set(places) <= {"remote's secret"}, f"in fetch: {found}"
         else:
@@ -248,9 +259,9 @@ def _planted(fault: str) -> Callable[[], AbstractContextManager[None]]:
 EXPERIMENT = Experiment(
     "R18",
     "keys, passphrases and content looked for in the memory of smpd, fetch, compute and smpctl after use",
-    "0 copies; of the two private keys in use one each, in OpenSSL's objects",
+    "0 copies; of the private keys in use one each, in OpenSSL's objects",
     20,
-    3,
+    4,
     run,
     {"a file key kept as bytes": _planted("keep_file_key"), "the credential not wiped": _planted("keep_credential")},
     1,

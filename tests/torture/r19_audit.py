@@ -13,16 +13,17 @@ from click.testing import CliRunner
 from smp_proto.audit import verify as verifying
 from smp_proto.audit.merkle import leaf_hash, root_of
 from smp_proto.audit.note import Checkpoint, VerifierKey, iter_notes, open_checkpoint, sign_note
-from smp_proto.audit.record import AuditRecord, encode_line, parse_line
+from smp_proto.audit.record import AuditRecord, FieldValue, encode_line, parse_line
 from smp_proto.errors import AuditError, DaemonError
 from smpctl import Client
 from smpctl.cli import cli
 from smpctl.commands.audit import LOG_NAME, NOTES_NAME
 from smpd.audit.log import AuditLog
 from torture.harness import Experiment, Trials, replaced
-from torture.tampering import BOX, install
+from torture.tampering import BOX, OTHER, install
 
 KEY = VerifierKey(f"smpd/{BOX.public.fingerprint()}", BOX.public.verify_key)
+FORGER = VerifierKey(KEY.name, OTHER.public.verify_key)
 RECORDS = 120
 EVERY = 25  # one of so many is also asked of a daemon that was started on the tampered log
 Lines = list[bytes]
@@ -135,7 +136,16 @@ def flipped(lines: Lines, rng: random.Random, size: int) -> Lines:
     return b"".join([*lines[:at], bytes(line), *lines[at + 1 :]]).splitlines(keepends=True)
 
 
-ATTACKS: list[Attack] = [edited, deleted, truncated, reordered, forked, inserted, doubled, begun_anew, flipped]
+def usurped(lines: Lines, rng: random.Random, size: int) -> Lines:
+    """Beyond what is covered, a record hands the log to a key of somebody's own, who has none of the box's."""
+    at = rng.randrange(size, len(lines))
+    like = parse_line(lines[at])
+    fields: dict[str, FieldValue] = {"former": str(KEY), "verifier": str(FORGER), "key_id": OTHER.public.key_id.hex()}
+    forged = AuditRecord(at, like.time, "key.rotate", like.actor, "", "", "", fields, "")
+    return _renumbered([*lines[:at], encode_line(forged), *lines[at + (rng.random() < 0.5) :]])
+
+
+ATTACKS: list[Attack] = [edited, deleted, truncated, reordered, forked, inserted, doubled, begun_anew, flipped, usurped]
 
 
 # ── and to the log's own checkpoints ───────────────────────────────────────────────────────────────────────
@@ -147,6 +157,13 @@ def _resigned(lines: Lines, notes: list[bytes]) -> list[bytes]:
     hashes = [leaf_hash(line.removesuffix(b"\n")) for line in lines]
     roots = [(size, root_of(hashes[:size])) for size in sizes]
     return [sign_note(Checkpoint(KEY.name, size, root).text(), KEY, BOX.sign) for size, root in roots]
+
+
+def _by_the_forger(lines: Lines, notes: list[bytes]) -> list[bytes]:
+    """The box's checkpoints that still hold, and the forger's own over all that there is."""
+    hashes = [leaf_hash(line.removesuffix(b"\n")) for line in lines]
+    good = [note for note in notes if root_of(hashes[: (says := open_checkpoint(note, (KEY,))).size]) == says.root]
+    return [*good, sign_note(Checkpoint(KEY.name, len(lines), root_of(hashes)).text(), FORGER, OTHER.sign)]
 
 
 HANDS: list[Callable[[Lines, list[bytes]], list[bytes]]] = [
@@ -169,10 +186,10 @@ def run(trials: Trials) -> None:
     asked = signed_again = 0
     for trial in trials:
         with trial:
-            note = trial.rng.choice([each for each in notes if open_checkpoint(each, (KEY,)).size > 1])
+            note = trial.rng.choice([each for each in notes if 1 < open_checkpoint(each, (KEY,)).size < len(lines)])
             (trial.folder / "outside").write_bytes(note)
             attack = ATTACKS[trial.number % len(ATTACKS)]
-            hand = HANDS[trial.number // len(ATTACKS) % len(HANDS)]
+            hand = HANDS[trial.number // len(ATTACKS) % len(HANDS)] if attack is not usurped else _by_the_forger
             changed = attack(lines, trial.rng, open_checkpoint(note, (KEY,)).size)
             assert changed != lines
             folder = trial.folder / "state" / "audit"
@@ -246,12 +263,17 @@ def _finished(verifier: verifying.LogVerifier) -> verifying.AuditReport:
     return _finish(verifier)
 
 
+def _named(verifier: verifying.LogVerifier) -> tuple[VerifierKey, ...]:
+    return (*_allowed(verifier), *(key for _, key in verifier._named))
+
+
+_allowed = verifying.LogVerifier._allowed
 _finish = verifying.LogVerifier.finish
 _match = verifying.LogVerifier._match
 
 EXPERIMENT = Experiment(
     id="R19",
-    title="audit entries edited, deleted, truncated, reordered, inserted, forked, begun anew; signed again",
+    title="audit entries edited, deleted, truncated, reordered, inserted, forked, begun anew, handed to another key; signed again",
     passes="all detected against an outside checkpoint",
     trials=200,
     short=EVERY,
@@ -259,6 +281,7 @@ EXPERIMENT = Experiment(
     plants={
         "the outside checkpoint is not compared": lambda: replaced(verifying.LogVerifier, "_match", _only_own),
         "an end that is missing is not missed": lambda: replaced(verifying.LogVerifier, "finish", _finished),
+        "whom a record names may sign": lambda: replaced(verifying.LogVerifier, "_allowed", _named),
     },
     planted_trials=EVERY - 1,
 )

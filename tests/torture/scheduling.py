@@ -1,18 +1,29 @@
-"""A real scheduler on a real journal, in this process, with clocks that a test moves and a crash at any moment."""
+"""A real scheduler on a real journal under the keys of a real box, in this process; clocks that a test moves, crashes."""
 
+import contextlib
 import random
 import shutil
 from pathlib import Path
+from typing import Any
 
 import anyio
 
+from smp_proto import durable
 from smp_proto.control import GetSpec, Priority, Result
 from smp_proto.errors import RemoteError
+from smp_proto.sealed.keys import PublicIdentity
+from smpd.config import Keys
 from smpd.jobs.database import Database
 from smpd.jobs.job import Job, Progress
 from smpd.jobs.journal import Journal
 from smpd.jobs.scheduler import Scheduler
 from smpd.jobs.seal import StateSeal
+from smpd.vault.keys import load_keys
+from smpd.vault.rotation import Rotation
+from torture.harness import replaced
+
+INFO = b"sealed for the box"
+STEPS = 6  # files that a rotation writes
 
 
 class Clocks:
@@ -27,6 +38,10 @@ class Clocks:
         return self.forward
 
 
+class Died(BaseException):
+    """The process would be gone by now."""
+
+
 class Bench:
     """Jobs that fail as often as the test says; a crash leaves the files as they are."""
 
@@ -36,12 +51,17 @@ class Bench:
         self.failing: dict[str, int] = {}  # attempts of a job that are to fail
         self.copies = 0
         self.path = folder / "smp.db"
+        self.keys_folder = folder / "keys"
+        self.keys_folder.mkdir(0o700)
+        self.announced: dict[PublicIdentity, bytes] = {}  # each key that senders were given, and what one sealed for it
         self.open()
 
     def open(self) -> None:
         """Open what is on the disk, as a daemon does."""
+        self.keys = load_keys(str(self.keys_folder), Keys())
+        self.announce()
         self.db = Database(str(self.path))
-        self.journal = Journal(self.db, StateSeal(bytearray(32)), wall=lambda: self.clocks.wall)
+        self.journal = Journal(self.db, StateSeal(self.keys.state), wall=lambda: self.clocks.wall)
         self.scheduler = Scheduler(
             self.journal,
             self._run,
@@ -64,8 +84,46 @@ class Bench:
             if (old := Path(f"{self.path}{suffix}")).exists():
                 shutil.copyfile(old, f"{copy}{suffix}")
         self.db.close()
+        self.keys.wipe()
         self.path = copy
         self.open()
+
+    def announce(self) -> None:
+        """Have somebody seal for the box's key as it is now."""
+        public = self.keys.identity.public
+        if public not in self.announced:
+            self.announced[public] = public.wrap(bytearray(b"a file key"), INFO)
+
+    def rotate(self, rng: random.Random) -> bool:
+        """Give the box a new key; True if it died in the middle, with some of the files written."""
+        deadly, publish = rng.choice((0, rng.randrange(2 * STEPS))), durable.publish
+        calls = 0
+
+        def dying(*arguments: Any, **more: Any) -> None:
+            nonlocal calls
+            calls += 2
+            if calls >= deadly > 0:
+                if deadly % 2:  # once it has its name
+                    publish(*arguments, **more)
+                raise Died
+            publish(*arguments, **more)
+
+        with contextlib.suppress(Died), replaced(durable, "publish", dying):
+            with Rotation(str(self.keys_folder), Keys(), self.keys) as rotation:
+                rotation.commit()
+                assert rotation.finish() == []
+            self.announce()
+            return False
+        return True
+
+    def check_keys(self) -> None:
+        """Whatever was sealed for one of the box's keys opens, and nothing was found to be damaged."""
+        assert self.keys.mended == []
+        by_key = {identity.public: identity for identity in self.keys.identities}
+        assert self.announced.keys() <= by_key.keys(), "a key that senders were given is gone"
+        for public, wrapped in self.announced.items():
+            assert by_key[public].unwrap(wrapped, INFO) == b"a file key"
+        assert self.keys.identity.sign(b"x")
 
     def add(self, name: str, priority: Priority = "normal", fails: int = 0) -> str:
         """A new job, some of whose attempts fail in a way that may pass."""

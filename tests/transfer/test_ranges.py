@@ -404,7 +404,7 @@ async def test_loose_objects_are_sealed_in_order(sealed, plaintext, tmp_path, sp
         pool = await found.get("local")
         objects = await find_objects(pool, "loose/")
         count = Count()
-        async with sealed_file(space, str(tmp_path / "s"), ME, [ME.public]) as writer:
+        async with sealed_file(space, str(tmp_path / "s"), [ME], [ME.public]) as writer:
             info = await seal_arriving(pool, "loose/", objects, writer, count)
         await all_lanes_are_back(pool)
         assert [entry.name for entry in info.entries] == [str(number) for number in range(RANGES)]
@@ -420,7 +420,7 @@ async def test_a_cancelled_arrival_keeps_no_plaintext(sealed, plaintext, tmp_pat
         objects = await find_objects(pool, "loose/")
         with anyio.CancelScope() as scope:
             count = Count(at=lambda done: scope.cancel() if done > pieces * MIB else None)
-            async with sealed_file(space, str(tmp_path / "s"), ME, [ME.public]) as writer:
+            async with sealed_file(space, str(tmp_path / "s"), [ME], [ME.public]) as writer:
                 await seal_arriving(pool, "loose/", objects, writer, count)
         assert scope.cancelled_caught
         await all_lanes_are_back(pool)

@@ -107,12 +107,8 @@ def cosign(note: bytes, key: VerifierKey, sign: Callable[[bytes], bytes]) -> byt
     return note + f"{_DASH}{key.name} {b64encode(key.key_id + signature).decode()}\n".encode()
 
 
-def open_note(note: bytes, keys: Sequence[VerifierKey]) -> str:
-    """The text of a note, once a signature by one of ``keys`` verifies and none of theirs fails.
-
-    Raises:
-        AuditError: ``audit_broken``, for a malformed note, a wrong signature, or none by a known key.
-    """
+def _take_apart(note: bytes) -> tuple[str, list[tuple[str, bytes]]]:
+    """The text of a note, and of each signature line the name and what follows it; nothing is verified yet."""
     try:
         whole = note.decode()
     except UnicodeDecodeError:
@@ -123,9 +119,7 @@ def open_note(note: bytes, keys: Sequence[VerifierKey]) -> str:
         raise _malformed("the signed note has no text or no signature lines, or is cut short")
     if _CONTROL.search(whole):
         raise _malformed("the signed note holds control characters")
-    text += "\n"
-    known = {(key.name, key.key_id): key for key in keys}
-    verified = False
+    signatures = []
     for line in lines:
         name, _, encoded = line.removeprefix(_DASH).partition(" ")
         try:
@@ -136,16 +130,36 @@ def open_note(note: bytes, keys: Sequence[VerifierKey]) -> str:
         canonical = b64encode(raw).decode() == encoded
         if not line.startswith(_DASH) or not _NAME.fullmatch(name) or len(raw) < 5 or not canonical:
             raise _malformed("a signature line of the signed note is malformed")
+        signatures.append((name, raw))
+    return text + "\n", signatures
+
+
+def signers(note: bytes, keys: Sequence[VerifierKey]) -> tuple[VerifierKey, ...]:
+    """Those of ``keys`` whose signature is on a note, once one verifies and none of theirs fails.
+
+    Raises:
+        AuditError: ``audit_broken``, for a malformed note, a wrong signature, or none by a known key.
+    """
+    text, signatures = _take_apart(note)
+    known = {(key.name, key.key_id): key for key in keys}
+    found = []
+    for name, raw in signatures:
         if key := known.get((name, raw[:4])):
             try:
                 VerifyKey(key.public).verify(text.encode(), raw[4:])
             except (BadSignatureError, ValueError):
                 raise _malformed(f"the signature by {name} is wrong") from None
-            verified = True
-    if not verified:
+            found.append(key)
+    if not found:
         names = ", ".join(str(key) for key in keys)
         raise _malformed(f"no signature on the note is by a known key ({names})")
-    return text
+    return tuple(found)
+
+
+def open_note(note: bytes, keys: Sequence[VerifierKey]) -> str:
+    """The text of a note, once its signatures verify. Raises as :func:`signers`."""
+    signers(note, keys)
+    return _take_apart(note)[0]
 
 
 class Checkpoint(msgspec.Struct, frozen=True):
@@ -181,6 +195,15 @@ class Checkpoint(msgspec.Struct, frozen=True):
 def open_checkpoint(note: bytes, keys: Sequence[VerifierKey]) -> Checkpoint:
     """The checkpoint in a signed note. Raises as :func:`open_note`."""
     return Checkpoint.parse(open_note(note, keys))
+
+
+def peek_checkpoint(note: bytes) -> Checkpoint:
+    """What a note says, whoever signed it; believe nothing of it before :func:`signers` has said by whom it is.
+
+    Raises:
+        AuditError: ``audit_broken``; it is no checkpoint.
+    """
+    return Checkpoint.parse(_take_apart(note)[0])
 
 
 def iter_notes(lines: Iterable[bytes]) -> Iterator[bytes]:

@@ -5,16 +5,18 @@ and sign it again; that shows only against an *outside* checkpoint, and only for
 """
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import msgspec
 
-from smp_proto.errors import AuditError, UsageError
+from smp_proto.errors import AuditError, KeyFileError, UsageError
 
 from .merkle import Tree, inclusion_path, leaf_hash, root_of, verify_inclusion
-from .note import Checkpoint, VerifierKey, open_checkpoint
-from .record import parse_line
+from .note import Checkpoint, VerifierKey, peek_checkpoint, signers
+from .record import AuditRecord, parse_line
 
 MAX_FINDINGS = 100
+_OUTSIDE = "the outside checkpoint"
 
 
 class AuditReport(msgspec.Struct, frozen=True):
@@ -26,6 +28,7 @@ class AuditReport(msgspec.Struct, frozen=True):
         checkpoints_ok: how many of the log's own checkpoints match.
         covered: how many records the last matching checkpoint covers.
         findings: what a person should look at although nothing is broken; at most :data:`MAX_FINDINGS`.
+        signers: the keys that signed its checkpoints, each in its turn, as text.
     """
 
     size: int
@@ -33,6 +36,7 @@ class AuditReport(msgspec.Struct, frozen=True):
     checkpoints_ok: int
     covered: int
     findings: tuple[str, ...]
+    signers: tuple[str, ...] = ()
 
 
 def broken(record: int, message: str) -> AuditError:
@@ -49,9 +53,12 @@ def broken(record: int, message: str) -> AuditError:
 class LogVerifier:
     """Holds a log, fed line by line, against checkpoints; memory stays O(log n).
 
+    One key at a time signs the log. Another one does from a ``key.rotate`` record on that names both, once a checkpoint
+    by the former key covers that record; after its own first checkpoint the former key's count no more.
+
     Args:
         checkpoints: the log's own, as signed notes in the order they were made.
-        keys: the log's key, and its earlier ones if it had others; all bear the log's origin as name.
+        keys: those that are believed to begin with; all bear the log's origin as name.
         outside: a signed checkpoint that was held where the log's keeper could not change it.
 
     Raises:
@@ -62,11 +69,14 @@ class LogVerifier:
         self.tree = Tree()
         self.checkpoints_ok = 0
         self.covered = 0
-        self._keys = keys
+        self.signers: list[VerifierKey] = []
+        self._keys = tuple(keys)
+        self._named: list[tuple[str, VerifierKey]] = []  # by whom, and who: no checkpoint covers that record yet
+        self._successors: list[VerifierKey] = []
         self._notes = iter(checkpoints)
-        self._outside = self._open(outside, "the outside checkpoint") if outside is not None else None
         self._time = ""
         self._findings: list[str] = []
+        self._outside = None if outside is None else _Note(outside, self._peek(outside, _OUTSIDE))
         self._next = self._advance()
         self._compare()
 
@@ -79,13 +89,7 @@ class LogVerifier:
             raise broken(number, f"record {number} is not a record: {exc}") from exc
         if record.seq != number:
             raise broken(number, f"record {number} bears the number {record.seq}: records are missing or moved")
-        if record.time < self._time:
-            self._find(f"record {number}: the clock went back from {self._time} to {record.time}")
-        if record.event == "audit.recovered":
-            self._find(f"record {number}: the log was recovered after a crash or a failed write")
-        if record.event == "audit.begin":
-            after, covered = record.fields.get("after"), record.fields.get("covered")
-            self._find(f"record {number}: this log comes after a broken one, set aside as {after}, {covered} signed")
+        self._look_at(record)
         self._time = record.time
         self.tree.append(leaf_hash(line[:-1]))
         self._compare()
@@ -93,37 +97,86 @@ class LogVerifier:
     def finish(self) -> AuditReport:
         """The report, once all lines were fed."""
         size = self.tree.size
-        for checkpoint, name in ((self._outside, "the outside checkpoint"), (self._next, "a checkpoint")):
-            if checkpoint is not None:
-                raise broken(size, f"the log ends after {size} records, but {name} covers {checkpoint.size}")
+        for note, name in ((self._outside, _OUTSIDE), (self._next, self._own())):
+            if note is not None:
+                self._verify(note, name)
+                raise broken(size, f"the log ends after {size} records, but {name} covers {note.says.size}")
         if self.covered < size:
             self._find(f"records {self.covered} to {size - 1} are covered by no checkpoint yet")
-        return AuditReport(size, self.tree.root(), self.checkpoints_ok, self.covered, tuple(self._findings))
+        findings, signers = tuple(self._findings), tuple(map(str, self.signers))
+        return AuditReport(size, self.tree.root(), self.checkpoints_ok, self.covered, findings, signers)
 
-    def _open(self, note: bytes, name: str) -> Checkpoint:
+    def may_sign(self, key: VerifierKey) -> bool:
+        """Whether the log's next checkpoint may be by this key."""
+        return key in self._allowed()
+
+    def _allowed(self) -> tuple[VerifierKey, ...]:
+        return (self.signers[-1], *self._successors) if self.signers else self._keys
+
+    def _look_at(self, record: AuditRecord) -> None:
+        number = record.seq
+        if record.time < self._time:
+            self._find(f"record {number}: the clock went back from {self._time} to {record.time}")
+        if record.event == "audit.recovered":
+            self._find(f"record {number}: the log was recovered after a crash or a failed write")
+        if record.event == "audit.begin":
+            after, covered = record.fields.get("after"), record.fields.get("covered")
+            self._find(f"record {number}: this log comes after a broken one, set aside as {after}, {covered} signed")
+        if record.event == "key.rotate" and not record.outcome:
+            former, named = str(record.fields.get("former")), str(record.fields.get("verifier"))
+            try:
+                key = VerifierKey.parse(named)
+            except KeyFileError as exc:
+                raise broken(number, f"record {number} names a key that is none: {exc.message}") from exc
+            self._named.append((former, key))
+            self._find(f"record {number}: {record.actor} had a new key made, which may sign from there on: {key}")
+
+    def _peek(self, note: bytes, name: str) -> Checkpoint:
         try:
-            checkpoint = open_checkpoint(note, self._keys)
+            checkpoint = peek_checkpoint(note)
         except AuditError as exc:
             raise broken(self.covered, f"{name} is not valid: {exc.message}") from exc
         if all(checkpoint.origin != key.name for key in self._keys):
             raise broken(self.covered, f"{name} is of another log: {checkpoint.origin}")
         return checkpoint
 
-    def _advance(self) -> Checkpoint | None:
+    def _verify(self, note: "_Note", name: str) -> tuple[VerifierKey, ...]:
+        """Who signed it, of those who may: of the log's own checkpoints its key then; of another also one before."""
+        may = self._allowed() if name != _OUTSIDE else (*self._keys, *self.signers, *self._successors)
+        try:
+            return signers(note.data, may)
+        except AuditError as exc:
+            raise broken(self.covered, f"{name} is not valid: {exc.message}") from exc
+
+    def _own(self) -> str:
+        return f"checkpoint {self.checkpoints_ok} of the log"
+
+    def _advance(self) -> "_Note | None":
         note = next(self._notes, None)
-        return None if note is None else self._open(note, f"checkpoint {self.checkpoints_ok} of the log")
+        return None if note is None else _Note(note, self._peek(note, self._own()))
 
     def _compare(self) -> None:
         """Hold the tree against each checkpoint of its size."""
         size, outside = self.tree.size, self._outside
-        if outside is not None and outside.size == size:
-            self._match(outside, "the outside checkpoint", 0)
-            self._outside = None
-        while self._next is not None and self._next.size <= size:
-            self._match(self._next, f"checkpoint {self.checkpoints_ok} of the log", self.covered)
+        while self._next is not None and self._next.says.size <= size:
+            by = self._verify(self._next, self._own())
+            self._match(self._next.says, self._own(), self.covered)
+            self._signed_by(by)
             self.covered = size
             self.checkpoints_ok += 1
             self._next = self._advance()
+        if outside is not None and outside.says.size == size:
+            self._verify(outside, _OUTSIDE)
+            self._match(outside.says, _OUTSIDE, 0)
+            self._outside = None
+
+    def _signed_by(self, keys: tuple[VerifierKey, ...]) -> None:
+        """A checkpoint matched: what its signer named before it may follow."""
+        if not self.signers or self.signers[-1] not in keys:
+            self.signers.append(keys[0])
+            self._successors = []
+        self._successors += [key for former, key in self._named if former == str(self.signers[-1])]
+        self._named = []
 
     def _match(self, checkpoint: Checkpoint, name: str, since: int) -> None:
         size = self.tree.size
@@ -139,6 +192,13 @@ class LogVerifier:
     def _find(self, finding: str) -> None:
         if len(self._findings) < MAX_FINDINGS:
             self._findings.append(finding)
+
+
+class _Note(NamedTuple):
+    """A checkpoint that the log has not come to yet, and what it says; its signature is verified then."""
+
+    data: bytes
+    says: Checkpoint
 
 
 def verify_log(

@@ -96,7 +96,7 @@ from smp_proto.control.syncs import (
     SyncTrouble,
     SyncView,
 )
-from smp_proto.control.trust import BoxKey, PublicKey, TrustAdd, Trusted, TrustList, TrustRemove, TrustView
+from smp_proto.control.trust import BoxKey, BoxRotate, PublicKey, TrustAdd, Trusted, TrustList, TrustRemove, TrustView
 from smp_proto.control.vault import (
     VAULT_PAGE,
     Entries,
@@ -136,6 +136,7 @@ AnyRequest = (
     | TrustList
     | TrustRemove
     | BoxKey
+    | BoxRotate
     | AuditRead
     | AuditRenew
     | Reload
@@ -162,6 +163,7 @@ __all__ = [
     "AuditRenew",
     "AuditRenewed",
     "BoxKey",
+    "BoxRotate",
     "Check",
     "Doctor",
     "DoctorRequest",

@@ -59,6 +59,7 @@ class RemoteHealth(msgspec.Struct):
 class Status(msgspec.Struct):
     """What ``smpctl status`` and ``smpctl top`` show.
 
+    Before the box's key there were ``retired_keys``, which still open.
     ``audit_unsigned`` records have no checkpoint yet; ``journal_waiting`` changes wait for the disk. Of the disk
     ``free_bytes`` are free, ``claimed_bytes`` of them set aside by running jobs, and beside them ``reserve_held_bytes``
     of a reserve of ``reserve_bytes`` are held; ``short_jobs`` wait for ``short_bytes``, as far as known. In quarantine
@@ -84,6 +85,7 @@ class Status(msgspec.Struct):
     vault_items: int
     free_bytes: int
     state_dir: str
+    retired_keys: int = 0
     rss_bytes: int = 0
     ring_bytes: int = 0
     loads: list[RemoteLoad] = msgspec.field(default_factory=list)
@@ -173,8 +175,9 @@ class AuditLines(msgspec.Struct):
 
 
 class AuditProof(msgspec.Struct):
-    """What is needed to verify: all checkpoints (signed notes), and the log's public key and origin."""
+    """What is needed to verify: all checkpoints (signed notes), and the log's origin, public key and earlier ones."""
 
     checkpoints: list[str]
     origin: str
     public_key: bytes
+    earlier_keys: list[bytes] = []

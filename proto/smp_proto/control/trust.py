@@ -46,9 +46,16 @@ class BoxKey(Request, tag="box-key"):
     """The public key of this box, to seal for it. Reply: PublicKey."""
 
 
+class BoxRotate(Request, tag="box-rotate"):
+    """Give this box a new key; the present one only opens from then on. Reply: PublicKey, the new one."""
+
+    reason: str = ""
+
+
 class PublicKey(msgspec.Struct):
-    """A public key as text, with its short form."""
+    """A public key as text, with its short form; the fingerprints of the box's keys before it, newest first."""
 
     text: str
     key_id: str
     fingerprint: str
+    retired: list[str] = []

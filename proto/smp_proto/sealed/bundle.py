@@ -53,7 +53,7 @@ class BundleWriter:
 
     Args:
         write: takes the next bytes of the object; the view is reused as soon as it returns.
-        sender: signs.
+        sender: signs; may be set until :meth:`finish`, and is let go of by it.
         recipients: who can open it; the sender is no recipient unless named. May be set until :meth:`finish`.
         created: seconds since 1970, now by default.
 
@@ -64,11 +64,11 @@ class BundleWriter:
         self,
         write: Callable[[memoryview], object],
         *,
-        sender: Identity,
+        sender: Identity | None,
         recipients: Sequence[PublicIdentity],
         created: int | None = None,
     ) -> None:
-        self._write, self._sender, self.recipients = write, sender, recipients
+        self._write, self.sender, self.recipients = write, sender, recipients
         self._created = int(time.time()) if created is None else created
         self._object_id = os.urandom(16)
         self._file_key = FileKey.generate()
@@ -161,6 +161,9 @@ class BundleWriter:
             UsageError: ``bad_request``; there is no entry, no recipient or too many of them.
         """
         self._must(self._open and self._entry is None)
+        sender = self.sender
+        if sender is None:
+            raise StateError("wrong_state", "nobody was named who signs this bundle")
         try:
             self._flush(last=True)
             layout, digest = Layout(self._plain_bytes), self._leaves.digest()
@@ -171,7 +174,7 @@ class BundleWriter:
                 layout=layout,
                 leaves_digest=digest,
                 entries=self._entries,
-                sender=self._sender,
+                sender=sender,
                 recipients=self.recipients,
                 created=self._created,
             )
@@ -187,6 +190,7 @@ class BundleWriter:
     def abort(self) -> None:
         """Wipe the key and the buffers; harmless when done already."""
         self._open = False
+        self.sender = None
         self._file_key.wipe()
         self._sealer.wipe()
         if self._hasher is not None:

@@ -182,7 +182,7 @@ class Identity:
     def sign(self, message: bytes) -> bytes:
         """64 bytes of Ed25519."""
         if self._signing is None:
-            raise _wiped()
+            raise StateError("wrong_state", "this identity signs no more")
         return self._signing.sign(message)
 
     def unwrap(self, wrapped: bytes, info: bytes) -> bytearray:
@@ -211,6 +211,15 @@ class Identity:
         """Overwrite the seeds and keep only what opens and signs; :meth:`to_file` raises afterwards."""
         wipe(self._secret)
         self._secret = bytearray()
+
+    def decrypt_only(self) -> "Identity":
+        """This identity without its seeds and its signing key: it opens, and :meth:`sign` raises.
+
+        The decryption key is the same object, so let go of this one, or forget its seed: nothing is copied.
+        """
+        other = object.__new__(Identity)
+        other._hpke, other._signing, other._secret, other.public = self._hpke, None, bytearray(), self.public
+        return other
 
     def to_file(self, *, passphrase: bytearray | None = None, credential: bytearray | None = None) -> bytes:
         """The key file, sealed by one of a passphrase (Argon2id) or key material of 32 bytes or more (HKDF).
