@@ -22,13 +22,12 @@ from smpctl.client import (
     Paths,
     Progress,
     new_key,
-    pause_after,
 )
 from smpctl.connection import too_slow
 from smpctl.files import batches, wanted_entries
 from smpctl.handing import Handing
 from smpctl.landing import Landing
-from smpctl.watching import Cursor, job_of, joined
+from smpctl.watching import Cursor, job_of, joined, pause_after
 
 T = TypeVar("T")
 

@@ -9,27 +9,14 @@ from smp_proto import control as c
 from smp_proto.errors import DaemonError, SmpError
 from smpctl.connection import Connection, Exchange
 from smpctl.files import LocalFile, batches, wanted_entries
-from smpctl.watching import Cursor, job_of, joined
+from smpctl.watching import Cursor, job_of, joined, pause_after
 
 ANSWER_TIMEOUT_S = 60.0
 SLOW_TIMEOUT_S = 300.0  # starts a compute process, or waits for someone else's server
-PAUSE_MIN_S = 0.01
 
 T = TypeVar("T")
 Progress = Callable[[int, int], None]
 Paths = Iterable[str | os.PathLike[str] | LocalFile]
-
-
-def pause_after(error: DaemonError, until: float) -> float:
-    """Seconds to wait before asking once more, where the daemon wants to be asked more rarely and there is time.
-
-    Raises:
-        DaemonError: the error itself, otherwise.
-    """
-    wait = error.details.get("retry_after")
-    if error.code != "rate_limited" or not isinstance(wait, int | float) or time.monotonic() + wait >= until:
-        raise error
-    return max(wait, PAUSE_MIN_S)
 
 
 class Client:

@@ -1,5 +1,6 @@
-"""What both clients do alike: the state of a resumable watch, the job inside an event, metrics that came in parts."""
+"""What both clients do alike: the state of a resumable watch, the job inside an event, metrics in parts, pauses."""
 
+import time
 from collections.abc import Iterable
 
 import msgspec
@@ -9,6 +10,7 @@ from smp_proto.errors import DaemonError, SmpError
 
 RECONNECT_FIRST_S = 0.25
 RECONNECT_MAX_S = 5.0
+PAUSE_MIN_S = 0.01
 
 
 def job_of(event: Event) -> JobView | None:
@@ -88,3 +90,15 @@ class Cursor:
         self._waited_s += delay
         self._delay_s = min(RECONNECT_MAX_S, delay * 2)
         return delay
+
+
+def pause_after(error: DaemonError, until: float) -> float:
+    """Seconds to wait before asking once more, where the daemon wants to be asked more rarely and there is time.
+
+    Raises:
+        DaemonError: the error itself, otherwise.
+    """
+    wait = error.details.get("retry_after")
+    if error.code != "rate_limited" or not isinstance(wait, int | float) or time.monotonic() + wait >= until:
+        raise error
+    return max(wait, PAUSE_MIN_S)

@@ -17,7 +17,7 @@ from smp_proto.channel import CLIENT_UNREAD_BYTES_MAX
 from smp_proto.errors import DaemonError
 from smp_proto.wire import FrameType
 from smpctl import AsyncClient, Client
-from smpctl.client import pause_after
+from smpctl.watching import pause_after
 from smpd.config import Control
 from smpd.control.actor import Peer
 from smpd.control.limits import _BUCKETS_KEPT, _TOPICS_KEPT, Limits, Sparing, is_master
