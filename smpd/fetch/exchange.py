@@ -194,7 +194,8 @@ class Exchange:
             self._heard = self._heard or bool(data)
             self._feed_h11(data)
         except h11.RemoteProtocolError:
-            self.fail(RemoteError("remote_failed", "the server's answer is not HTTP/1.1, or was cut short"))
+            if data:  # else it was cut short, which is a fault of the connection
+                self.fail(RemoteError("remote_failed", "the server's answer is not HTTP/1.1"))
         except (SmpError, Unspoken) as error:
             self.fail(error)
 

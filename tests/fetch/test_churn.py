@@ -75,7 +75,7 @@ async def flat(link: Link, proxy: Proxy, pin: str, data: bytes) -> None:
     assert (right > 10, proxy.connections > ROUNDS) == (True, True), (right, proxy.connections)
     assert await link.read("x", pin, 7, LENGTH) == data[7 : 7 + LENGTH]
     with anyio.fail_after(20):
-        while sockets(pid) > 1 + 4 + 1:  # the link, at most `connections`, and the loop's own pair
+        while sockets(pid) > 1 + 4 + 2:  # the link, at most `connections`, and the loop's own pair
             await anyio.sleep(0.05)
     assert resident(pid) - before < 12 << 20
 

@@ -62,6 +62,10 @@ async def cut_off(peer: Peer, asked: Asked) -> None:
     peer.writer.transport.abort()
 
 
+async def half_a_head(peer: Peer, asked: Asked) -> None:
+    await peer.send(answer(asked)[:50])
+
+
 async def extra(peer: Peer, asked: Asked) -> bool:
     await peer.send(answer(asked) + asked.body + b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nbad")
     return True
@@ -95,6 +99,7 @@ WRONG: dict[str, tuple[Script, str]] = {
     "half-closed": (half_closed, "remote_unreachable"),
     "reset": (reset, "remote_unreachable"),
     "cut-off": (cut_off, "remote_unreachable"),
+    "half-a-head": (half_a_head, "remote_unreachable"),
     "silent": (sends(b"", status="206 Partial Content"), "remote_unreachable"),
     "shorter": (sends(length=10), "remote_failed"),
     "longer": (sends(length=len(DATA) * 2), "remote_failed"),
