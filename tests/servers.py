@@ -112,11 +112,20 @@ def moto_s3() -> Iterator[Served]:
 
 def admin(served: Served) -> Any:
     """A plain botocore client for looking at a bucket from outside."""
+    return _aws("s3", served)
+
+
+def sqs(served: Served) -> Any:
+    """A plain botocore client for queues."""
+    return _aws("sqs", served)
+
+
+def _aws(service: str, served: Served) -> Any:
     config, secret = served.config, served.secret
     assert isinstance(config, S3Config)
     assert isinstance(secret, S3Secret)
     return botocore.session.Session().create_client(
-        "s3",
+        service,
         endpoint_url=config.endpoint,
         region_name=config.region,
         aws_access_key_id=secret.access_key,

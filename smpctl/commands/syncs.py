@@ -35,6 +35,7 @@ def sync() -> None:
 @click.option(
     "--every", default="30s", show_default=True, metavar="TIME", help="From the end of a listing to the next."
 )
+@click.option("--events", default="", metavar="URL", help="A queue of SQS to which the bucket sends notifications.")
 @click.option(
     "--after",
     default="keep",
@@ -57,6 +58,7 @@ def add(
     include: tuple[str, ...],
     exclude: tuple[str, ...],
     every: str,
+    events: str,
     after: str,
     priority: Priority,
     max_in_flight: int,
@@ -75,6 +77,7 @@ def add(
         include=list(include),
         exclude=list(exclude),
         every_s=seconds(every),
+        events=events,
         after=act,
         moved_to=moved_to,
         priority=priority,
@@ -107,6 +110,14 @@ def _then(spec: SyncSpec) -> str:
     if spec.after == "move":
         return f"the object is moved to {spec.source.partition(':')[0]}:{spec.moved_to}"
     return "the object is deleted" if spec.after == "delete" else ""
+
+
+def _told(view: SyncView) -> str:
+    if not (view.told or view.hints or view.ignored):
+        return ""
+    by = "by the queue" if view.spec.events else "by the folder"
+    ignored = f", {view.ignored} messages ignored" if view.ignored else ""
+    return f"{by}, {view.hints} times{ignored}" + ("" if view.told else "; not at present")
 
 
 def seconds(text: str) -> float:
@@ -189,6 +200,7 @@ def _show(found: SyncShown) -> None:
             ("lag", duration(view.lag_s) if view.lag_s else "none"),
             ("listed", ago(view.last_poll) or "not yet"),
             ("next", f"{poll}, every {duration(spec.every_s)}"),
+            ("told", _told(view)),
             ("error", f"{error.code}: {error.message}" if error else ""),
             ("hint", error.hint if error else ""),
         ]

@@ -3,7 +3,7 @@
 import contextlib
 import re
 import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple
@@ -111,6 +111,11 @@ class Bucket:
         return self._config.bucket
 
     @property
+    def home(self) -> tuple[str, str]:
+        """The endpoint, empty for AWS, and the region."""
+        return self._config.endpoint, self._config.region
+
+    @property
     def host(self) -> str:
         """The server, for messages."""
         return urlsplit(self._config.endpoint).netloc or "AWS"
@@ -121,33 +126,51 @@ class Bucket:
                 self._session = AioSession(profile=self._config.profile or None)
                 factory = self._session.get_component("response_parser_factory")
                 factory.set_parser_defaults(timestamp_parser=timestamp)
-                secret = self._secret
-                self._opened = await self._stack.enter_async_context(
-                    self._session.create_client(
-                        "s3",
-                        region_name=self._config.region or None,
-                        endpoint_url=self._config.endpoint or None,
-                        aws_access_key_id=secret.access_key if secret else None,
-                        aws_secret_access_key=secret.secret_key if secret else None,
-                        aws_session_token=(secret.session_token or None) if secret else None,
-                        config=self._settings(),
-                    )
-                )
+                self._opened = await self._make("s3", self._config.region, self._config.endpoint, self._settings())
         return self._opened
 
+    async def _make(self, service: str, region: str, endpoint: str, settings: AioConfig) -> Any:
+        secret = self._secret
+        client = self._session.create_client(
+            service,
+            region_name=region or None,
+            endpoint_url=endpoint or None,
+            aws_access_key_id=secret.access_key if secret else None,
+            aws_secret_access_key=secret.secret_key if secret else None,
+            aws_session_token=(secret.session_token or None) if secret else None,
+            config=settings,
+        )
+        return await self._stack.enter_async_context(client)
+
+    async def queue(self, region: str, endpoint: str) -> Any:
+        """A client of SQS with the bucket's credentials, over a connection of its own: it is waited on for long."""
+        await self._client()
+        pools: dict[Origin, Pool] = {}
+
+        def pool_of(origin: Origin) -> Pool:
+            if origin not in pools:
+                pools[origin] = Pool(origin, self._tls, 1, self._deadlines)
+                self._stack.push_async_callback(pools[origin].aclose)
+            return pools[origin]
+
+        return await self._make("sqs", region, endpoint, self._common(pool_of, "v4"))
+
     def _settings(self) -> AioConfig:
-        signed = self._secret is not None or bool(self._config.profile)
         s3: dict[str, Any] = {"addressing_style": self._config.addressing}
         if not self._config.endpoint.startswith("http:"):
             s3["payload_signing_enabled"] = False  # TLS guards the body, and hashing it would hold up the loop
+        return self._common(self._pool_of, "s3v4", s3=s3)
+
+    def _common(self, pool_of: Callable[[Origin], Pool], signature: str, **more: Any) -> AioConfig:
+        signed = self._secret is not None or bool(self._config.profile)
         return AioConfig(
-            http_session_cls=session_over(Speaker(self._pool_of), self._tls),
-            signature_version="s3v4" if signed else UNSIGNED,
+            http_session_cls=session_over(Speaker(pool_of), self._tls),
+            signature_version=signature if signed else UNSIGNED,
             connect_timeout=self._deadlines.connect_s,
             read_timeout=self._deadlines.stall_s,
             max_pool_connections=self._connections,
             retries={"total_max_attempts": 1, "mode": "standard"},
-            s3=s3,
+            **more,
             # Only AWS itself speaks the newer checksums everywhere; sealed objects carry their own.
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
@@ -171,34 +194,40 @@ class Bucket:
         return answer
 
     @contextlib.contextmanager
-    def translated(self, path: str = "") -> Iterator[None]:
-        """What the client's libraries raise, as errors of ours."""
+    def translated(self, path: str = "", where: str = "") -> Iterator[None]:
+        """What the client's libraries raise, as errors of ours.
+
+        Args:
+            path: the object it is about.
+            where: what was asked, where that is not the bucket.
+        """
+        where, host = where or self.where, where or self.host
         try:
             yield
         except exceptions.ClientError as error:
             meta = error.response.get("ResponseMetadata", {})
             code = str(error.response.get("Error", {}).get("Code", ""))
             headers = meta.get("HTTPHeaders", {})
-            raise refusal(meta.get("HTTPStatusCode", 0), code, headers, self.where, path) from error
+            raise refusal(meta.get("HTTPStatusCode", 0), code, headers, where, path) from error
         except (exceptions.NoCredentialsError, exceptions.PartialCredentialsError, exceptions.ProfileNotFound) as error:
             raise RemoteError(
                 "remote_auth",
-                f"the daemon has no credentials for {self.where}",
+                f"the daemon has no credentials for {where}",
                 hint=f"give a key with: {ANEW}, or set up the AWS profile for the daemon's user",
             ) from error
         except (exceptions.SSLError, exceptions.EndpointConnectionError) as error:
             cause = error.kwargs.get("error")
             cause = getattr(cause, "certificate_error", None) or getattr(cause, "os_error", None) or cause
-            raise connect_error(cause, self.host) from error
+            raise connect_error(cause, host) from error
         except (exceptions.ConnectTimeoutError, exceptions.ReadTimeoutError, TimeoutError) as error:
-            raise unreachable(self.host, "does not answer") from error
+            raise unreachable(host, "does not answer") from error
         except (exceptions.HTTPClientError, exceptions.IncompleteReadError, aiohttp.ClientError, OSError) as error:
-            raise unreachable(self.host, "closed the connection early") from error
+            raise unreachable(host, "closed the connection early") from error
         except (ResponseParserError, ValueError) as error:
-            raise RemoteError("remote_failed", f"{self.where} sent an answer that cannot be read") from error
+            raise RemoteError("remote_failed", f"{where} sent an answer that cannot be read") from error
         except exceptions.BotoCoreError as error:
             raise RemoteError(
-                "remote_failed", f"{self.where}: {type(error).__name__}", hint="check the remote's settings"
+                "remote_failed", f"{where}: {type(error).__name__}", hint="check the remote's settings"
             ) from error
 
     # ── past the client ────────────────────────────────────────────────────────────────────────────────

@@ -28,9 +28,11 @@ from smpd.fetch.remote import (
     short_source,
     tail_of,
     taken,
+    untold,
     unwritable,
     walk_folders,
 )
+from smpd.links.fetching import Seen
 
 COPY_BYTES = 8 << 20
 _SYS_OPENAT2 = 437  # the same on every architecture
@@ -211,6 +213,24 @@ class LocalRemote:
     async def move(self, path: str, pin: str, target: str) -> Outcome:
         """See :class:`smpd.fetch.remote.Remote`."""
         return await self._run(path, lambda root: _move(root, path, pin, target))
+
+    async def watch(self, prefix: str, queue: str) -> AsyncGenerator[Seen, None]:
+        """See :class:`smpd.fetch.remote.Remote`."""
+        if queue:
+            raise untold("a folder")
+        from smpd.fetch.noticing import changes  # noqa: PLC0415 - for those alone who watch
+
+        folder = prefix[: prefix.rfind("/") + 1]
+        flags = os.O_RDONLY | os.O_DIRECTORY
+        try:
+            await self._run("", lambda root: os.close(open_beneath(root, folder or ".", flags)))
+        except SmpError as error:
+            if error.code != "no_such_object":
+                raise
+            raise missing_root(f"the folder {os.path.join(self._root, folder)}") from error
+        async with contextlib.aclosing(changes(os.path.join(self._root, folder))) as found:
+            async for _ in found:
+                yield Seen()
 
     async def probe(self) -> dict[str, str]:
         """See :class:`smpd.fetch.remote.Remote`."""

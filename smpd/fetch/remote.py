@@ -11,7 +11,7 @@ import anyio
 from smp_proto.control import ObjectInfo
 from smp_proto.durable import is_part
 from smp_proto.errors import IntegrityError, NotFoundError, RemoteError, ResourceError, SmpError, StateError, UsageError
-from smpd.links.fetching import END_BYTES
+from smpd.links.fetching import END_BYTES, Seen
 
 PATH_MAX_BYTES = 1024
 # What to type to change a remote; smpd puts the name in.
@@ -77,6 +77,13 @@ class Remote(Protocol):
 
     async def move(self, path: str, pin: str, target: str) -> Outcome:
         """Give one version of an object another name; see :class:`smpd.links.fetching.Move`."""
+        ...
+
+    def watch(self, prefix: str, queue: str) -> AsyncGenerator[Seen, None]:
+        """Say when something may have appeared below a prefix; see :class:`smpd.links.fetching.Watch`.
+
+        What was said is noted once the next is asked for.
+        """
         ...
 
     async def probe(self) -> dict[str, str]:
@@ -193,6 +200,11 @@ def missing(path: str, where: str) -> NotFoundError:
     return NotFoundError(
         "no_such_object", f"{where} has no object {path}", hint="see what is there with: smpctl ls NAME:"
     )
+
+
+def untold(what: str) -> UsageError:
+    """This kind of remote does not tell of what appears."""
+    return UsageError("bad_config", f"{what} does not tell of what appears in it", hint="leave out --events")
 
 
 def missing_root(what: str) -> NotFoundError:

@@ -8,13 +8,14 @@ from typing import Any
 from smp_proto.control import SIZE_MAX, ObjectInfo, S3Config, S3Secret
 from smp_proto.errors import RemoteError, SmpError, UsageError
 from smpd.fetch.bucket import Bucket, timestamp, trust
+from smpd.fetch.events import Notifications
 from smpd.fetch.exchange import Answer, Suffix, Unspoken, Wanted
 from smpd.fetch.moving import Mover
 from smpd.fetch.patience import while_moving
 from smpd.fetch.pins import bare_etag, etag_pin, parse_pin
 from smpd.fetch.remote import PLAINLY, Outcome, Progress, Writing, is_same, tail_of, taken, unreachable
 from smpd.fetch.upload import OBJECT_MAX_BYTES, PART_BYTES, Uploader
-from smpd.links.fetching import Deadlines
+from smpd.links.fetching import Deadlines, Seen
 
 
 class S3Remote:
@@ -185,6 +186,10 @@ class S3Remote:
     async def move(self, path: str, pin: str, target: str) -> Outcome:
         """See :class:`smpd.fetch.remote.Remote`."""
         return await self._mover.move(path, pin, target)
+
+    def watch(self, prefix: str, queue: str) -> AsyncGenerator[Seen, None]:
+        """See :class:`smpd.fetch.remote.Remote`."""
+        return Notifications(self._bucket, self._deadlines).follow(queue, self._root, prefix)
 
     async def probe(self) -> dict[str, str]:
         """See :class:`smpd.fetch.remote.Remote`."""

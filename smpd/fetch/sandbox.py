@@ -1,7 +1,7 @@
 """What a fetch process may still do once it knows its remote: read code and what names and TLS need, and connect.
 
 Where it may connect to is not limited. Beyond that, of files: an AWS profile opens ``~/.aws``, a local remote its
-root. Of sockets: the SSH agent, if it is to be used, a stream to a Unix socket.
+root, which it may also watch. Of sockets: the SSH agent, if it is to be used, a stream to a Unix socket.
 
 No Netlink: getaddrinfo of glibc then takes both families of addresses for usable (check_pf.c). NSS modules that ask
 a daemon over a Unix socket answer UNAVAIL, and the next of nsswitch.conf is asked.
@@ -51,7 +51,7 @@ def enter(mode: str, kernel: Kernel, config: AnyRemoteConfig) -> dict[str, str]:
         raise missing_root(f"the folder {config.root}")
     sandbox.forgo_privileges(signal.SIGTERM)
     sandbox.enter_landlock(_rules(config), tcp=True)
-    sandbox.enter_seccomp(_sockets(config))
+    sandbox.enter_seccomp(_sockets(config), watches=isinstance(config, LocalConfig))
     return sandbox.walls
 
 

@@ -111,6 +111,8 @@ class Service:
             case fetching.Clear():
                 check_path(request.path)
                 await remote.clear(request.path, request.size, request.part, request.upload)
+            case fetching.Watch():
+                await _watch(request, remote, exchange)
             case fetching.Hold():
                 remote.hold(request.seconds)
             case fetching.Delete():
@@ -235,6 +237,14 @@ async def _list(request: fetching.List, remote: Remote, exchange: Exchange) -> N
                 ahead -= 1
     if batch:
         await exchange.send(fetching.Listed(batch))
+
+
+async def _watch(request: fetching.Watch, remote: Remote, exchange: Exchange) -> None:
+    check_path(request.prefix, prefix=True)
+    async with contextlib.aclosing(remote.watch(request.prefix, request.queue)) as found:
+        async for seen in found:
+            await exchange.send(seen)
+            await exchange.receive(fetching.Noted)
 
 
 def make_remote(

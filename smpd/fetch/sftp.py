@@ -25,12 +25,13 @@ from smpd.fetch.remote import (
     read_source,
     taken,
     unreachable,
+    untold,
     walk_folders,
 )
 from smpd.fetch.sftp_lines import Line, Lines
 from smpd.fetch.sftp_login import GONE, Login
 from smpd.fetch.sftp_session import ReadSession
-from smpd.links.fetching import Deadlines
+from smpd.links.fetching import Deadlines, Seen
 
 WRITE_BYTES = 2 << 20  # sent as parallel requests
 _SECOND_NS = 1_000_000_000
@@ -255,6 +256,10 @@ class SftpRemote:
         if there:
             await self.delete(path, pin)
         return "moved"
+
+    def watch(self, prefix: str, queue: str) -> AsyncGenerator[Seen, None]:
+        """See :class:`smpd.fetch.remote.Remote`."""
+        raise untold("an SFTP server")
 
     async def probe(self) -> dict[str, str]:
         """See :class:`smpd.fetch.remote.Remote`."""

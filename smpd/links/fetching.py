@@ -251,6 +251,33 @@ class Moved(msgspec.Struct):
     outcome: Literal["moved", "gone", "replaced"]
 
 
+class Watch(Request, tag="watch"):
+    """Say when something may have appeared below a prefix, until cancelled. DATA: Seen, each answered by Noted.
+
+    Of a folder its kernel tells (inotify), of a bucket a queue of SQS, at the URL ``queue``, to which the bucket sends
+    its notifications. The next Seen comes once the last was answered; a message leaves the queue only then. The first
+    is sent when watching has begun. It is a hint: what is told may be too little, and is never a reason not to list.
+    Errors: bad_config, where this kind of remote tells of nothing; no_such_bucket, remote_*.
+    """
+
+    prefix: str
+    queue: str = ""
+
+
+SEEN_MAX = 256
+
+
+class Seen(msgspec.Struct):
+    """Paths where an object may have appeared, at most :data:`SEEN_MAX`; none where only a listing tells.
+
+    Args:
+        ignored: messages of the queue that were none, or of another bucket: they are left in it.
+    """
+
+    paths: Annotated[list[str], msgspec.Meta(max_length=SEEN_MAX)] = []
+    ignored: Annotated[int, msgspec.Meta(ge=0, le=1 << 20)] = 0
+
+
 class Probe(Request, tag="probe"):
     """Connect, authenticate and list at most one object. Reply: Probed. Errors: remote_*, no_such_bucket."""
 
@@ -262,4 +289,4 @@ class Probed(msgspec.Struct):
     facts: dict[str, str] = {}
 
 
-AnyRequest = Setup | Stat | List | Read | Tail | ReadMany | Write | Look | Clear | Hold | Delete | Move | Probe
+AnyRequest = Setup | Stat | List | Read | Tail | ReadMany | Write | Look | Clear | Hold | Delete | Move | Watch | Probe

@@ -15,6 +15,7 @@ RETRY_BASE_S = 60.0
 RETRY_MAX_S = 3600.0
 _SUFFIX = ".smp"
 _PATTERN_MAX = 1024
+_QUEUE = re.compile(r"https?://[\x21-\x7e]{1,1000}")
 
 
 class Rules:
@@ -45,6 +46,9 @@ class Rules:
                 hint = "choose another prefix or remote for --to"
                 raise UsageError("bad_request", "the sync would find its own results", hint=hint)
 
+        if spec.events and not _QUEUE.fullmatch(spec.events):
+            hint = "for example: --events https://sqs.eu-central-1.amazonaws.com/123456789012/NAME"
+            raise UsageError("bad_request", "--events takes the URL of a queue", hint=hint)
         self._check_move()
 
     def _check_move(self) -> None:

@@ -158,13 +158,13 @@ class SyncStore:
 
     # ── a listing ──
 
-    def note(self, number: int, objects: Sequence[ObjectInfo], place: str, *, settle: bool, live: bool) -> int:
+    def note(self, number: int, objects: Sequence[ObjectInfo], place: str | None, *, settle: bool, live: bool) -> int:
         """Take in a batch of a listing, and how far the listing is with it; returns how many versions are new.
 
         Args:
             number: of the sync.
             objects: of the batch, those that are wanted.
-            place: the last path of the batch.
+            place: the last path of the batch; None where they are not of a listing.
             settle: whether a version counts only once it was listed twice.
             live: whether this is not the first listing.
         """
@@ -193,8 +193,9 @@ class SyncStore:
                 else:
                     connection.execute(_RENEW, (version, ready, live, now, body, row))
                 fresh += seen != version
-            sealed = self._seal.seal(place.encode(), f"sync place {number}") if place else b""
-            connection.execute("UPDATE syncs SET place=? WHERE number=?", (sealed, number))
+            if place is not None:
+                sealed = self._seal.seal(place.encode(), f"sync place {number}") if place else b""
+                connection.execute("UPDATE syncs SET place=? WHERE number=?", (sealed, number))
         return fresh
 
     def listed(self, number: int) -> None:

@@ -16,6 +16,7 @@ from smp_proto.control import FINAL_STATES, SyncView
 from smp_proto.errors import ErrorBody, NotFoundError, SmpError, StateError
 from smpd.jobs.job import Job, new_job_id
 from smpd.sync.after import Afterwards
+from smpd.sync.listener import Listener
 from smpd.sync.rules import TRIES, Rules, retry_delay
 from smpd.sync.store import Seen, Standing, SyncStore, wanted
 from smpd.sync.world import World
@@ -24,6 +25,7 @@ _log = structlog.get_logger("smpd.sync")
 _POLL_BACKOFF_MAX_S = 600.0
 _TROUBLE_S = 5.0  # after the database or the audit log failed
 _HOUR_S = 3600.0
+_REST = 9.0  # times as long as a listing took that was made because of a hint
 _ENDED_KEPT = 100_000
 
 T = TypeVar("T")
@@ -74,7 +76,9 @@ class Watcher:
         self._done_at: deque[float] = deque(maxlen=_ENDED_KEPT)
         self._turn = False  # whether the next job is to be of a live object
         self._poll = anyio.Event()
+        self._turned = anyio.Event()  # set at the end of a listing
         self._work = anyio.Event()
+        self._listener = Listener(standing, self.rules, store, world, self)
 
     # ── asked from outside ──
 
@@ -87,6 +91,20 @@ class Watcher:
         """Look again at what there is to do."""
         self._poll.set()
         self._work.set()
+        self._listener.look()
+
+    def found(self, fresh: int) -> None:
+        """The source told of objects, of which so many versions are new."""
+        if fresh:
+            self._work.set()
+        self._changed()
+
+    async def list_now(self) -> None:
+        """List, and return after a while that keeps the time spent on listings small."""
+        began, turned = self._clock(), self._turned
+        self.poll_now()
+        await turned.wait()
+        await anyio.sleep(min(self.standing.spec.every_s, _REST * (self._clock() - began)))
 
     def ended(self, row: int, job: Job) -> None:
         """The job of an object ended, perhaps not for the first time: a person may resume one, too."""
@@ -117,7 +135,10 @@ class Watcher:
             listing=self.listing,
             next_poll=waits,
             last_poll=self._polled,
-            error=self.error or self._undone,
+            error=self.error or self._undone or self._listener.error,
+            told=self._listener.told,
+            hints=self._listener.hints,
+            ignored=self._listener.ignored,
         )
 
     # ── the tasks ──
@@ -128,6 +149,7 @@ class Watcher:
         async with anyio.create_task_group() as group:
             group.start_soon(self._list_on)
             group.start_soon(self._work_on)
+            group.start_soon(self._listener.run)
 
     async def _list_on(self) -> None:
         failures = 0
@@ -147,6 +169,8 @@ class Watcher:
                 _log.warning("listing failed", sync=self.standing.spec.name, code=error.code, failures=failures)
             finally:
                 self.listing = False
+                self._turned.set()
+                self._turned = anyio.Event()
                 self._changed()
             every = self.standing.spec.every_s
             wait = every if not failures else max(every, min(_POLL_BACKOFF_MAX_S, every * 2.0 ** min(failures, 16)))
@@ -160,6 +184,7 @@ class Watcher:
         async with contextlib.aclosing(pool.list(rules.prefix, after=self._place)) as batches:
             async for batch in batches:
                 if self.paused:
+                    self._asked = True  # it goes on as soon as the sync does
                     return
                 objects, place = wanted(batch, rules.wants), batch[-1].path
                 note = partial(self._store.note, settle=settle, live=self._live)

@@ -8,7 +8,7 @@ import contextlib
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import anyio
 from anyio.abc import TaskGroup
@@ -21,30 +21,19 @@ from smpd.links.ring import Ring, read_exact
 from smpd.metrics.counting import Metrics
 from smpd.transfer.asking import ATTEMPTS, messages, persist, until_answered
 from smpd.transfer.bounds import believed_of_fetch
-from smpd.transfer.breaker import BreakerSettings
 from smpd.transfer.counting import RemoteCounts
 from smpd.transfer.gate import Gate
 from smpd.transfer.lanes import Lane, Lanes
 from smpd.transfer.limiting import Limiter, RemoteLimiter
 from smpd.transfer.pacing import Pacing
+from smpd.transfer.settings import FetchSettings, introduce
 from smpd.transfer.workers import Worker, WorkerHost, kill
 from smpd.vault.remotes import Remote
 
+__all__ = ["FetchSettings", "RemotePool"]
+
 _SETTLE_S = 5.0
 T = TypeVar("T")
-
-
-class FetchSettings(NamedTuple):
-    """Size of a remote's pool."""
-
-    processes: int
-    slots: int
-    slot_bytes: int
-    connections: int
-    idle_s: float
-    sandbox: str
-    deadlines: fetching.Deadlines = fetching.Deadlines()
-    breaker: BreakerSettings = BreakerSettings()
 
 
 class RemotePool:
@@ -71,6 +60,7 @@ class RemotePool:
         self.counts = RemoteCounts(metrics, remote.name)
         self.name = remote.name
         self.mode = remote.mode
+        self.kind = remote.config.__struct_config__.tag
         self._load = load
         self.settings = settings
         self.walls: dict[str, str] = {}  # of the process that was started last
@@ -280,6 +270,19 @@ class RemotePool:
                 await exchange.send(fetching.More())
         self.gate.note(None)
 
+    async def watch(self, prefix: str, queue: str) -> AsyncGenerator[fetching.Seen, None]:
+        """What may have appeared below a prefix, until left; it counts as noted once the next is asked for.
+
+        Not through the gate: a queue that is away says nothing of the bucket.
+        """
+        async with (
+            self._ask(self._any(), fetching.Watch(prefix, queue), gated=False) as (worker, exchange),
+            contextlib.aclosing(messages(worker, exchange, fetching.Seen)) as found,
+        ):
+            async for seen in found:
+                yield seen
+                await exchange.send(fetching.Noted())
+
     async def write(
         self,
         path: str,
@@ -406,20 +409,6 @@ class RemotePool:
                     Ring.create, f"smp-cipher-{index}", settings.slots, settings.slot_bytes
                 )
                 self._rings[index] = ring
-            settings = self.settings
-            remote = await anyio.to_thread.run_sync(self._load, self.name)
-            try:
-                request = fetching.Setup(
-                    remote.config,
-                    ring.slots,
-                    ring.slot_bytes,
-                    remote.secret,
-                    settings.connections,
-                    settings.sandbox,
-                    settings.deadlines,
-                )
-                self.walls = (await worker.caller.call(request, fetching.Walls, fds=[ring.fd], secret=True)).sandbox
-            finally:
-                remote.wipe()
+            self.walls = await introduce(worker, ring, partial(self._load, self.name), self.settings)
 
         return set_up

@@ -18,6 +18,7 @@ from smp_proto.control import (
     SyncSpec,
     SyncView,
 )
+from smp_proto.errors import UsageError
 from smp_proto.sealed.keys import PublicIdentity
 from smpd.control.actor import Actor
 from smpd.control.permissions import EVERYTHING, check, needs_of_sync, remotes_of
@@ -69,9 +70,12 @@ async def sync_add(daemon: Daemon, actor: Actor, request: SyncAdd, exchange: Exc
     """Begin to watch, once what can be checked now is right."""
     spec = request.sync
     check_name(spec.name, "sync")
-    for location in (spec.source, spec.target):
-        if location:
-            await daemon.pools.get(parse_location(location, prefix=True).remote)
+    source = await daemon.pools.get(parse_location(spec.source, prefix=True).remote)
+    if spec.target:
+        await daemon.pools.get(parse_location(spec.target, prefix=True).remote)
+    if spec.events and source.kind != "s3":
+        hint = "leave out --events: a folder tells by itself, an SFTP server is listed"
+        raise UsageError("bad_request", f"remote {source.name} is no bucket, which a queue could tell of", hint=hint)
     if spec.processor:
         daemon.box.compute.of(spec.processor)
     for text in spec.recipients:

@@ -95,10 +95,12 @@ class Sandbox:
         if self.on:
             self._raise_wall("landlock", lambda: self._enter_landlock(rules, tcp))
 
-    def enter_seccomp(self, sockets: seccomp.Sockets | None = None, *, shared_memory: bool = True) -> None:
+    def enter_seccomp(
+        self, sockets: seccomp.Sockets | None = None, *, shared_memory: bool = True, watches: bool = False
+    ) -> None:
         """Refuse system calls on all threads; the arguments are those of :func:`smpd.walls.seccomp.program`."""
         if self.on:
-            self._raise_wall("seccomp", lambda: self._enter_seccomp(sockets, shared_memory))
+            self._raise_wall("seccomp", lambda: self._enter_seccomp(sockets, shared_memory, watches))
 
     def limit(self, limits: Mapping[int, int]) -> None:
         """Lower limits of this process (getrlimit(2)), hard and soft, for ever; none is raised."""
@@ -144,10 +146,11 @@ class Sandbox:
         program = [Rule(path) for path in _PROGRAM] + [Rule("/dev/null", DEVICE), Rule("/dev/urandom")]
         self._pins = landlock.restrict(self._libc, self._kernel.landlock_abi, [*program, *rules], tcp=tcp)
 
-    def _enter_seccomp(self, sockets: seccomp.Sockets | None, shared_memory: bool) -> None:
+    def _enter_seccomp(self, sockets: seccomp.Sockets | None, shared_memory: bool, watches: bool) -> None:
         if not self._kernel.seccomp:
             raise OSError(0, f"this kernel has no seccomp filters, or {self._kernel.machine} is not known here")
-        code = seccomp.program(self._kernel.machine, os.getpid(), sockets, shared_memory=shared_memory)
+        allowed = {"shared_memory": shared_memory, "watches": watches}
+        code = seccomp.program(self._kernel.machine, os.getpid(), sockets, **allowed)
         seccomp.install(self._libc, self._kernel.machine, code)
 
 

@@ -166,13 +166,16 @@ _IOCTL_REFUSED = (0x8901, 0x8902, 0x5412, 0x541C, 0x5423, 0x5410, 0x540E)
 _MAP_SHARED, _MAP_ANONYMOUS, _MAP_GROWSDOWN = 0x01, 0x20, 0x100
 # What a network needs of REFUSED, once the families are limited.
 _CLIENT = ("socket", "connect")
+_WATCHES = ("inotify_init1", "inotify_add_watch")
 _SIGNALS = ((62, 129), (234, 131), (129, 138), (297, 240))  # kill, tgkill, rt_sigqueueinfo, rt_tgsigqueueinfo
 
 
 Sockets = Mapping[int, Sequence[int]]
 
 
-def program(machine: str, pid: int, sockets: Sockets | None = None, *, shared_memory: bool = True) -> bytes:
+def program(
+    machine: str, pid: int, sockets: Sockets | None = None, *, shared_memory: bool = True, watches: bool = False
+) -> bytes:
     """Return the filter, an array of ``struct sock_filter``.
 
     Args:
@@ -180,7 +183,9 @@ def program(machine: str, pid: int, sockets: Sockets | None = None, *, shared_me
         pid: this process, the only one that may be signalled.
         sockets: address families of the sockets that may be made and connected, and the types of each.
         shared_memory: let memory be mapped that no limit counts (MAP_SHARED with MAP_ANONYMOUS).
+        watches: let folders be watched.
     """
+    let = (_CLIENT if sockets else ()) + (_WATCHES if watches else ())
     column = list(AUDIT_ARCH).index(machine)
     refuse = _op(_RETURN, _ERRNO | errno.EPERM)
     missing = _op(_RETURN, _ERRNO | errno.ENOSYS)
@@ -190,7 +195,7 @@ def program(machine: str, pid: int, sockets: Sockets | None = None, *, shared_me
     code += [_op(_LOAD, _NUMBER), _op(_JGT, LAST_KNOWN, 0, 1), missing]
     for name, numbers in REFUSED.items():
         number = numbers[column]
-        if number is not None and not (sockets and name in _CLIENT):
+        if number is not None and name not in let:
             code += [_op(_JEQ, number, 0, 1), refuse]
     # glibc falls back to clone, whose flags a filter can read.
     code += [_op(_JEQ, _CLONE3[column], 0, 1), missing]

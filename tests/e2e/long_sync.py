@@ -185,16 +185,12 @@ class Soak:
 
     def _until(self, client: Client, name: str, test: Callable[[SyncView], bool]) -> None:
         end = time.monotonic() + SETTLE_S
-        with Client(str(self.box.socket)) as other:
-            for event in other.watch():  # the snapshot is an occasion, too
-                if event.kind == "sync" or event.kind == "snapshot":
-                    view = client.sync_show(name).sync
-                    if test(view):
-                        return
-                    if view.failed:
-                        client.sync_control(name, "retry")
-                        self.done["tried again by hand"] += view.failed
-                assert time.monotonic() < end, f"{name} does not come to rest: {client.sync_show(name)}"
+        while not test(view := client.sync_show(name).sync):
+            if view.failed:
+                client.sync_control(name, "retry")
+                self.done["tried again by hand"] += view.failed
+            assert time.monotonic() < end, f"{name} does not come to rest: {client.sync_show(name)}"
+            time.sleep(0.1)
 
     def violations(self) -> Iterator[str]:
         """All that is not as it must be."""

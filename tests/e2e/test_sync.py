@@ -2,13 +2,15 @@
 
 import os
 import random
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from box import Box, box
 from e2e.long_sync import soak
-from scene import Person, believe, box_key, client, faults, read_digests, sha256
+from scene import WAIT_S, Person, add_remote, believe, box_key, client, faults, read_digests, sha256
+from servers import BUCKET, admin, moto_s3, sqs
 
 from smp_proto.control import LocalConfig, SyncView
 from smpctl import Client
@@ -43,14 +45,12 @@ class Place:
 
 
 def until(ctl: Client, name: str, test: Callable[[SyncView], bool]) -> SyncView:
-    """Wait for a sync: each event of the daemon is an occasion to look."""
-    if test(view := ctl.sync_show(name).sync):
-        return view
-    with Client(ctl._path) as other:
-        for event in other.watch():
-            if event.kind == "sync" and test(view := ctl.sync_show(name).sync):
-                return view
-    raise AssertionError
+    """Wait for a sync by looking at it again and again: an event that came before anybody listened would be missed."""
+    end = time.monotonic() + WAIT_S
+    while not test(view := ctl.sync_show(name).sync):
+        assert time.monotonic() < end, view
+        time.sleep(0.05)
+    return view
 
 
 @pytest.fixture(scope="module")
@@ -129,15 +129,47 @@ def test_into_the_vault_and_away(machine, tmp_path: Path) -> None:
         assert len([item for item in ctl.vault() if item.entries == 1]) >= 4
     running.ctl("sync", "remove", "ward")
     running.ctl("sync", "add", "ward", "ward:in/", "--after", "move:old/", "--every", "1h")
-    place.arrive("a/kept.smp", b"kept")
     with client(running) as ctl:
-        ctl.sync_control("ward", "now")
+        until(ctl, "ward", lambda view: view.last_poll > 0 and view.told)
+        place.arrive("a/kept.smp", b"kept")  # which the folder tells of: it is not listed again for an hour
         until(ctl, "ward", lambda view: view.done == 1)
         shown = running.ctl("sync", "show", "ward").stdout.decode()
     assert "the object is moved to ward:old/" in shown
     assert [path.name for path in (tmp_path / "root" / "old" / "a").iterdir()] == ["kept.smp"]
     assert list((tmp_path / "root" / "in" / "a").iterdir()) == []
     running.ctl("sync", "remove", "ward")
+
+
+def test_a_bucket_tells(machine, tmp_path: Path) -> None:
+    """An object that a notification names is taken without a listing; of one whose message is lost the listing knows."""
+    running, sender = machine
+    with moto_s3() as served:
+        bucket, queue = admin(served), sqs(served)
+        url = queue.create_queue(QueueName="q")["QueueUrl"]
+        arn = queue.get_queue_attributes(QueueUrl=url, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
+        told = {"QueueConfigurations": [{"QueueArn": arn, "Events": ["s3:ObjectCreated:*"]}]}
+        bucket.put_bucket_notification_configuration(Bucket=BUCKET, NotificationConfiguration=told)
+        add_remote(running, "moto", served)
+        (tmp_path / "in").mkdir()
+        place = Place(running, sender, tmp_path, "moto")
+
+        def arrive(name: str) -> None:
+            place.arrive(name, name.encode())
+            bucket.put_object(Bucket=BUCKET, Key=f"in/{name}", Body=(tmp_path / "in" / name).read_bytes())
+
+        running.ctl("sync", "add", "told", "moto:in/", "--every", "1d", "--events", url)
+        with client(running) as ctl:
+            until(ctl, "told", lambda view: view.last_poll > 0 and view.told)
+            listed = ctl.sync_show("told").sync.last_poll
+            arrive("a b+ä.smp")
+            view = until(ctl, "told", lambda view: view.done == 1)
+            assert (view.last_poll, view.hints) == (listed, 1)
+            bucket.put_bucket_notification_configuration(Bucket=BUCKET, NotificationConfiguration={})
+            arrive("lost.smp")
+            ctl.sync_control("told", "now")
+            until(ctl, "told", lambda view: view.done == 2)
+        assert "by the queue, 1 times" in running.ctl("sync", "show", "told").stdout.decode()
+        running.ctl("sync", "remove", "told")
 
 
 @pytest.mark.parametrize(
@@ -152,6 +184,7 @@ def test_into_the_vault_and_away(machine, tmp_path: Path) -> None:
         (["here:in/", "--run", "digest", "--to", "here:out/", "--vault"], 2, "two things"),
         (["here:in/", "--include", ""], 2, "pattern"),
         (["here:in/", "--after", "move"], 2, "move:PREFIX"),
+        (["here:in/", "--events", "https://sqs.eu-central-1.amazonaws.com/1/q"], 2, "is no bucket"),
         (["here:in/", "--after", "move:in/old/"], 2, "find again"),
     ],
 )

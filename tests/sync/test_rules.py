@@ -81,6 +81,8 @@ def test_results_lie_as_their_objects_do(changes, target):
         ({"processor": "digest", "target": "lake:in/results/"}, "own results"),
         ({"processor": "digest", "target": "lake:r/", "source": "lake:"}, "own results"),
         ({"source": "lake:../x"}, "step"),
+        ({"events": "q"}, "URL of a queue"),
+        ({"events": "https://a b"}, "URL of a queue"),
         ({"after": "move"}, "takes a prefix"),
         ({"moved_to": "old/"}, "takes a prefix"),
         ({"after": "move", "moved_to": "old"}, "no prefix"),

@@ -229,6 +229,29 @@ async def test_pause_and_resume_outlive_a_restart(machine):
         assert (await machine.settled(2)).done == 3
 
 
+async def test_paused_within_a_listing(machine):
+    """It stops after the batch at hand, and goes on from there as soon as the sync does."""
+    fill(machine.bucket, 7)
+    listing, first, go_on = machine.bucket.list, anyio.Event(), anyio.Event()
+
+    async def slow(prefix: str, *, recursive: bool = True, after: str = ""):
+        async for batch in listing(prefix, recursive=recursive, after=after):
+            yield batch
+            first.set()
+            await go_on.wait()
+
+    machine.bucket.list = slow
+    async with machine.running() as syncs:
+        await syncs.add(spec(), "ann(1)")
+        await first.wait()
+        await syncs.control("s", "pause")
+        go_on.set()
+        await machine.until(lambda view: not view.listing)
+        await syncs.control("s", "resume")
+        assert (await machine.settled(1)).done == 7
+    assert machine.bucket.listed_from == ["", "in/02.smp"]
+
+
 async def test_a_remote_that_is_down_is_asked_again(machine):
     """The error shows, and goes with the next listing that ends well."""
     machine.bucket.broken = RemoteError("remote_unreachable", "down")

@@ -15,7 +15,7 @@ from smpd.jobs.database import Database
 from smpd.jobs.job import Job
 from smpd.jobs.journal import Journal
 from smpd.jobs.seal import StateSeal
-from smpd.links.fetching import Move, Moved
+from smpd.links.fetching import Move, Moved, Seen
 from smpd.sync.store import SyncStore
 from smpd.sync.syncs import Syncs
 
@@ -32,6 +32,9 @@ class Bucket:
 
     def __init__(self, mode: str = "zero-knowledge") -> None:
         self.mode = mode
+        self.kind = "s3"
+        self.hints: list[Seen] = []  # what it is to tell; what was noted is gone
+        self.hinted = anyio.Event()
         self.objects: dict[str, str] = {}  # path to pin
         self.broken: SmpError | None = None
         self.listed_from: list[str] = []
@@ -51,6 +54,19 @@ class Bucket:
                 self.held.set()
                 await anyio.sleep_forever()
             yield [ObjectInfo(path, 1, self.objects[path]) for path in paths[start : start + BATCH]]
+
+    def tell(self, *seen: Seen) -> None:
+        self.hints += seen
+        self.hinted.set()
+
+    async def watch(self, prefix: str, queue: str) -> AsyncGenerator[Seen, None]:
+        yield Seen()
+        while True:
+            while not self.hints:
+                self.hinted = anyio.Event()
+                await self.hinted.wait()
+            yield self.hints[0]
+            self.hints.pop(0)
 
     async def stat(self, path: str) -> ObjectInfo:
         if path not in self.objects:

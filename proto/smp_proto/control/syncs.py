@@ -25,6 +25,7 @@ class SyncSpec(msgspec.Struct, kw_only=True):
         include: patterns of paths below the prefix: ``*`` and ``?`` match within a step, ``**`` across steps. Empty for
             all.
         exclude: what is left out of that.
+        events: URL of a queue of SQS to which the source's bucket sends notifications; empty for none. Listing goes on.
         every_s: seconds between the end of a listing and the next one, 1 to 86,400.
         after: what becomes of the object once its result is delivered.
         moved_to: prefix in the source's remote, with ``after`` ``move``: the object goes below it, under the path that
@@ -41,6 +42,7 @@ class SyncSpec(msgspec.Struct, kw_only=True):
     recipients: list[str] = []
     include: list[str] = []
     exclude: list[str] = []
+    events: str = ""
     every_s: float = 30.0
     after: Literal["keep", "delete", "move"] = "keep"
     moved_to: str = ""
@@ -64,7 +66,10 @@ class SyncView(msgspec.Struct):
         listing: whether a listing is under way.
         next_poll: when the next one begins.
         last_poll: when the last one ended.
-        error: why the last listing failed.
+        error: why the last listing failed, an object could not be deleted or moved, or nothing is told of new ones.
+        told: whether the source tells of new objects, beside being listed: a folder's kernel, or a queue.
+        hints: how often it did since the daemon started.
+        ignored: messages of the queue that were no notification of the bucket; they are left in it.
     """
 
     spec: SyncSpec
@@ -84,6 +89,9 @@ class SyncView(msgspec.Struct):
     next_poll: float = 0.0
     last_poll: float = 0.0
     error: ErrorBody | None = None
+    told: bool = False
+    hints: int = 0
+    ignored: int = 0
 
 
 class SyncChanged(msgspec.Struct):

@@ -1,0 +1,168 @@
+"""What a bucket tells of new objects, through a queue of SQS.
+
+The queue is one sync's own. Its messages come from whoever may send to it, so they are a hint and nothing else: they
+name keys, and what is there is asked of the bucket. A message is deleted once what it named was noted.
+"""
+
+from collections.abc import AsyncGenerator
+from contextlib import suppress
+from typing import Any, NamedTuple
+from urllib.parse import unquote_plus, urlsplit
+
+import anyio
+import msgspec
+
+from smp_proto.errors import RemoteError, SmpError, UsageError
+from smpd.fetch.bucket import Bucket
+from smpd.fetch.remote import check_path
+from smpd.fetch.speaking import patient
+from smpd.links.fetching import SEEN_MAX, Deadlines, Seen
+
+WAIT_S = 20  # a receive waits for so long (the most there is, SQS API reference: ReceiveMessage)
+MESSAGES_MAX = 10  # of one receive, likewise
+PAUSE_S = 1.0  # after a receive that brought nothing of use, as some queues do not wait
+BODY_MAX_BYTES = 1 << 20
+_AWS = (".amazonaws.com", ".amazonaws.com.cn")
+
+
+class _Bucket(msgspec.Struct):
+    name: str
+
+
+class _Object(msgspec.Struct):
+    key: str
+
+
+class _S3(msgspec.Struct):
+    bucket: _Bucket
+    object: _Object
+
+
+class _Record(msgspec.Struct, rename="camel"):
+    event_name: str
+    s3: _S3
+
+
+class _Message(msgspec.Struct):
+    """A notification of S3 (User Guide, "Event message structure"), its test, or one of SNS that holds either."""
+
+    records: list[_Record] | None = msgspec.field(default=None, name="Records")
+    event: str = msgspec.field(default="", name="Event")
+    kind: str = msgspec.field(default="", name="Type")
+    message: str = msgspec.field(default="", name="Message")
+
+
+def keys_of(body: str, bucket: str) -> list[str] | None:
+    """The keys of the objects that a message says were made; None where it is no notification of this bucket."""
+    try:
+        found = _parse(body)
+        if found.kind == "Notification":
+            found = _parse(found.message)
+        if found.records is None:
+            return [] if found.event == "s3:TestEvent" else None
+        if any(record.s3.bucket.name != bucket for record in found.records):
+            return None
+        made = [
+            record for record in found.records if record.event_name.removeprefix("s3:").startswith("ObjectCreated:")
+        ]
+        return [unquote_plus(record.s3.object.key, errors="strict") for record in made]
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return None
+
+
+def _parse(body: str) -> _Message:
+    if len(body) > BODY_MAX_BYTES:
+        raise ValueError("longer than a message may be")
+    return msgspec.json.decode(body.encode(), type=_Message)
+
+
+def paths_of(keys: list[str], root: str, prefix: str) -> list[str]:
+    """The paths of those keys that are below the prefix, and are paths."""
+    found = []
+    for key in keys:
+        if key.startswith(root + prefix) and not key.endswith("/"):
+            with suppress(UsageError, UnicodeError):
+                check_path(key.removeprefix(root))
+                found.append(key.removeprefix(root))
+    return found
+
+
+class Place(NamedTuple):
+    """Where a queue is."""
+
+    endpoint: str
+    region: str
+
+    @classmethod
+    def of(cls, url: str, bucket: str, region: str) -> "Place":
+        """Take the URL of a queue apart. It is at AWS, or at the host that has the bucket, and as secure as that.
+
+        Args:
+            bucket: the bucket's endpoint, empty for AWS.
+            region: the bucket's.
+
+        Raises:
+            UsageError: ``bad_config``.
+        """
+        hint = "it looks like https://sqs.eu-central-1.amazonaws.com/123456789012/NAME"
+        refused = UsageError("bad_config", "the URL of the queue is not one that this remote may use", hint=hint)
+        try:
+            found, home = urlsplit(url), urlsplit(bucket)
+            port = found.port
+        except ValueError:
+            raise refused from None
+        host = found.hostname or ""
+        at_aws = host.endswith(_AWS) and found.scheme == "https" and port in (None, 443)
+        at_home = bool(bucket) and host == home.hostname and found.scheme == home.scheme
+        if not (at_aws or at_home) or found.query or found.fragment or "@" in found.netloc or len(found.path) < 2:
+            raise refused
+        parts = host.split(".")
+        named = parts[1] if at_aws and parts[0] == "sqs" else parts[0] if at_aws and parts[1] == "queue" else ""
+        return cls(f"{found.scheme}://{found.netloc}", named or region)
+
+
+class Notifications:
+    """Follows a queue."""
+
+    def __init__(self, bucket: Bucket, deadlines: Deadlines) -> None:
+        self._bucket = bucket
+        self._deadlines = deadlines
+
+    async def follow(self, url: str, root: str, prefix: str) -> AsyncGenerator[Seen, None]:
+        """See :class:`smpd.fetch.remote.Remote`."""
+        if not url:
+            raise UsageError("bad_config", "a bucket tells of new objects through a queue", hint="give --events URL")
+        place = Place.of(url, *self._bucket.home)
+        client = await self._bucket.queue(place.region, place.endpoint)
+        yield Seen()
+        while True:
+            wait = {"MaxNumberOfMessages": MESSAGES_MAX, "WaitTimeSeconds": WAIT_S}
+            answer = await self._call(client, "receive_message", url, **wait)
+            messages = [each for each in answer.get("Messages", ()) if "ReceiptHandle" in each][:MESSAGES_MAX]
+            ours = [(each, keys_of(str(each.get("Body", "")), self._bucket.name)) for each in messages]
+            paths = [path for _, keys in ours if keys for path in paths_of(keys, root, prefix)]
+            ignored = sum(keys is None for _, keys in ours)
+            for start in range(0, max(len(paths), bool(ignored)), SEEN_MAX):
+                yield Seen(list(dict.fromkeys(paths[start : start + SEEN_MAX])), 0 if start else ignored)
+            done = [each["ReceiptHandle"] for each, keys in ours if keys is not None]
+            entries = [{"Id": str(number), "ReceiptHandle": handle} for number, handle in enumerate(done)]
+            if entries:
+                await self._call(client, "delete_message_batch", url, Entries=entries)
+            else:
+                await anyio.sleep(PAUSE_S)
+
+    async def _call(self, client: Any, method: str, url: str, **parameters: Any) -> dict[str, Any]:
+        """One operation; what it waits for is bounded by what it asked the queue to wait, and a stall beyond that."""
+        patience_s = WAIT_S + self._deadlines.stall_s
+        try:
+            with self._bucket.translated(where="the queue"), patient(patience_s):
+                with anyio.fail_after(self._deadlines.connect_s + 2 * patience_s):
+                    answer: dict[str, Any] = await getattr(client, method)(QueueUrl=url, **parameters)
+        except SmpError as error:
+            if error.code in ("no_such_object", "no_such_bucket") or error.details.get("status") == 400:
+                hint = "check the URL, and that the remote's key may receive and delete messages"
+                raise RemoteError(
+                    "remote_failed", "the queue is not there, or refuses", hint=hint, retryable=False
+                ) from error
+            raise
+        return answer
