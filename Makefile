@@ -68,6 +68,10 @@ torture: $(STAMP) ## every experiment of docs/reliability.md at full count; ONLY
 soak: $(STAMP)   ## syncs while everything around them changes and dies; SECONDS=600 SEED=n
 	@PYTHONPATH=tests $(BIN)/python -m e2e.long_sync --seconds $(or $(SECONDS),600) $(if $(SEED),--seed $(SEED))
 
+.PHONY: many
+many: $(STAMP)   ## a sync of a bucket of very many objects, killed within its listing; OBJECTS=100000
+	@PYTHONPATH=tests $(BIN)/python -m e2e.many_objects --objects $(or $(OBJECTS),100000)
+
 fuzz: $(STAMP)   ## one parser under atheris: TARGET=name RUNS=n SEED=n; without TARGET their names
 	@PYTHONPATH=tests $(BIN)/python -m fuzz $(TARGET) -runs=$(or $(RUNS),100000) $(if $(SEED),-seed=$(SEED))
 

@@ -9,9 +9,11 @@ import hashlib
 import re
 import secrets
 import threading
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import islice, takewhile
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
 
@@ -19,6 +21,7 @@ from servers import BUCKET, Served
 
 from smp_proto.control import S3Config, S3Secret
 
+PAGE = 1000  # keys
 _DATE = "2026-11-20T12:00:00.000Z"
 _MODIFIED = "Fri, 20 Nov 2026 12:00:00 GMT"
 
@@ -45,14 +48,32 @@ class CountingS3:
         self.requests: Counter[str] = Counter()
         self.before: Callable[[str, str, dict[str, list[str]]], None] = lambda *_: None
         self.lock = threading.RLock()
+        self._sorted: list[str] | None = None  # until it changes
 
     def store(self, key: str, data: bytes, etag: str = "") -> str:
         """Put an object there, as a server does; returns its ETag."""
         with self.lock:
+            if key not in self.objects:
+                self._sorted = None
             self.objects[key] = data
             self.etags[key] = etag or hashlib.md5(data).hexdigest()
             self.effects[key] += 1
             return self.etags[key]
+
+    def remove(self, key: str) -> None:
+        """Take an object away, if it is there."""
+        with self.lock:
+            self._sorted = None
+            self.objects.pop(key, None)
+            self.etags.pop(key, None)
+
+    def page(self, prefix: str, after: str) -> tuple[list[str], bool]:
+        """A page of the keys that begin with ``prefix`` and come after ``after``, and whether there are more."""
+        if self._sorted is None:
+            self._sorted = sorted(self.objects)
+        first = max(bisect_left(self._sorted, prefix), bisect_right(self._sorted, after))
+        found = list(takewhile(lambda key: key.startswith(prefix), islice(self._sorted, first, first + PAGE + 1)))
+        return found[:PAGE], len(found) > PAGE
 
     def forget(self) -> None:
         """Count anew."""
@@ -119,7 +140,7 @@ def _handler(store: CountingS3) -> type[BaseHTTPRequestHandler]:
         def do_GET(self) -> None:
             key, query, _ = self._begin()
             if "list-type" in query:
-                return self._list(query.get("prefix", [""])[0])
+                return self._list(query)
             if "uploads" in query:
                 return self._list_uploads(query.get("prefix", [""])[0])
             if "uploadId" in query:
@@ -138,16 +159,21 @@ def _handler(store: CountingS3) -> type[BaseHTTPRequestHandler]:
             more = {"ETag": f'"{etag}"', "Last_Modified": _MODIFIED, "Content_Range": where}
             return self._answer(206, data[start:end], **more)
 
-        def _list(self, prefix: str) -> None:
-            with store.lock:
-                found = sorted((key, len(data), store.etags[key]) for key, data in store.objects.items())
-            rows = "".join(
-                f"<Contents><Key>{escape(key)}</Key><Size>{size}</Size><ETag>&quot;{etag}&quot;</ETag>"
-                f"<LastModified>{_DATE}</LastModified></Contents>"
-                for key, size, etag in found
-                if key.startswith(prefix)
+        def _list(self, query: dict[str, list[str]]) -> None:
+            prefix, after, token = (
+                query.get(name, [""])[0] for name in ("prefix", "start-after", "continuation-token")
             )
-            self._xml(f"<ListBucketResult><IsTruncated>false</IsTruncated>{rows}</ListBucketResult>")
+            with store.lock:
+                found, more = store.page(prefix, token or after)
+                rows = "".join(
+                    f"<Contents><Key>{escape(key)}</Key><Size>{len(store.objects[key])}</Size>"
+                    f"<ETag>&quot;{store.etags[key]}&quot;</ETag><LastModified>{_DATE}</LastModified></Contents>"
+                    for key in found
+                )
+            told = f"<IsTruncated>{str(more).lower()}</IsTruncated>"
+            if more:
+                told += f"<NextContinuationToken>{escape(found[-1])}</NextContinuationToken>"
+            self._xml(f"<ListBucketResult>{told}{rows}</ListBucketResult>")
 
         def _list_uploads(self, prefix: str) -> None:
             with store.lock:
@@ -222,8 +248,7 @@ def _handler(store: CountingS3) -> type[BaseHTTPRequestHandler]:
                     if store.uploads.pop(query["uploadId"][0], None) is None:
                         return self._refuse(404, "NoSuchUpload")
                 else:
-                    store.objects.pop(key, None)
-                    store.etags.pop(key, None)
+                    store.remove(key)
             return self._answer(204)
 
     return Handler
