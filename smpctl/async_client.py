@@ -149,10 +149,13 @@ class AsyncClient:
         key: str | None = None,
         priority: c.Priority = "normal",
         progress: Progress | None = None,
+        also: Iterable[str] = (),
     ) -> c.JobView:
         """Hand files over to be sealed and uploaded; returns once they are sealed in the spool."""
         handing = iter(turns := await anyio.to_thread.run_sync(Handing, files, progress))
-        async with self._open(c.Submit(c.PutSpec(target, recipients), key or new_key(), priority)) as exchange:
+        async with self._open(
+            c.Submit(c.PutSpec(target, recipients, list(also)), key or new_key(), priority)
+        ) as exchange:
             with contextlib.suppress(anyio.EndOfStream):
                 while (turn := await anyio.to_thread.run_sync(next, handing, None)) is not None:
                     message, fd = turn
@@ -260,6 +263,10 @@ class AsyncClient:
                     yield found
 
     # ── syncs ──
+
+    async def rm(self, location: str) -> None:
+        """Remove an object of a remote, if it is there."""
+        await self._call(c.RemoveObject(location), type(None))
 
     async def sync_add(self, spec: c.SyncSpec) -> c.SyncView:
         """Begin to watch a prefix."""

@@ -21,6 +21,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "rewrap": ("sealing:rewrap", "Seal a file for other recipients, without touching its content."),
     "remote": ("remotes:remote", "Storage servers: add, list, test, remove."),
     "ls": ("remotes:ls", "List the objects of a remote."),
+    "mirror": ("mirror:mirror", "Keep a folder sealed in one or several remotes."),
     "put": ("transfer:put", "Seal files and upload them."),
     "get": ("transfer:get", "Bring an object into the vault, or export it."),
     "run": ("transfer:run", "Run a processor over an object."),

@@ -127,6 +127,7 @@ class Client:
         key: str | None = None,
         priority: c.Priority = "normal",
         progress: Progress | None = None,
+        also: Iterable[str] = (),
     ) -> c.JobView:
         """Hand files over to be sealed and uploaded; returns once they are sealed in the spool.
 
@@ -137,11 +138,12 @@ class Client:
             key: as for :meth:`submit`; without one a broken connection is not tried again.
             priority: of the upload.
             progress: called with bytes sealed and bytes in all.
+            also: more places for the same sealed object; each has a job, named in the ``also`` of what is returned.
         """
         from smpctl.handing import Handing  # noqa: PLC0415 - only a put pays for it
 
         handing = Handing(files, progress)
-        request = c.Submit(c.PutSpec(target, recipients), key or new_key(), priority)
+        request = c.Submit(c.PutSpec(target, recipients, list(also)), key or new_key(), priority)
         with self._open(request, None) as exchange:
             for message, fd in handing:
                 try:
@@ -255,6 +257,10 @@ class Client:
                 yield from batch.objects
 
     # ── syncs ──
+
+    def rm(self, location: str) -> None:
+        """Remove an object of a remote, if it is there."""
+        self._call(c.RemoveObject(location), type(None))
 
     def sync_add(self, spec: c.SyncSpec) -> c.SyncView:
         """Begin to watch a prefix."""

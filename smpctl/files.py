@@ -81,13 +81,14 @@ def _below(path: str, skipped: Callable[[str], None]) -> Iterator[LocalFile]:
         yield LocalFile(os.path.basename(path), path)
     elif stat.S_ISDIR(found.st_mode):
         # The folder itself names what is below it, also when it is written as "." or "..".
-        yield from _walk(path, os.path.basename(os.path.abspath(path)), skipped)
+        yield from walk(path, os.path.basename(os.path.abspath(path)), skipped)
     else:
         what = "a symbolic link" if stat.S_ISLNK(found.st_mode) else "no file or folder"
         raise UsageError("bad_request", f"{path} is {what}", hint="name the file that it stands for")
 
 
-def _walk(folder: str, prefix: str, skipped: Callable[[str], None]) -> Iterator[LocalFile]:
+def walk(folder: str, prefix: str, skipped: Callable[[str], None]) -> Iterator[LocalFile]:
+    """The files below a folder, in order, their names after ``prefix``; arguments and errors as :func:`collect`."""
     try:
         with os.scandir(folder) as entries:
             ordered = sorted(entries, key=lambda entry: entry.name)
@@ -96,7 +97,7 @@ def _walk(folder: str, prefix: str, skipped: Callable[[str], None]) -> Iterator[
     for entry in ordered:
         name = f"{prefix}/{entry.name}" if prefix else entry.name
         if entry.is_dir(follow_symlinks=False):
-            yield from _walk(entry.path, name, skipped)
+            yield from walk(entry.path, name, skipped)
         elif entry.is_file(follow_symlinks=False):
             yield LocalFile(name, entry.path)
         else:

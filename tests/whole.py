@@ -151,6 +151,7 @@ def sample_requests() -> dict[type[c.Request], c.Request]:
         c.RemoteTest: {"name": "r"},
         c.RemoteRemove: {"name": "r"},
         c.ListObjects: {"location": "r:"},
+        c.RemoveObject: {"location": "r:x"},
         c.VaultEntries: {"id": "v"},
         c.VaultOpen: {"id": "v"},
         c.VaultRemove: {"id": "v"},

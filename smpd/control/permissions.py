@@ -113,7 +113,8 @@ def needs_of_job(spec: c.AnyJobSpec) -> Iterator[Need]:
     if isinstance(spec, c.RunSpec):
         yield Need("run", spec.processor)
     if not isinstance(spec, c.GetSpec) and spec.target:
-        yield Need("write", spec.target.partition(":")[0])
+        for target in (spec.target, *(spec.also if isinstance(spec, c.PutSpec) else ())):
+            yield Need("write", target.partition(":")[0])
 
 
 def needs_of_sync(spec: c.SyncSpec) -> Iterator[Need]:
@@ -133,6 +134,7 @@ def needs_of_sync(spec: c.SyncSpec) -> Iterator[Need]:
 NEEDS: dict[type[c.Request], Callable[[Any], Iterable[Need]]] = {
     c.Submit: lambda request: needs_of_job(request.job),
     c.ListObjects: lambda request: [Need("list", request.location.partition(":")[0])],
+    c.RemoveObject: lambda request: [Need("write", request.location.partition(":")[0])],
     c.RemoteTest: lambda request: [Need("any", request.name)],
     c.AuditRead: lambda request: [Need("others")],
     c.MetricsRequest: lambda request: [Need("others")],

@@ -27,6 +27,7 @@ LEAST_ROLE: dict[type[c.Request], c.Role] = {
     c.Submit: "operator",
     c.JobControl: "operator",
     c.ListObjects: "operator",
+    c.RemoveObject: "operator",
     c.RemoteTest: "operator",
     c.VaultList: "operator",
     c.VaultEntries: "operator",

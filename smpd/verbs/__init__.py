@@ -40,6 +40,7 @@ VERBS: dict[type[c.Request], Verb] = {
     c.RemoteTest: remotes.remote_test,
     c.RemoteRemove: remotes.remote_remove,
     c.ListObjects: remotes.ls,
+    c.RemoveObject: remotes.rm,
     c.TrustAdd: remotes.trust_add,
     c.TrustList: remotes.trust_list,
     c.TrustRemove: remotes.trust_remove,

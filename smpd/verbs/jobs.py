@@ -6,6 +6,7 @@ from functools import partial
 from itertools import accumulate
 
 import anyio
+from msgspec.structs import replace
 
 from smp_proto.aio import Exchange, close_all, encode
 from smp_proto.control import (
@@ -22,12 +23,14 @@ from smp_proto.control import (
     Sealing,
     Submit,
 )
+from smp_proto.durable import also_name
 from smp_proto.errors import DaemonError, UsageError
 from smp_proto.sealed.keys import PublicIdentity
 from smp_proto.wire import BODY_MAX_BYTES
 from smpd.control.actor import Actor
 from smpd.control.limits import is_master
 from smpd.control.permissions import check, needs_of_job
+from smpd.host.space import disk_errors
 from smpd.jobs.job import Job, new_job_id
 from smpd.transfer.refusing import publish
 from smpd.transfer.runner import result_of
@@ -39,6 +42,7 @@ from smpd.verbs.seen import JobsSeen
 
 _PROGRESS_BYTES = 32 << 20
 _FILES_MAX = 100_000
+_ALSO_MAX = 16
 _JOBS_MAX = 10_000
 _JOBS_BYTES = BODY_MAX_BYTES - 1024
 
@@ -52,22 +56,49 @@ async def submit(daemon: Daemon, actor: Actor, request: Submit, exchange: Exchan
     job_id = new_job_id(time.time())
     if isinstance(spec, PutSpec):
         sealed = await _seal_files(daemon, job_id, spec, exchange)
-    subject = spec.target if isinstance(spec, PutSpec) else spec.source
-    kind = str(spec.__struct_config__.tag)
-    accepted = ""
+    parts = _one_each(request, job_id)
+    accepted: list[Job] = []
     # From here on a client that goes away must not leave a job that is kept and not run, or files of none.
     with anyio.CancelScope(shield=True):
         try:
-            accept = partial(_accept, daemon, actor, request, job_id, sealed)
-            fields = {"job": job_id, "kind": kind, "priority": request.priority}
-            found = await daemon.record(actor, "job.submit", subject, act=accept, **fields)
-            accepted = found.id
+            for each_id in parts:
+                if each_id != job_id:
+                    link = partial(also_name, daemon.runner.out(job_id), daemon.runner.out(each_id))
+                    with disk_errors("the spool"):
+                        await anyio.to_thread.run_sync(link)
+            for each_id, each in parts.items():
+                accepted.append(await _record(daemon, actor, each, each_id, sealed))
         finally:
-            if accepted != job_id and sealed is not None:  # refused, or the same request came before
-                await daemon.runner.clean(job_id)
-        if accepted == job_id:
-            daemon.scheduler.submitted(found)
-    return journal.view(found)
+            for each_id in parts.keys() - {job.id for job in accepted}:
+                if sealed is not None:  # refused, or the same request came before
+                    await daemon.runner.clean(each_id)
+            for job in accepted:
+                if job.id in parts:
+                    daemon.scheduler.submitted(job)
+    view = journal.view(accepted[0])
+    view.also = [job.id for job in accepted[1:]]
+    return view
+
+
+def _one_each(request: Submit, job_id: str) -> dict[str, Submit]:
+    """The request as one for each target, by the ids of their jobs."""
+    spec = request.job
+    if not isinstance(spec, PutSpec):
+        return {job_id: request}
+    found = {job_id: replace(request, job=replace(spec, also=[]))}
+    for number, target in enumerate(spec.also, 1):
+        one = PutSpec(target, spec.recipients)
+        found[new_job_id(time.time())] = replace(request, job=one, key=f"{request.key}/{number}")
+    return found
+
+
+async def _record(daemon: Daemon, actor: Actor, request: Submit, job_id: str, sealed: Result | None) -> Job:
+    spec = request.job
+    subject = spec.target if isinstance(spec, PutSpec) else spec.source
+    accept = partial(_accept, daemon, actor, request, job_id, sealed)
+    fields = {"job": job_id, "kind": str(spec.__struct_config__.tag), "priority": request.priority}
+    found: Job = await daemon.record(actor, "job.submit", subject, act=accept, **fields)
+    return found
 
 
 def _accept(daemon: Daemon, actor: Actor, request: Submit, job_id: str, sealed: Result | None) -> Job:
@@ -86,7 +117,9 @@ def _accept(daemon: Daemon, actor: Actor, request: Submit, job_id: str, sealed: 
 
 async def _check(daemon: Daemon, spec: GetSpec | RunSpec | PutSpec) -> None:
     """Refuse at once what can never work."""
-    locations = [spec.target] if isinstance(spec, PutSpec) else [spec.source]
+    locations = [spec.target, *spec.also] if isinstance(spec, PutSpec) else [spec.source]
+    if len(locations) > 1 + _ALSO_MAX or len(set(locations)) < len(locations):
+        raise UsageError("bad_request", f"a put has at most {_ALSO_MAX} more targets, each once", hint="leave some out")
     if isinstance(spec, RunSpec):
         daemon.box.compute.of(spec.processor)
         locations += [spec.target] if spec.target else []

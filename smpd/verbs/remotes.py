@@ -18,6 +18,7 @@ from smp_proto.control import (
     RemoteTest,
     RemoteTested,
     RemoteView,
+    RemoveObject,
     TrustAdd,
     Trusted,
     TrustList,
@@ -94,6 +95,14 @@ async def ls(daemon: Daemon, actor: Actor, request: ListObjects, exchange: Excha
     async with contextlib.aclosing(pool.list(prefix, recursive=request.recursive, gated=False)) as batches:
         async for batch in batches:
             await exchange.send(Objects(batch))
+
+
+async def rm(daemon: Daemon, actor: Actor, request: RemoveObject, exchange: Exchange) -> None:
+    """Remove an object of a remote."""
+    name, path = parse_location(request.location)
+    pool = await daemon.pools.get(name)
+    await daemon.record(actor, "object.delete", request.location)
+    await pool.delete(path)
 
 
 async def trust_add(daemon: Daemon, actor: Actor, request: TrustAdd, exchange: Exchange) -> TrustView:

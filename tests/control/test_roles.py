@@ -36,7 +36,7 @@ VIEWER = {
     "metrics",
 }
 OPERATOR = {
-    *("submit", "job-control", "ls", "remote-test"),
+    *("submit", "job-control", "ls", "rm", "remote-test"),
     *("vault-list", "vault-entries", "vault-open", "vault-remove"),
     *("sync-add", "sync-control"),
     *("quarantine-list", "quarantine-show", "quarantine-retry", "quarantine-remove"),

@@ -77,6 +77,7 @@ NEEDING: list[tuple[c.Request, dict[str, str]]] = [
     ),
     (c.Submit(c.PutSpec("out:x", []), "k"), {"write": "out"}),
     (c.ListObjects("pacs:"), {"list": "pacs"}),
+    (c.RemoveObject("out:x"), {"write": "out"}),
     (c.RemoteTest("pacs"), {"any": "pacs"}),
     (c.AuditRead(), {"others": ""}),
     (c.MetricsRequest(), {"others": ""}),

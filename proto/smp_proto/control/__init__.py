@@ -76,6 +76,7 @@ from smp_proto.control.remotes import (
     RemoteTest,
     RemoteTested,
     RemoteView,
+    RemoveObject,
     S3Config,
     S3Secret,
     SftpConfig,
@@ -123,6 +124,7 @@ AnyRequest = (
     | RemoteTest
     | RemoteRemove
     | ListObjects
+    | RemoveObject
     | VaultList
     | VaultEntries
     | VaultOpen
@@ -217,6 +219,7 @@ __all__ = [
     "RemoteTested",
     "RemoteView",
     "Remotes",
+    "RemoveObject",
     "Request",
     "Result",
     "Role",

@@ -49,10 +49,15 @@ class RunSpec(JobSpec, tag="run"):
 
 
 class PutSpec(JobSpec, tag="put"):
-    """Seal the files handed over and upload the bundle to ``target``. ``recipients`` are public keys as text."""
+    """Seal the files handed over and upload the bundle to ``target``. ``recipients`` are public keys as text.
+
+    For each target in ``also``, at most 16, there is another job that uploads the same bundle: sealed once. The reply
+    names them in ``also``.
+    """
 
     target: str
     recipients: list[str]
+    also: list[str] = []
 
 
 AnyJobSpec = GetSpec | RunSpec | PutSpec
@@ -116,6 +121,7 @@ class JobView(msgspec.Struct):
     total_bytes: int = 0
     done_bytes: int = 0
     phase: str = ""
+    also: list[str] = []
     error: ErrorBody | None = None
     result: Result | None = None
     transfer: Transfer = msgspec.field(default_factory=Transfer)

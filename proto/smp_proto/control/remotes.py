@@ -149,6 +149,12 @@ class ListObjects(Request, tag="ls"):
     recursive: bool = True
 
 
+class RemoveObject(Request, tag="rm"):
+    """Remove one object of a remote; one that is not there is no error. Reply: None."""
+
+    location: str
+
+
 class Objects(msgspec.Struct):
     """A batch of a listing."""
 
