@@ -1,7 +1,7 @@
 """``make soak SECONDS=600``: two syncs at work while everything around them changes, and what must be there at the end.
 
 Objects of an S3 bucket go through a processor to an SFTP server, and the other way round. Meanwhile objects are added,
-replaced and removed, servers and workers are killed, and the daemon is killed, stopped and started again. At the
+replaced and removed, servers and workers are killed, and the daemon is reloaded, killed, stopped and started again. At the
 end every version that stayed has exactly one result, which is right; nothing else is there; the audit log verifies.
 
 One result: of a path, jobs that were done and began between the appearance of one version and of the next are counted.
@@ -138,6 +138,7 @@ class Soak:
             "fetch process killed": lambda: self._kill_worker("fetch"),
             "daemon stopped": self._stop,
             "compute process killed": lambda: self._kill_worker("compute"),
+            "daemon reloaded": self._reload,
         }
 
     def _restart(self, name: str) -> None:
@@ -158,6 +159,11 @@ class Soak:
         assert self.box.stop() == 0
         self.change()
         self.box.start()
+
+    def _reload(self) -> None:
+        assert self.box.process
+        self.box.configure(jobs={"running_max": self.rng.randint(2, 6)})
+        self.box.process.send_signal(signal.SIGHUP)
 
     def _kill_worker(self, role: str) -> None:
         with contextlib.suppress(ProcessLookupError):
