@@ -44,6 +44,11 @@ class Numbered(Permissions):
         self.configured = bool(tables)
         self._tables = [(frozenset(map(int, t.groups)), frozenset(map(int, t.users)), t) for t in tables.values()]
 
+    def become(self, other: Permissions) -> None:
+        """Tables that were given in a test's file; where it has no file they stay as they are."""
+        if other.configured:
+            super().become(other)
+
 
 class Whole:
     """A running daemon. Its scheduler does not run unless asked: jobs stay as they are submitted."""

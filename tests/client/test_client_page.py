@@ -42,6 +42,7 @@ def test_example(daemon: StandIn, home: Path, name: str) -> None:
         c.RemoteAdd: c.RemoteView("lake", "zero-knowledge", c.S3Config("scans"), True),
         c.RemoteTest: c.RemoteTested("lake", 1.0, {"server": "x"}),
         c.ListObjects: listing,
+        c.RemoveObject: None,
         c.TrustList: c.Trusted([c.TrustView("ann", "", "", 1.0)]),
         c.AuditRead: reading,
     }
