@@ -135,4 +135,4 @@ async def test_more_patience_than_there_is(monkeypatch: pytest.MonkeyPatch) -> N
                 with pytest.raises(SmpError) as caught, anyio.fail_after(20):
                     await link.write("x", BODY)
         assert caught.value.code == ("remote_busy" if "503" in fault else "remote_failed")
-        assert store.asked[-1][0] == "abort"
+        assert sum(kind == "abort" for kind, _ in store.asked) == 1  # a part on its way may be noted after it
