@@ -182,7 +182,10 @@ class Permission(Section, frozen=True):
 
 
 class Config(msgspec.Struct, frozen=True):
-    """The effective configuration. ``origins`` says of each ``section.key`` where its value came from."""
+    """The effective configuration. ``origins`` says of each ``section.key`` where its value came from.
+
+    ``file`` is the one that was read, or empty.
+    """
 
     paths: Paths
     space: Space
@@ -198,6 +201,7 @@ class Config(msgspec.Struct, frozen=True):
     permissions: dict[str, Permission] = {}
     limits: Limits = Limits()
     remote_limits: dict[str, RemoteLimits] = {}
+    file: str = ""
 
 
 PERMISSIONS = "permissions"
@@ -251,11 +255,13 @@ def load_config(path: str | None = None, environ: Mapping[str, str] = os.environ
     for name, kind in SECTIONS.items():
         given = {f.name: values.get(f"{name}.{f.name}", msgspec.UNSET) for f in msgspec.structs.fields(kind)}
         sections[name] = kind(**{key: value for key, value in given.items() if value is not msgspec.UNSET})
+    file = path or default_file(environ)
     config = Config(
         **sections,
         origins={key: origins.get(key, "default") for key in keys},
         permissions=permissions,
         remote_limits=remote_limits,
+        file=os.path.abspath(file) if os.path.exists(file) else "",
     )
     _check(config, environ)
     check_times(config.limits.zone, {LIMITS: config.limits.times, **_times(remote_limits)})

@@ -196,6 +196,7 @@ class S3Remote:
         page = await self._bucket.call("list_objects_v2", Prefix=self._root, MaxKeys=1)
         headers = page["ResponseMetadata"]["HTTPHeaders"]
         facts = {"server": headers.get("server", "unknown"), "endpoint": self._bucket.host}
+        facts |= {"date": headers["date"]} if "date" in headers else {}
         with self._bucket.translated():
             try:
                 pool = await self._bucket.pool()

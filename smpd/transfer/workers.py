@@ -176,6 +176,11 @@ class WorkerHost:
         if self._scope is not None:
             self._scope.cancel()
 
+    def rest(self) -> None:
+        """Let the worker go now, if nobody uses it, and not only after its time."""
+        if not self._users:
+            self.stop()
+
     async def end(self) -> None:
         """Kill the worker and wait until it is gone, and with it its hold on the rings."""
         if self.worker is not None:

@@ -7,7 +7,7 @@ is there goes by itself. Where an object came from is patient data, perhaps: it 
 
 import hashlib
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -138,6 +138,11 @@ class Quarantine:
         with self._db.transaction() as connection:
             connection.executemany("DELETE FROM quarantine WHERE id=?", [(item,) for item in items])
 
+    def damaged(self) -> Sequence[str]:
+        """The items whose record does not open any more."""
+        rows = self._db.rows(f"{_SELECT} ORDER BY q.number")
+        return [row[0] for row in rows if self._opened(row) is None]
+
     def _get(self, item: str) -> _Record:
         rows = self._db.rows(f"{_SELECT} WHERE q.id=?", (item,))
         if not rows:
@@ -146,14 +151,21 @@ class Quarantine:
 
     def _record(self, row: tuple[Any, ...]) -> _Record:
         """Open a row; one that is damaged is shown as such, since nothing goes from here by itself."""
-        item, job, kept, body, state = row
-        shown = QuarantineItem(item, job, "", "corrupt", "the record of this item is damaged", kept_bytes=kept)
-        try:
-            record = _decode(self._seal.open(body, _context(shown)))
-        except (IntegrityError, msgspec.MsgspecError):
-            record = _Record(shown)
-        record.item.state = state
+        record = self._opened(row)
+        if record is None:
+            item, job, kept, *_ = row
+            text = "the record of this item is damaged"
+            record = _Record(QuarantineItem(item, job, "", "corrupt", text, kept_bytes=kept))
+        record.item.state = row[4]
         return record
+
+    def _opened(self, row: tuple[Any, ...]) -> _Record | None:
+        item, job, kept, body, _ = row
+        context = _context(QuarantineItem(item, job, "", "", "", kept_bytes=kept))
+        try:
+            return _decode(self._seal.open(body, context))
+        except (IntegrityError, msgspec.MsgspecError):
+            return None
 
 
 def not_quarantined(item: str) -> NotFoundError:

@@ -88,6 +88,17 @@ class Versions:
             newest = connection.execute("SELECT max(number) FROM versions").fetchone()[0]
             connection.execute("DELETE FROM versions WHERE number <= ?", (newest - self.remembered,))
 
+    def look(self, after: int, limit: int) -> tuple[int, int]:
+        """Open what is remembered behind number ``after``, at most ``limit`` of it.
+
+        Returns:
+            How many of these are damaged, and the number of the last; 0 where there are none.
+        """
+        sql = "SELECT number, place, body FROM versions WHERE number > ? ORDER BY number LIMIT ?"
+        rows = self._db.rows(sql, (after, limit))
+        damaged = sum(self._open(body, place) is None for _, place, body in rows)
+        return damaged, rows[-1][0] if rows else 0
+
     @staticmethod
     def _settled(signed: Signed, known: _Version | None, force: bool) -> bool:
         """Whether nothing is to be noted: it is the one, or another job took a newer one meanwhile."""

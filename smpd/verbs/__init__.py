@@ -11,14 +11,14 @@ from typing import Any
 from smp_proto import control as c
 from smp_proto.aio import Exchange
 from smpd.control.actor import Actor
-from smpd.verbs import inspect, jobs, keys, metrics, quarantine, remotes, service, syncs, vault
+from smpd.verbs import doctor, inspect, jobs, keys, metrics, quarantine, remotes, service, syncs, vault
 from smpd.verbs.daemon import Daemon
 
 Verb = Callable[[Daemon, Actor, Any, Exchange], Awaitable[Any]]
 
 VERBS: dict[type[c.Request], Verb] = {
     c.StatusRequest: inspect.status,
-    c.DoctorRequest: inspect.doctor,
+    c.DoctorRequest: doctor.doctor,
     c.ProcessorsRequest: inspect.processors,
     c.AuditRead: inspect.audit_read,
     c.AuditRenew: inspect.audit_renew,

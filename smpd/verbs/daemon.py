@@ -14,6 +14,7 @@ from smpd.config import Config
 from smpd.control.actor import Actor
 from smpd.control.permissions import Permissions
 from smpd.control.watch import Events
+from smpd.host.clock import Clock
 from smpd.jobs.retention import Retention
 from smpd.jobs.scheduler import Scheduler
 from smpd.metrics.counting import Metrics
@@ -56,6 +57,7 @@ class Daemon:
     metrics: Metrics
     limiter: Limiter
     notes: list[str] = field(default_factory=list)
+    clock: Clock = field(default_factory=Clock)
 
     @property
     def config(self) -> Config:
@@ -66,6 +68,12 @@ class Daemon:
     def public(self) -> PublicIdentity:
         """The box's public identity."""
         return self.box.identity.public
+
+    @property
+    def ring_bytes(self) -> int:
+        """How much memory all rings take that are there."""
+        pools, compute = self.pools.open.values(), self.box.compute.all
+        return sum(each.ring_bytes for each in pools) + sum(each.ring_bytes for each in compute)
 
     async def reload(self, actor: str) -> Reloaded:
         """Read the configuration anew and take up what can change at once. Raises as :meth:`Reloading.reload`."""

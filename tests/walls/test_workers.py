@@ -47,16 +47,14 @@ async def test_the_working_folder_is_no_code(role: str, tmp_path: Path, monkeypa
 
 
 @pytest.mark.skipif(not (KERNEL.landlock_abi and KERNEL.seccomp), reason="this kernel lacks a wall")
-def test_doctor_shows_the_walls_of_a_started_remote(tmp_path: Path) -> None:
-    """Each wall of a remote that was used is listed, and it is used with all of them required."""
+def test_doctor_shows_the_walls_of_a_remote(tmp_path: Path) -> None:
+    """Each wall of a remote is listed: it is tried with all of them required."""
     box = Box(tmp_path / "box", {"compute": {"sandbox": "required", "processors": []}})
     root = tmp_path / "root"
     root.mkdir()
     try:
         box.start()
         box.ctl("remote", "add", "ward", f"file://{root}", "--no-secret")
-        assert "ward" not in box.ctl("doctor", check=False).stdout.decode()
-        box.ctl("remote", "test", "ward")
         lines = box.ctl("doctor", "--json", check=False).stdout.splitlines()
         checks = {check["name"]: check["state"] for check in map(json.loads, lines)}
         assert {name: checks.get(name) for name in (f"fetch ward {wall}" for wall in WALLS)} == {
