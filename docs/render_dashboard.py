@@ -220,7 +220,7 @@ def render() -> str:
     dashboard = {
         "title": "SMP",
         "uid": "smp",
-        "description": "A box that runs smpd; docs/metrics.md says what each metric is.",
+        "description": "A box that runs smpd; docs/reference/metrics.md says what each metric is.",
         "tags": ["smp"],
         "schemaVersion": 39,
         "editable": True,

@@ -100,7 +100,9 @@ def pages() -> dict[str, str]:
     return {
         "smpctl.1": _page("smpctl", 1, _smpctl()),
         "smpd.8": _page("smpd", 8, SMPD),
-        "smpd.toml.5": _page("smpd.toml", 5, _text("configuration.md", "smpd.toml - the configuration of smpd")),
+        "smpd.toml.5": _page(
+            "smpd.toml", 5, _text("reference/configuration.md", "smpd.toml - the configuration of smpd")
+        ),
         "smp-sealed.7": _page("smp-sealed", 7, _text("../proto/SEALED.md", "smp-sealed - the sealed object of SMP")),
     }
 
@@ -116,7 +118,7 @@ def _smpctl() -> str:
         usage = " ".join(command.collect_usage_pieces(context))
         verbs += f"## {context.command_path} {usage}\n\n{inspect.cleandoc(command.help or '')}\n\n"
         verbs += _options(command, leave_out={"as_json", "socket"})
-    text = (DOCS / "cli.md").read_text(encoding="utf-8")
+    text = (DOCS / "reference" / "commands.md").read_text(encoding="utf-8")
     codes = text.partition("## Exit codes\n")[2].partition("\n## ")[0]
     return SMPCTL.format(options=_options(cli), verbs=verbs.replace("\b\n", ""), codes=codes)
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from smpd.metrics.catalog import FAMILIES
 
-PAGE = Path(__file__).with_name("metrics.md")
+PAGE = Path(__file__).parent.joinpath("reference", "metrics.md")
 
 
 def render(page: str) -> str:

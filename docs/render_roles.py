@@ -6,7 +6,7 @@ from smp_proto import control as c
 from smpd.control.permissions import NEEDS, SHOWN
 from smpd.control.roles import LEAST_ROLE, RANK
 
-PAGE = Path(__file__).with_name("roles.md")
+PAGE = Path(__file__).parent.joinpath("reference", "roles.md")
 ROLES: tuple[c.Role, ...] = ("viewer", "operator", "admin")
 # What permissions are asked for depends on what a request names: one of each kind.
 EXAMPLES: dict[str, c.Request] = {

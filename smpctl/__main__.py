@@ -16,7 +16,7 @@ EXIT_PIPE = 141  # as a program that SIGPIPE ended
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run and exit; the codes are in ``docs/cli.md``."""
+    """Run and exit; the codes are in ``docs/reference/commands.md``."""
     arguments = list(sys.argv[1:] if args is None else args)
     sys.exit(_run(arguments))
 

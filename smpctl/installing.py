@@ -167,7 +167,9 @@ def _credential(options: Options) -> Iterator[Step]:
     elif os.path.isdir(f"/{KEYS_FOLDER}") and os.listdir(f"/{KEYS_FOLDER}"):
         yield Note("the identity that exists keeps what seals it; smpctl doctor says what that is")
     elif shutil.which("systemd-creds") is None:
-        yield Note("there is no systemd-creds: the identity is sealed by a file beside it, see docs/operations.md")
+        yield Note(
+            "there is no systemd-creds: the identity is sealed by a file beside it, see docs/guides/operating.md"
+        )
     else:
         yield Run(encrypt, key=True)
         yield File(_CREDENTIAL_FILE, _CREDENTIAL)

@@ -1,7 +1,7 @@
 """The daemon's configuration: one TOML file, ``SMPD_SECTION_KEY`` overrides, defaults from the environment.
 
 This module reads and checks; it creates nothing. No key holds a secret: secrets are named as files or systemd
-credentials. ``docs/configuration.md`` documents each key and is tested against :data:`SECTIONS`.
+credentials. ``docs/reference/configuration.md`` documents each key and is tested against :data:`SECTIONS`.
 """
 
 import difflib
@@ -343,7 +343,9 @@ def _typed(key: str, value: Any, kind: Any, origin: str) -> Any:
     try:
         return msgspec.convert(value, kind, strict=not origin.startswith(ENV_PREFIX))
     except msgspec.ValidationError as error:
-        raise _bad(f"{key} in {origin}: {str(error).split(' - at')[0]}", "see docs/configuration.md") from None
+        raise _bad(
+            f"{key} in {origin}: {str(error).split(' - at')[0]}", "see docs/reference/configuration.md"
+        ) from None
 
 
 def _from_surroundings(environ: Mapping[str, str], values: Mapping[str, Any]) -> dict[str, str]:
@@ -386,7 +388,7 @@ def _times(tables: Mapping[str, RemoteLimits]) -> dict[str, tuple[str, ...]]:
 
 def _nearest(name: str, known: Mapping[str, Any]) -> str:
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean {close[0]}?" if close else "see docs/configuration.md"
+    return f"did you mean {close[0]}?" if close else "see docs/reference/configuration.md"
 
 
 def _bad(message: str, hint: str) -> UsageError:

@@ -1,7 +1,7 @@
 """The errors of SMP: one family per exit code, one code per situation.
 
 An error that crosses a socket travels as an :class:`ErrorBody` and is raised again on the other side as
-the same family. ``CODES`` is the whole list; ``docs/errors.md`` is tested against it.
+the same family. ``CODES`` is the whole list; ``docs/reference/errors.md`` is tested against it.
 """
 
 import contextlib

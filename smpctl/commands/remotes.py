@@ -27,7 +27,7 @@ def remote() -> None:
 @click.option("--known-hosts", metavar="FILE", help="SFTP: by default ~/.ssh/known_hosts.")
 @click.option("--identity-file", metavar="FILE", help="SFTP: the private key to log in with.")
 @click.option("--use-agent", is_flag=True, help="SFTP: the SSH agent of the daemon's user.")
-@click.option("--secret-file", metavar="FILE", help="The credentials, as docs/cli.md says.")
+@click.option("--secret-file", metavar="FILE", help="The credentials, as docs/reference/commands.md says.")
 @click.option("--secret-stdin", is_flag=True, help="The same, from standard input.")
 @click.option("--no-secret", is_flag=True, help="None is needed.")
 def add(session: Session, name: str, url: str, *, mode: Mode, **options: Any) -> None:

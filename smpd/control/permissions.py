@@ -141,7 +141,7 @@ NEEDS: dict[type[c.Request], Callable[[Any], Iterable[Need]]] = {
     c.SyncAdd: lambda request: needs_of_sync(request.sync),
 }
 
-# What requests answer with is cut to what the caller may see. These are the words of docs/roles.md.
+# What requests answer with is cut to what the caller may see. These are the words of docs/reference/roles.md.
 SHOWN: dict[type[c.Request], str] = {
     c.StatusRequest: "remotes that one may use",
     c.DoctorRequest: "remotes that one may use",

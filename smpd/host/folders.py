@@ -47,5 +47,7 @@ def lock_state(path: str) -> int:
 
 def _unfit(path: str, reason: str) -> ResourceError:
     return ResourceError(
-        "disk_failed", f"{path} {reason}", hint="it must be ours and closed to others: see docs/configuration.md"
+        "disk_failed",
+        f"{path} {reason}",
+        hint="it must be ours and closed to others: see docs/reference/configuration.md",
     )

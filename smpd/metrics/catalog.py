@@ -1,4 +1,4 @@
-"""Every metric that smpd has, with its kind, its labels and what it says. ``docs/metrics.md`` is written from this.
+"""Every metric that smpd has: its kind, labels and what it says. ``docs/reference/metrics.md`` is written from this.
 
 Names follow https://prometheus.io/docs/practices/naming/: base units (seconds, bytes), and ``_total`` for counters.
 """

@@ -2,7 +2,7 @@
 
 Importing this package imports no torch: it is read by plugin authors' tools as well as by the compute process.
 A processor gets tensors and returns tensors or bytes. It sees no path, no key, no network and no other job;
-``docs/processors.md`` is the guide.
+``docs/guides/plugins.md`` is the guide.
 """
 
 from smpd.processors.api import Attributes, Context, Item, Output, Processor, Refused, StreamItem, processor

@@ -47,7 +47,7 @@ async def doctor(daemon: Daemon, actor: Actor, request: DoctorRequest, exchange:
             "audit",
             "fail" if daemon.audit.failure else "ok",
             daemon.audit.failure or f"{daemon.audit.size} records",
-            "see docs/operations.md; then, as an admin: smpctl audit renew" if daemon.audit.broken else "",
+            "see docs/guides/operating.md; then, as an admin: smpctl audit renew" if daemon.audit.broken else "",
         ),
         *await anyio.to_thread.run_sync(machine),
     ]

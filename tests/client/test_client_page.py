@@ -1,4 +1,4 @@
-"""The examples of docs/client.md run as they stand, against the stand-in."""
+"""The examples of docs/reference/client.md run as they stand, against the stand-in."""
 
 import re
 import subprocess
@@ -11,7 +11,7 @@ from client.standin import VERSION, StandIn
 from smp_proto import aio
 from smp_proto import control as c
 
-PAGE = (Path(__file__).parents[2] / "docs/client.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs/reference/client.md").read_text(encoding="utf-8")
 EXAMPLES = dict(re.findall(r"^## (.+?)$.*?^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL))
 
 

@@ -37,6 +37,6 @@ def test_the_example_is_ten_lines():
 
 
 def test_the_guide_shows_the_example():
-    """What ``docs/processors.md`` prints is what is in the folder."""
-    guide = (ROOT / "docs" / "processors.md").read_text(encoding="utf-8")
+    """What ``docs/guides/plugins.md`` prints is what is in the folder."""
+    guide = (ROOT / "docs" / "guides" / "plugins.md").read_text(encoding="utf-8")
     assert (EXAMPLE / "smp_invert.py").read_text(encoding="utf-8").strip() in guide

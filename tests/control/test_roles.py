@@ -56,9 +56,9 @@ def test_table_is_complete():
 
 
 def test_the_page_is_what_the_code_says():
-    """docs/roles.md holds the tables of the code; else run: python docs/render_roles.py."""
+    """docs/reference/roles.md holds the tables of the code; else run: python docs/render_roles.py."""
     render = runpy.run_path(str(ROOT / "docs" / "render_roles.py"))["render"]
-    page = (ROOT / "docs" / "roles.md").read_text()
+    page = (ROOT / "docs" / "reference" / "roles.md").read_text()
     assert render(page) == page
 
 

@@ -16,7 +16,7 @@ from smpctl.cli import cli
 ROOT = Path(__file__).parents[2]
 TEXTS = sorted(
     path
-    for pattern in ("*.md", "docs/*.md", "proto/*.md", "systemd/*.md", "container/*.md")
+    for pattern in ("*.md", "docs/**/*.md", "proto/*.md", "systemd/*.md", "container/*.md")
     for path in ROOT.glob(pattern)
 )
 SOURCES = sorted(path for room in ("smpd", "smpctl", "proto/smp_proto") for path in (ROOT / room).rglob("*.py"))
@@ -59,6 +59,26 @@ def test_links_lead_somewhere(text: Path) -> None:
         if not target.exists() or (anchor and anchor not in _anchors(target)):
             broken.append(link)
     assert not broken
+
+
+def test_the_index_has_every_page() -> None:
+    """docs/README.md links each page below docs."""
+    index = ROOT / "docs" / "README.md"
+    linked = {(index.parent / link).resolve() for link in _LINK.findall(index.read_text())}
+    assert {path for path in TEXTS if ROOT / "docs" in path.parents} - {index} - linked == set()
+
+
+def test_codes_exist() -> None:
+    """Each row of a guide's table whose first cell names error codes names real ones."""
+    guide = (ROOT / "docs" / "guides" / "connecting-a-hospital.md").read_text().partition("## When something")[2]
+    named = {
+        code
+        for row in guide.splitlines()
+        if row.startswith("|")
+        for code in re.findall(r"`([a-z]+_?[a-z_]+)`", row[: row.find("|", 1)])
+    }
+    assert len(named & set(CODES)) >= 4
+    assert named - set(CODES) - {"doctor"} == set()
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=_named)
@@ -131,10 +151,10 @@ def _trimmed(verb: str) -> list[str]:
 
 
 def test_every_error_code_is_documented() -> None:
-    """docs/errors.md holds each code once, below its family's exit code, with its meaning and whether it is retried."""
+    """docs/reference/errors.md holds each code once, below its family's exit code, with its meaning and whether it is retried."""
     documented = {}
     family = ""
-    for line in (ROOT / "docs" / "errors.md").read_text().splitlines():
+    for line in (ROOT / "docs" / "reference" / "errors.md").read_text().splitlines():
         if found := re.match(r"## (\w+): exit code (\d+)", line):
             family = f"{found[1]} {found[2]}"
         elif found := re.match(r"\| `(\w+)` \| (yes|no) \| (.*) \|$", line):
@@ -159,14 +179,14 @@ def test_every_verb_is_in_a_text() -> None:
 
 
 def test_every_exit_code_is_documented() -> None:
-    """docs/cli.md lists the exit code of each family of errors, and those of smpctl itself."""
-    text = (ROOT / "docs" / "cli.md").read_text().partition("## Exit codes")[2].partition("\n## ")[0]
+    """docs/reference/commands.md lists the exit code of each family of errors, and those of smpctl itself."""
+    text = (ROOT / "docs" / "reference" / "commands.md").read_text().partition("## Exit codes")[2].partition("\n## ")[0]
     listed = [int(code) for code in re.findall(r"^\| (\d+) \|", text, re.MULTILINE)]
     assert sorted({each.family.exit_code for each in CODES.values()} | {0, EXIT_INTERRUPTED, EXIT_PIPE}) == listed
 
 
 def test_the_page_of_metrics_is_fresh() -> None:
-    """docs/metrics.md holds the metrics of the catalog; else run: python docs/render_metrics.py."""
+    """docs/reference/metrics.md holds the metrics of the catalog; else run: python docs/render_metrics.py."""
     render = runpy.run_path(str(ROOT / "docs" / "render_metrics.py"))["render"]
-    page = (ROOT / "docs" / "metrics.md").read_text()
+    page = (ROOT / "docs" / "reference" / "metrics.md").read_text()
     assert render(page) == page

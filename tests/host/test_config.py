@@ -111,7 +111,7 @@ def test_what_is_shown_can_be_loaded(tmp_path):
     [
         ("[fetch]\nslotz = 4\n", {}, "sets fetch.slotz", "did you mean fetch.slots?"),
         ("[fetsh]\nslots = 4\n", {}, "section [fetsh]", "did you mean fetch?"),
-        ("[zzz]\n", {}, "section [zzz]", "docs/configuration.md"),
+        ("[zzz]\n", {}, "section [zzz]", "docs/reference/configuration.md"),
         ("fetch = 4\n", {}, "sets fetch to a value", "write [fetch]"),
         ("", {"SMPD_FETCH_SLOTZ": "4"}, "SMPD_FETCH_SLOTZ", "did you mean SMPD_FETCH_SLOTS?"),
         ("", {"SMPD_FETCH_SLOTS": "many"}, "fetch.slots in SMPD_FETCH_SLOTS: Expected `int`", ""),
@@ -187,8 +187,8 @@ def test_any_override_is_taken_or_refused(key, text):
 
 
 def test_each_key_is_documented():
-    """docs/configuration.md has a row for each key, with its default, and none besides."""
-    text = (ROOT / "docs" / "configuration.md").read_text()
+    """docs/reference/configuration.md has a row for each key, with its default, and none besides."""
+    text = (ROOT / "docs" / "reference" / "configuration.md").read_text()
     rows = dict(re.findall(r"^\| `([a-z_]+\.[a-z_]+)` \|\s*`?([^|`]*?)`?\s*\|", text, re.MULTILINE))
     assert sorted(rows) == sorted(known_keys())
     for name, kind in SECTIONS.items():
@@ -264,8 +264,8 @@ def test_wrong_permissions_are_refused(tmp_path, text, message, hint):
 
 
 def test_each_permission_is_documented():
-    """docs/configuration.md names every key of a table."""
-    text = (ROOT / "docs" / "configuration.md").read_text()
+    """docs/reference/configuration.md names every key of a table."""
+    text = (ROOT / "docs" / "reference" / "configuration.md").read_text()
     part = text[text.index("## `[permissions.NAME]`") : text.index("## `[fetch]`")]
     for field in msgspec.structs.fields(Permission):
         assert re.search(rf"^\|.*`{field.name}`.*\|$", part, re.MULTILINE), field.name

@@ -38,8 +38,8 @@ def test_live_keys_exist():
 
 
 def test_live_keys_are_documented():
-    """docs/configuration.md names exactly the keys that hold at once."""
-    text = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
+    """docs/reference/configuration.md names exactly the keys that hold at once."""
+    text = (Path(__file__).parents[2] / "docs" / "reference" / "configuration.md").read_text()
     section = text.partition("\n## Changing it while")[2].partition("\n## ")[0]
     listed = section.partition("These hold at once:")[2].partition("All other keys")[0]
     assert set(re.findall(r"`(\w+\.\w+)`", listed)) == LIVE

@@ -1,6 +1,6 @@
 """The cells of R16: every role by every verb, every permission with and without, every verb by whose job it is.
 
-What is expected of a role is read from docs/roles.md and not from the code.
+What is expected of a role is read from docs/reference/roles.md and not from the code.
 """
 
 import itertools
@@ -32,8 +32,8 @@ Cell = Callable[[Whole], Awaitable[None]]
 
 
 def documented() -> dict[str, dict[str, bool]]:
-    """By verb and role, what docs/roles.md says."""
-    page = (ROOT / "docs" / "roles.md").read_text()
+    """By verb and role, what docs/reference/roles.md says."""
+    page = (ROOT / "docs" / "reference" / "roles.md").read_text()
     table = page.split("<!-- roles -->")[1].split("<!-- end roles -->")[0]
     rows = re.findall(r"^\| `([a-z-]+)` \| (yes|no) \| (yes|no) \| (yes|no) \|$", table, re.MULTILINE)
     return {
@@ -66,7 +66,7 @@ def role_cell(role: str, kind: type[c.Request]) -> Cell:
     return do
 
 
-# One of each kind of request that needs permissions, and these, by docs/roles.md.
+# One of each kind of request that needs permissions, and these, by docs/reference/roles.md.
 NEEDING: list[tuple[c.Request, dict[str, str]]] = [
     (c.Submit(c.GetSpec("pacs:a"), "k"), {"read": "pacs"}),
     (c.Submit(c.GetSpec("pacs:a/"), "k"), {"read": "pacs", "list": "pacs"}),
