@@ -110,6 +110,10 @@ class AsyncClient:
         """What the box can and cannot do."""
         return (await self._call(c.DoctorRequest(), c.Doctor, SLOW_TIMEOUT_S)).checks
 
+    async def notify_test(self) -> c.NotifyTested:
+        """Have the daemon tell somebody that this is a test."""
+        return await self._call(c.NotifyTest(), c.NotifyTested, SLOW_TIMEOUT_S)
+
     async def reload(self) -> c.Reloaded:
         """Have the daemon read its configuration again."""
         return await self._call(c.Reload(), c.Reloaded)

@@ -31,6 +31,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "events": ("jobs:events", "Print events as they happen."),
     "metrics": ("metrics:metrics", "What the daemon counts, for Prometheus."),
     "traces": ("traces:traces", "Where the time of jobs went, for OpenTelemetry."),
+    "notify": ("notify:notify", "Tell somebody when something is wrong: try it."),
     "sync": ("syncs:sync", "Watch a prefix: every object becomes a job."),
     "vault": ("vault:vault", "What is kept on the box, sealed."),
     "quarantine": ("quarantine:quarantine", "What was refused, and why."),

@@ -77,6 +77,10 @@ class Client:
         """What the box can and cannot do; starts a compute process if none runs."""
         return self._call(c.DoctorRequest(), c.Doctor, SLOW_TIMEOUT_S).checks
 
+    def notify_test(self) -> c.NotifyTested:
+        """Have the daemon tell somebody that this is a test."""
+        return self._call(c.NotifyTest(), c.NotifyTested, SLOW_TIMEOUT_S)
+
     def reload(self) -> c.Reloaded:
         """Have the daemon read its configuration again."""
         return self._call(c.Reload(), c.Reloaded)

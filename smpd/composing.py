@@ -52,6 +52,7 @@ from smpd.vault.trust import TrustStore
 from smpd.vault.versions import Versions
 from smpd.verbs.counting import count_job
 from smpd.verbs.daemon import Daemon
+from smpd.verbs.notices import notices_of
 from smpd.verbs.seen import JobsSeen
 from smpd.verbs.syncs import SyncWorld
 
@@ -169,7 +170,7 @@ def compose(config: Config, state: State, group: TaskGroup, read: Callable[[], C
     world = SyncWorld(pools, journal, scheduler, box.audit)
     syncs_store = SyncStore(database, seal)
     syncs = Syncs(syncs_store, world, changed=seen, clock=time.monotonic)
-    return Daemon(
+    daemon = Daemon(
         reloading=reloading,
         state_dir=state.folder,
         boot_id=secrets.token_hex(8),
@@ -191,6 +192,8 @@ def compose(config: Config, state: State, group: TaskGroup, read: Callable[[], C
         limiter=limiter,
         notes=[*state.notes, *_notes(keys, vault, journal, remotes, trust, syncs_store), *unknown_accounts(config)],
     )
+    daemon.notices = notices_of(daemon)
+    return daemon
 
 
 def _follow(

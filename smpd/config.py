@@ -22,11 +22,13 @@ MIB = 1 << 20
 ENV_PREFIX = "SMPD_"
 CLIENT_VARIABLE = "SMPD_SOCKET"  # where smpctl looks for us; whoever has it set can still start a daemon
 CREDENTIAL_NAME = "smpd.key"
+_LISTS = ("compute.processors", "limits.times", "notify.command")
 BUILT_IN_PROCESSORS = ("digest", "tensor.stats", "image.resize", "image.blur", "image.sharpen", "image.edges")
 
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 Few = Annotated[int, Meta(ge=1, le=64)]
 Count = Annotated[int, Meta(ge=1, le=4096)]
+Argument = Annotated[str, Meta(min_length=1, max_length=4096, pattern=r"^[^\0]+$")]
 Group = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{0,32}$")]
 # Of a group or a user of a directory service, which may hold a domain and spaces.
 Account = Annotated[str, Meta(pattern=r"^[^\x00-\x1f:/]{1,128}$")]
@@ -148,6 +150,14 @@ class Audit(Section, frozen=True):
     checkpoint_s: Seconds = 60.0
 
 
+class Notify(Section, frozen=True):
+    """The command that tells somebody what is wrong: its arguments, how often at most, and how long it may take."""
+
+    command: tuple[Argument, ...] = ()
+    every_s: Seconds = 300.0
+    timeout_s: Seconds = 30.0
+
+
 class Log(Section, frozen=True):
     """The daemon's log, on standard error. ``auto`` is ``console`` on a terminal and ``json`` elsewhere."""
 
@@ -182,10 +192,7 @@ class Permission(Section, frozen=True):
 
 
 class Config(msgspec.Struct, frozen=True):
-    """The effective configuration. ``origins`` says of each ``section.key`` where its value came from.
-
-    ``file`` is the one that was read, or empty.
-    """
+    """The effective configuration. ``origins`` says of each ``section.key`` where it came from; ``file`` was read."""
 
     paths: Paths
     space: Space
@@ -196,6 +203,7 @@ class Config(msgspec.Struct, frozen=True):
     quarantine: Quarantine
     keys: Keys
     audit: Audit
+    notify: Notify
     log: Log
     origins: dict[str, str]
     permissions: dict[str, Permission] = {}
@@ -216,6 +224,7 @@ SECTIONS: dict[str, type[Section]] = {
     "quarantine": Quarantine,
     "keys": Keys,
     "audit": Audit,
+    "notify": Notify,
     "log": Log,
     "limits": Limits,
 }
@@ -318,8 +327,7 @@ def _from_environ(environ: Mapping[str, str]) -> Iterator[tuple[str, Any, str]]:
         if variable not in names:
             raise _bad(f"the environment sets {variable}, which is not known", _nearest(variable, names))
         key = names[variable]
-        listed = key in ("compute.processors", "limits.times")
-        value = [part.strip() for part in text.split(",") if part.strip()] if listed else text
+        value = [part.strip() for part in text.split(",") if part.strip()] if key in _LISTS else text
         yield key, value, variable
 
 
@@ -360,10 +368,10 @@ def _from_surroundings(environ: Mapping[str, str], values: Mapping[str, Any]) ->
 
 
 def _check(config: Config, environ: Mapping[str, str]) -> None:
-    for section in ("paths", "keys"):
-        for name, value in msgspec.structs.asdict(getattr(config, section)).items():
-            if "\0" in value or (value and not os.path.isabs(value)):
-                raise _bad(f"{section}.{name} is {value!r}", "write an absolute path")
+    paths = [(f"{s}.{k}", v) for s in ("paths", "keys") for k, v in msgspec.structs.asdict(getattr(config, s)).items()]
+    for key, value in [*paths, *(("notify.command", program) for program in config.notify.command[:1])]:
+        if "\0" in value or (value and not os.path.isabs(value)):
+            raise _bad(f"{key} is {value!r}", "write an absolute path")
     for key, path in (("paths.socket", config.paths.socket), ("compute.socket", config.compute.socket)):
         if len(os.fsencode(path)) > 107:
             raise _bad(f"{key} is longer than the 107 bytes of unix(7)", "choose a shorter path")

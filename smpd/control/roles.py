@@ -39,6 +39,7 @@ LEAST_ROLE: dict[type[c.Request], c.Role] = {
     c.QuarantineRemove: "operator",
     c.AuditRenew: "admin",
     c.Reload: "admin",
+    c.NotifyTest: "admin",
     c.SyncAdd: "operator",
     c.SyncControl: "operator",
     c.BoxRotate: "admin",

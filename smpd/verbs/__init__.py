@@ -11,7 +11,7 @@ from typing import Any
 from smp_proto import control as c
 from smp_proto.aio import Exchange
 from smpd.control.actor import Actor
-from smpd.verbs import doctor, inspect, jobs, keys, metrics, quarantine, remotes, service, syncs, vault
+from smpd.verbs import doctor, inspect, jobs, keys, metrics, notices, quarantine, remotes, service, syncs, vault
 from smpd.verbs.daemon import Daemon
 
 Verb = Callable[[Daemon, Actor, Any, Exchange], Awaitable[Any]]
@@ -20,6 +20,7 @@ VERBS: dict[type[c.Request], Verb] = {
     c.StatusRequest: inspect.status,
     c.DoctorRequest: doctor.doctor,
     c.ProcessorsRequest: inspect.processors,
+    c.NotifyTest: notices.notify_test,
     c.AuditRead: inspect.audit_read,
     c.AuditRenew: inspect.audit_renew,
     c.Reload: service.reload,

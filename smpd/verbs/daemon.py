@@ -18,6 +18,7 @@ from smpd.host.clock import Clock
 from smpd.jobs.retention import Retention
 from smpd.jobs.scheduler import Scheduler
 from smpd.metrics.counting import Metrics
+from smpd.notices.notices import Notices
 from smpd.reloading import Reloading
 from smpd.sync.syncs import Syncs
 from smpd.transfer.box import Box
@@ -58,6 +59,7 @@ class Daemon:
     limiter: Limiter
     notes: list[str] = field(default_factory=list)
     clock: Clock = field(default_factory=Clock)
+    notices: Notices = field(init=False)
 
     @property
     def config(self) -> Config:

@@ -57,6 +57,7 @@ async def doctor(daemon: Daemon, actor: Actor, request: DoctorRequest, exchange:
     checks += [Check("daemon", "warn", note) for note in notes]
     checks += await _record_checks(daemon)
     checks += checkup.trust_checks(await anyio.to_thread.run_sync(daemon.trust.list), time.time())
+    checks += _notify_checks(daemon)
     for name in box.compute.missing:
         checks.append(Check("processor", "warn", f"{name} is listed but not installed", "install it, or unlist it"))
     for compute in box.compute.all:
@@ -87,6 +88,16 @@ def _config_checks(daemon: Daemon) -> list[Check]:
     if keys := daemon.reloading.restart:
         checks.append(Check("configuration", "warn", f"needs a restart: {', '.join(keys)}", "systemctl restart smpd"))
     return checks
+
+
+def _notify_checks(daemon: Daemon) -> list[Check]:
+    """Nothing, where nobody is to be told."""
+    if daemon.notices.command is None:
+        return []
+    if daemon.notices.failure:
+        text = f"nobody could be told: {daemon.notices.failure}"
+        return [Check("notify", "fail", text, "mend it, then: smpctl notify test")]
+    return [Check("notify", "ok", f"{daemon.notices.command.argv[0]} tells somebody")]
 
 
 async def _record_checks(daemon: Daemon) -> list[Check]:

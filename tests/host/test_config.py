@@ -122,6 +122,8 @@ def test_what_is_shown_can_be_loaded(tmp_path):
         ("[fetch]\nidle_s = nan\n", {}, "fetch.idle_s", ""),
         ("[fetch]\nidle_s = inf\n", {}, "fetch.idle_s", ""),
         ("[jobs]\nattempts = 0\n", {}, "jobs.attempts", ""),
+        ('[notify]\ncommand = ["tell"]\n', {}, "notify.command", "absolute path"),
+        ('[notify]\ncommand = ["/bin/tell", ""]\n', {}, "notify.command", ""),
         ("[jobs]\nbackoff_base_s = 90\n", {}, "jobs.backoff_max_s is less than jobs.backoff_base_s", ""),
         ("[control]\nconnections_user_max = 100\n", {}, "control.connections_user_max is more", ""),
         ('[control]\nsocket_mode = "0666"\n', {}, "control.socket_mode", ""),

@@ -48,6 +48,7 @@ from smp_proto.control.jobs import (
     Watch,
 )
 from smp_proto.control.metrics import MetricFamily, MetricSample, MetricsRequest
+from smp_proto.control.notices import NotifyTest, NotifyTested
 from smp_proto.control.quarantine import (
     QUARANTINE_PAGE,
     Quarantine,
@@ -142,6 +143,7 @@ AnyRequest = (
     | AuditRead
     | AuditRenew
     | Reload
+    | NotifyTest
     | SyncAdd
     | SyncList
     | SyncShow
@@ -189,6 +191,8 @@ __all__ = [
     "MetricSample",
     "MetricsRequest",
     "Mode",
+    "NotifyTest",
+    "NotifyTested",
     "ObjectInfo",
     "Objects",
     "OpenInto",
