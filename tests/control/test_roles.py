@@ -41,7 +41,16 @@ OPERATOR = {
     *("sync-add", "sync-control"),
     *("quarantine-list", "quarantine-show", "quarantine-retry", "quarantine-remove"),
 }
-ADMIN = {"audit-renew", "box-rotate", "notify-test", "reload", "remote-add", "remote-remove", "trust-add", "trust-remove"}
+ADMIN = {
+    "audit-renew",
+    "box-rotate",
+    "notify-test",
+    "reload",
+    "remote-add",
+    "remote-remove",
+    "trust-add",
+    "trust-remove",
+}
 ALLOWED = {"viewer": VIEWER, "operator": VIEWER | OPERATOR, "admin": VIEWER | OPERATOR | ADMIN}
 
 

@@ -219,6 +219,26 @@ def test_a_line_of_the_unit_has_its_line_here(unit: dict[str, str]) -> None:
     assert set(unit) - {*here, *by_itself, *of_systemd} == set()
 
 
+def test_the_exporter_is_its_units() -> None:
+    """Program, limits and rights of smpd-metrics.service; of the volumes the socket's alone, which it may not write to."""
+    parser = ConfigParser(strict=False, interpolation=None)
+    parser.optionxform = str  # type: ignore[assignment,method-assign]
+    parser.read(ROOT / "systemd" / "smpd-metrics.service")
+    unit, service = parser["Service"], COMPOSE["services"]["metrics"]
+    assert service["entrypoint"] == unit["ExecStart"].split()
+    user, group = service["user"].split(":")
+    assert user not in ("0", IMAGE.arguments["UID"])  # either of whom the daemon would take for an admin
+    assert group == IMAGE.arguments["GID"]  # of smpd, which makes a viewer
+    assert service["mem_limit"] == service["memswap_limit"] == unit["MemoryMax"].lower()
+    assert service["pids_limit"] == int(unit["TasksMax"])
+    assert service["ulimits"]["core"] == int(unit["LimitCORE"])
+    assert (service["cap_drop"], unit["CapabilityBoundingSet"]) == (["ALL"], "")
+    assert service["security_opt"] == SERVICE["security_opt"]
+    assert service["read_only"] is True
+    assert service["volumes"] == ["run:/run/smpd:ro"]
+    assert service["restart"] == unit["Restart"]
+
+
 def test_a_gpu_is_added_and_nothing_else() -> None:
     """The file for a GPU gives a device to the same service, and takes no wall down."""
     (name, added), *rest = yaml.safe_load((FOLDER / "compose.gpu.yaml").read_text())["services"].items()
