@@ -18,7 +18,10 @@ from smp_proto.control import GetSpec
 
 MIB = 1 << 20
 TOTAL = 12 * MIB
-CONFIG = {"fetch": {"processes": 1, "slots": 4, "slot_bytes": MIB, "connections": 4}}
+CONFIG = {
+    "fetch": {"processes": 1, "slots": 4, "slot_bytes": MIB, "connections": 4},
+    "compute": {"processors": []},
+}
 
 
 @dataclass
