@@ -24,7 +24,8 @@ KEY_BYTES = 32
 _PROGRAMS = "/opt/smp/venv/bin"  # in the units as they come
 _COMPUTE_FILE = f"{UNITS}/smpd.service.d/compute.conf"
 _CREDENTIAL_FILE = f"{UNITS}/smpd.service.d/credential.conf"
-_RUN_S = 120.0
+_HIDDEN = ("home", "root", "tmp", "run")  # from the units
+_RUN_S = 300.0  # smpd may take three minutes to try its device
 _SOURCES = (
     ("sysusers.d/smpd.conf", "etc/sysusers.d/smpd.conf"),
     ("tmpfiles.d/smpd.conf", "etc/tmpfiles.d/smpd.conf"),
@@ -43,9 +44,10 @@ _CONFIG_COMPUTE = """
 start = "socket"
 """
 _CREDENTIAL = f"""\
-# The key that unlocks the identity, sealed to this machine.
+# The key that unlocks the identity, sealed to this machine. Named, so that smpd does not start without it.
 [Service]
 LoadCredentialEncrypted=smpd.key:{KEY_FILE}
+Environment=SMPD_KEYS_CREDENTIAL_FILE=%d/smpd.key
 """
 _NO_DEVICE = """\
 # smpd-compute@.service has the device.
@@ -153,6 +155,7 @@ def plan(options: Options) -> Iterator[Step]:
         if options.start:
             units = ("smpd-compute.socket", "smpd.socket") if by_socket else ("smpd.socket",)
             yield Run(("systemctl", "enable", "--now", *units, "smpd.service"))
+            yield Note("a daemon that ran before goes on as it was: systemctl restart smpd")
             yield Note("give people access: usermod -aG smpd,smpd-operator NAME; then: smpctl doctor")
 
 
@@ -184,7 +187,7 @@ def check_programs(options: Options) -> None:
     wrong = ""
     if not re.fullmatch(r"(/[A-Za-z0-9._+@-]+)+", options.programs):
         wrong = "is no absolute path, or has characters that a unit would not take as they are"
-    elif options.programs.split("/")[1] in ("home", "root", "tmp", "run"):
+    elif options.programs.split("/")[1] in _HIDDEN:
         wrong = "cannot be seen by the units (ProtectHome=, PrivateTmp=)"
     elif options.here and (found := _unreachable(options.programs)):
         wrong = found
@@ -198,11 +201,15 @@ def _unreachable(folder: str) -> str:
     for name in ("smpd", "smpctl", "python"):
         if not os.access(os.path.join(folder, name), os.X_OK):
             return f"has no program {name}"
-    at = os.path.realpath(folder)
-    while at != "/":
-        if not os.stat(at).st_mode & 0o001:
-            return f"is closed to other users at {at}"
-        at = os.path.dirname(at)
+    python = os.path.realpath(os.path.join(folder, "python"))  # of a virtual environment it lies elsewhere
+    for place in (os.path.realpath(folder), os.path.dirname(python)):
+        if place.split("/")[1] in _HIDDEN:
+            return f"needs {place}, which cannot be seen by the units (ProtectHome=, PrivateTmp=)"
+        at = place
+        while at != "/":
+            if not os.stat(at).st_mode & 0o001:
+                return f"is closed to other users at {at}"
+            at = os.path.dirname(at)
     return ""
 
 

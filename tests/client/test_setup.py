@@ -144,14 +144,27 @@ def test_programs_that_the_units_could_not_run(programs: str, why: str) -> None:
 
 
 def test_programs_that_others_could_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On this machine the programs must be there, and open to the daemon's user."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
+    """On this machine the programs must be there, with their interpreter, and open to the daemon's user."""
+    folder, python = tmp_path / "bin", tmp_path / "home" / "python3"
+    for each in (folder, python.parent):
+        each.mkdir()
     assert installing._unreachable(str(folder)) == "has no program smpd"
-    for name in ("smpd", "smpctl", "python"):
-        (folder / name).touch(0o755)
+    for path in (folder / "smpd", folder / "smpctl", python):
+        path.touch(0o755)
+    (folder / "python").symlink_to(python)
+    assert "cannot be seen by the units" in installing._unreachable(str(folder))  # it is below /tmp
+    monkeypatch.setattr(installing, "_HIDDEN", ())
+    python.parent.chmod(0o700)
+    assert "is closed to other users at" in installing._unreachable(str(folder))
     folder.chmod(0o700)
     assert installing._unreachable(str(folder)) == f"is closed to other users at {folder}"
+
+
+def test_the_credential_is_named(made: tuple[Path, str]) -> None:
+    """A box whose credential cannot be opened does not start, rather than make an identity without it."""
+    text = (units(made[0]) / "smpd.service.d" / "credential.conf").read_text()
+    assert f"LoadCredentialEncrypted=smpd.key:{installing.KEY_FILE}\n" in text
+    assert "Environment=SMPD_KEYS_CREDENTIAL_FILE=%d/smpd.key\n" in text
 
 
 @pytest.mark.skipif(os.geteuid() == 0 and os.path.isdir("/run/systemd/system"), reason="it would set this machine up")
