@@ -1,4 +1,8 @@
-"""A folder of the daemon's machine. The kernel keeps every name below it (openat2, Linux 5.6)."""
+"""A folder of the daemon's machine. The kernel keeps every name below it (openat2, Linux 5.6).
+
+systemd's ``RestrictSUIDSGID=`` takes openat2 away (ENOSYS), since no filter can see its flags. Names are then opened
+step by step, and no symbolic link is followed at all.
+"""
 
 import contextlib
 import ctypes
@@ -14,7 +18,7 @@ import anyio
 
 from smp_proto import durable
 from smp_proto.control import LocalConfig, ObjectInfo
-from smp_proto.errors import RemoteError, ResourceError, SmpError, UsageError
+from smp_proto.errors import RemoteError, SmpError, UsageError
 from smpd.fetch.pins import stat_pin
 from smpd.fetch.remote import (
     PLAINLY,
@@ -52,7 +56,7 @@ def open_beneath(root: int, path: str, flags: int, mode: int = 0) -> int:
     """Open ``path`` below the folder ``root``; symbolic links may be followed, but only within it.
 
     Raises:
-        OSError: EXDEV when the path leads out, else as open(2).
+        OSError: EXDEV when the path leads out, else as open(2); ELOOP for any link where there is no openat2.
     """
     how = _OpenHow(flags | os.O_CLOEXEC, mode, _RESOLVE_BENEATH | _RESOLVE_NO_MAGICLINKS)
     while True:
@@ -60,8 +64,25 @@ def open_beneath(root: int, path: str, flags: int, mode: int = 0) -> int:
         if fd >= 0:
             return fd
         code = ctypes.get_errno()
+        if code == errno.ENOSYS:
+            return _open_stepwise(root, path, flags, mode)
         if code not in (errno.EINTR, errno.EAGAIN):
             raise OSError(code, os.strerror(code))
+
+
+def _open_stepwise(root: int, path: str, flags: int, mode: int) -> int:
+    steps = [step for step in path.split("/") if step not in ("", ".")] or ["."]
+    if ".." in steps:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+    at = os.dup(root)
+    try:
+        for step in steps[:-1]:
+            below = os.open(step, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at)
+            os.close(at)
+            at = below
+        return os.open(steps[-1], flags | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=at)
+    finally:
+        os.close(at)
 
 
 class LocalRemote:
@@ -108,8 +129,6 @@ class LocalRemote:
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             hint = "give the daemon's user the right to it"
             return RemoteError("remote_forbidden", f"the daemon may not use {path} in {self._root}", hint=hint)
-        if error.errno == errno.ENOSYS:
-            return ResourceError("sandbox", "this kernel has no openat2", hint="Linux 5.6 or newer is needed")
         if error.errno == errno.ENAMETOOLONG:
             return UsageError("bad_name", f"a part of {path[:80]!r} is too long for this file system")
         return unwritable(error, path)
