@@ -109,7 +109,7 @@ class Limiter:
         try:
             while not waiter.ready.is_set():
                 self._serve()
-                with anyio.move_on_after(min(LOOK_S, self._wait_s(name) or LOOK_S)):
+                with anyio.move_on_after(min(LOOK_S, self._wait_s(name))):  # 0 where it may by now
                     await waiter.ready.wait()
         except BaseException:
             if waiter.ready.is_set():

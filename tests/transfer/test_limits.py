@@ -248,6 +248,20 @@ async def test_who_waits_goes_by_rank_then_in_order() -> None:
     assert order[-1] == "slow"
 
 
+async def test_a_turn_that_comes_while_it_is_looked_at() -> None:
+    """Time goes on between any two looks at the clock; nobody misses a turn by that."""
+    clocks = Clocks()
+
+    def ticking() -> float:
+        clocks.now += 0.00007
+        return clocks.now
+
+    box = Limiter(Limits(bytes_per_s=1000), {}, ticking, lambda: clocks.wall)
+    with anyio.fail_after(20):  # a turn that is missed is seen after 30 seconds
+        for count in range(40):
+            await box.admit("lake", 0.1 * count + 25 * (count == 0) * 40)
+
+
 async def test_an_asker_that_leaves() -> None:
     """It takes nothing along, whether it was let go or not."""
     clocks = Clocks()
