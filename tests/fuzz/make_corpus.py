@@ -167,6 +167,13 @@ def from_servers() -> dict[str, list[bytes]]:
         "listing-time": [
             b"2026-11-26T15:00:00.000Z", b"Fri, 31 Dec 1999 23:59:59 GMT", b"1700000000", b"2026-13-45T99:00:00Z", b"0001-01-01T00:00:00Z",
         ],
+        "notification": [
+            b'{"Records":[{"eventName":"ObjectCreated:Put","s3":{"bucket":{"name":"scans"},"object":{"key":"root/in/a+b%C3%A4.smp"}}}]}',
+            b'{"Records":[{"eventName":"ObjectRemoved:Delete","s3":{"bucket":{"name":"scans"},"object":{"key":"root/in/../x"}}}]}',
+            b'{"Type":"Notification","Message":"{\\"Records\\":[]}"}',
+            b'{"Service":"Amazon S3","Event":"s3:TestEvent","Bucket":"scans"}',
+            b"[" * 3000,
+        ],
         "pin": [b"etag:5:abc", b'etag:5:W/"abc"', b'"abc"', b"stat:5:6"],
         "sftp-fields": [attrs, attrs[:9], b"\1" + remote_string(b"handle"), b"\2" + struct.pack(">QQQQ", 1, 2, 3, 4), status, version, version[:-2]],
         "sftp-stream": [

@@ -70,6 +70,19 @@ def listing_time() -> Parse:
     return parse
 
 
+def notification() -> Parse:
+    """A message of a queue, and what it names."""
+    from smpd.fetch.events import keys_of, paths_of
+    from smpd.fetch.remote import check_path
+
+    def parse(data: bytes) -> None:
+        for path in paths_of(keys_of(data.decode("utf-8", "replace"), "scans") or [], "root/", "in/"):
+            assert path.startswith("in/")
+            check_path(path)
+
+    return parse
+
+
 def pin() -> Parse:
     """A pin, and an ETag."""
     from smpd.fetch.pins import bare_etag, parse_pin

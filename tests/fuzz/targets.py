@@ -82,6 +82,7 @@ TARGETS = [
     Target("audit-line", sealed.audit_line, {"ValueError": "", "MsgspecError": ""}),
     Target("refusal", remote.refusal, {}),
     Target("listing-time", remote.listing_time, {"ValueError": ""}),
+    Target("notification", remote.notification, {}),
     Target("pin", remote.pin, {"UsageError": "bad_request"}),
     Target("sftp-stream", remote.sftp_stream, {"SFTPBadMessage": ""}),
     Target("known-hosts", local.known_hosts, {}),
