@@ -57,6 +57,21 @@ def test_round_trip(sizes: list[int], chunk: int) -> None:
         assert opened.entries[0].attributes == {"n": 1, "f": 1.0, "l": [True, "s"]}
 
 
+def test_who_signs_may_be_named_late_and_is_not_kept() -> None:
+    """Whoever is named when it finishes signs; without anybody it is refused, and afterwards the writer has no keys."""
+    out = bytearray()
+    late = BundleWriter(out.extend, sender=None, recipients=[BOB.public])
+    late.begin("a")
+    late.end()
+    with pytest.raises(StateError, match="nobody was named"):
+        late.finish()
+    late.sender = CAROL
+    late.finish()
+    assert late.sender is None
+    with reader(bytes(out), [BOB], [CAROL]) as opened:
+        assert opened.sender == CAROL.public
+
+
 def test_writes_take_any_buffer() -> None:
     """Views of other item types count in bytes."""
     out = bytearray()

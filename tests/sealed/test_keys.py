@@ -104,6 +104,18 @@ def test_sign_and_wrap() -> None:
             who.unwrap(data, info)
 
 
+def test_one_that_only_opens() -> None:
+    """It opens what was sealed for it, also once the other is wiped; it has neither a signing key nor what a file needs."""
+    person = Identity.generate("person")
+    opens = person.decrypt_only()
+    wrapped = opens.public.wrap(bytearray(b"secret"), b"info")
+    person.wipe()
+    assert opens.unwrap(wrapped, b"info") == b"secret"
+    for refused in (lambda: opens.sign(b"x"), lambda: opens.to_file(credential=bytearray(32))):
+        with pytest.raises(StateError):
+            refused()
+
+
 def test_wiped_keys_are_gone() -> None:
     """After wiping, the bytes are zero, use raises, and wiping again is harmless."""
     key, person = FileKey.generate(), Identity.generate()
