@@ -13,9 +13,12 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from blockbuster import BlockBuster, BlockBusterFunction
 
+hypothesis.settings.register_profile("smp", deadline=None)  # nothing here is about how long an example takes
+hypothesis.settings.load_profile("smp")
 TESTS = str(Path(__file__).parent)
 OURS = ["smpd", "smp_proto", "smpctl"]
 # Calls on files that blockbuster does not look at by itself.

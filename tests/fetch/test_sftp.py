@@ -29,30 +29,30 @@ async def test_what_is_written_is_read(server: Served) -> None:
     """An upload comes back byte for byte in parallel ranges; listing, replacing and deleting work."""
     data = random.Random(3).randbytes(5 * MIB + 123)
     async with fetch_process(server.config, server.secret, slots=6) as link:
-        await link.write("a b/é.bin", b"old")
-        info = await link.write("a b/é.bin", data)
+        await link.write("own/a b/é.bin", b"old")
+        info = await link.write("own/a b/é.bin", data)
         assert len(data) == info.size == link.progress[-1]
-        assert info == await link.stat("a b/é.bin")
+        assert info == await link.stat("own/a b/é.bin")
         starts = list(range(0, len(data), MIB))
         random.Random(4).shuffle(starts)
 
         async def read(slot: int, start: int) -> None:
             count = min(MIB, len(data) - start)
-            assert data[start : start + count] == await link.read("a b/é.bin", info.pin, start, count, slot)
+            assert data[start : start + count] == await link.read("own/a b/é.bin", info.pin, start, count, slot)
 
         async with anyio.create_task_group() as group:
             for slot, start in enumerate(starts):
                 group.start_soon(read, slot, start)
-        assert await link.read("a b/é.bin", info.pin, 0, 0) == b""
-        await link.write("empty", b"")
-        assert [found.path for found in await link.list()] == ["a b/é.bin", "empty"]
-        assert [found.path for found in await link.list(recursive=False)] == ["a b/", "empty"]
+        assert await link.read("own/a b/é.bin", info.pin, 0, 0) == b""
+        await link.write("own/empty", b"")
+        assert [found.path for found in await link.list("own/")] == ["own/a b/é.bin", "own/empty"]
+        assert [found.path for found in await link.list("own/", recursive=False)] == ["own/a b/", "own/empty"]
         assert await link.list("none/") == []
         facts = (await link.probe()).facts
         assert "gcm" in facts["cipher"]
-        for path in ("a b/é.bin", "empty", "empty"):
+        for path in ("own/a b/é.bin", "own/empty", "own/empty"):
             await link.delete(path)
-        assert await link.list() == []
+        assert await link.list("own/") == []
 
 
 async def test_a_change_is_seen(server: Served) -> None:
