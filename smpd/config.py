@@ -28,7 +28,6 @@ BUILT_IN_PROCESSORS = ("digest", "tensor.stats", "image.resize", "image.blur", "
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 Few = Annotated[int, Meta(ge=1, le=64)]
 Count = Annotated[int, Meta(ge=1, le=4096)]
-Argument = Annotated[str, Meta(min_length=1, max_length=4096, pattern=r"^[^\0]+$")]
 Group = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{0,32}$")]
 # Of a group or a user of a directory service, which may hold a domain and spaces.
 Account = Annotated[str, Meta(pattern=r"^[^\x00-\x1f:/]{1,128}$")]
@@ -153,7 +152,7 @@ class Audit(Section, frozen=True):
 class Notify(Section, frozen=True):
     """The command that tells somebody what is wrong: its arguments, how often at most, and how long it may take."""
 
-    command: tuple[Argument, ...] = ()
+    command: tuple[Annotated[str, Meta(min_length=1, max_length=4096, pattern=r"^[^\0]+$")], ...] = ()
     every_s: Seconds = 300.0
     timeout_s: Seconds = 30.0
 
@@ -264,13 +263,12 @@ def load_config(path: str | None = None, environ: Mapping[str, str] = os.environ
     for name, kind in SECTIONS.items():
         given = {f.name: values.get(f"{name}.{f.name}", msgspec.UNSET) for f in msgspec.structs.fields(kind)}
         sections[name] = kind(**{key: value for key, value in given.items() if value is not msgspec.UNSET})
-    file = path or default_file(environ)
     config = Config(
         **sections,
         origins={key: origins.get(key, "default") for key in keys},
         permissions=permissions,
         remote_limits=remote_limits,
-        file=os.path.abspath(file) if os.path.exists(file) else "",
+        file=os.path.abspath(found) if os.path.exists(found := path or default_file(environ)) else "",
     )
     _check(config, environ)
     check_times(config.limits.zone, {LIMITS: config.limits.times, **_times(remote_limits)})
