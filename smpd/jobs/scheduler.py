@@ -45,6 +45,7 @@ class _Run:
         self.scope = anyio.CancelScope()
         self.finished = anyio.Event()
         self.asked: Move | None = None  # what to do once it has stopped
+        self.moved: Job | None = None  # what somebody made of it between its end and the end of this
 
 
 class Scheduler:
@@ -163,10 +164,17 @@ class Scheduler:
         while True:
             async with self._lock:
                 run = self._running.get(job_id)
-                if run is None or move not in MOVES["running"]:
+                ended = run is not None and (await self._thread(self._journal.get, job_id)).state in FINAL_STATES
+                if run is None or (move not in MOVES["running"] and not ended):
                     job = await self._thread(self._journal.move, job_id, move)
-                    self._track(job)
+                    if (ending := self._running.get(job_id)) is not None:
+                        ending.moved = job  # it ended in between, and has its slot for a moment yet
+                    else:
+                        self._track(job)
                     break
+            if ended:  # whoever was told may act at once
+                await run.finished.wait()
+                continue
             run.asked = move
             run.scope.cancel()
             await run.finished.wait()
@@ -292,8 +300,8 @@ class Scheduler:
             self._on_fault(job_id, error)
         finally:
             del self._running[job_id]
-            if job is not None:
-                self._track(job)
+            if (now := run.moved or job) is not None:
+                self._track(now)
             run.finished.set()
             self.poke()
 

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 import anyio
 import anyio.lowlevel
+import msgspec
 import pytest
 
 from smp_proto.control import Result, Transfer
@@ -485,6 +486,52 @@ async def test_trouble_while_stopping_does_not_hide_the_stop(store) -> None:
             if state == "quarantined":
                 assert (await bench.scheduler.cancel(job)).state == "cancelled"
                 assert bench.finals == [(job, "quarantined"), (job, "cancelled")]
+
+
+@pytest.mark.parametrize(("act", "ends"), [("resume", "done"), ("cancel", "cancelled")])
+async def test_acting_on_a_job_whose_end_is_just_told(store, act, ends) -> None:
+    """Who hears of an end acts at once, while the job still has its slot for what is tidied then."""
+    tidying, go_on = anyio.Event(), anyio.Event()
+
+    async def tidy(job) -> None:
+        if job.state == "quarantined":
+            tidying.set()
+            await go_on.wait()
+
+    async with Bench(store).on() as bench, anyio.create_task_group() as group:
+        bench.scheduler._on_final = tidy
+        job = bench.add("a:b", IntegrityError("corrupt", "a flipped bit"), DONE)
+        await tidying.wait()
+        group.start_soon(getattr(bench.scheduler, act), job)
+        await anyio.wait_all_tasks_blocked()
+        go_on.set()
+        await bench.until(job, ends)
+    assert bench.state(job) == ends
+
+
+async def test_a_job_that_ends_while_it_is_looked_at_can_be_resumed(store, monkeypatch) -> None:
+    """It ran when resume looked, and had ended when it moved it: it runs again."""
+    tidying, go_on, looked = anyio.Event(), anyio.Event(), []
+    get = store.journal.get
+
+    async def tidy(job) -> None:
+        if job.state == "quarantined":
+            tidying.set()
+            await go_on.wait()
+
+    def running_yet(job_id):
+        looked.append(job_id)
+        return msgspec.structs.replace(get(job_id), state="running") if len(looked) == 1 else get(job_id)
+
+    async with Bench(store).on() as bench:
+        bench.scheduler._on_final = tidy
+        job = bench.add("a:b", IntegrityError("corrupt", "a flipped bit"), DONE)
+        await tidying.wait()
+        monkeypatch.setattr(store.journal, "get", running_yet)
+        await bench.scheduler.resume(job)
+        go_on.set()
+        await bench.until(job, "done")
+    assert looked
 
 
 async def test_pause_and_cancel_at_once(store) -> None:
