@@ -111,7 +111,7 @@ class AsyncClient:
         return (await self._call(c.DoctorRequest(), c.Doctor, SLOW_TIMEOUT_S)).checks
 
     async def notify_test(self) -> c.NotifyTested:
-        """Have the daemon tell somebody that this is a test."""
+        """Have the daemon tell somebody that this is a test; see ``error`` of what was tried."""
         return await self._call(c.NotifyTest(), c.NotifyTested, SLOW_TIMEOUT_S)
 
     async def reload(self) -> c.Reloaded:

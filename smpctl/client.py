@@ -78,7 +78,7 @@ class Client:
         return self._call(c.DoctorRequest(), c.Doctor, SLOW_TIMEOUT_S).checks
 
     def notify_test(self) -> c.NotifyTested:
-        """Have the daemon tell somebody that this is a test."""
+        """Have the daemon tell somebody that this is a test; see ``error`` of what was tried."""
         return self._call(c.NotifyTest(), c.NotifyTested, SLOW_TIMEOUT_S)
 
     def reload(self) -> c.Reloaded:

@@ -101,7 +101,8 @@ async def _serve_until_told(config: Config, state: State, daemon: Daemon, notifi
         group.start_soon(daemon.scheduler.run)
         group.start_soon(daemon.runner.courier.run)
         group.start_soon(daemon.retention.run)
-        group.start_soon(daemon.notices.run)
+        for notices in daemon.notices:
+            group.start_soon(notices.run)
         group.start_soon(_mend, daemon)
         group.start_soon(_trim_when_idle, daemon)
         group.start_soon(probe_loop, daemon.metrics)

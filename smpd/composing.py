@@ -192,7 +192,7 @@ def compose(config: Config, state: State, group: TaskGroup, read: Callable[[], C
         limiter=limiter,
         notes=[*state.notes, *_notes(keys, vault, journal, remotes, trust, syncs_store), *unknown_accounts(config)],
     )
-    daemon.notices = notices_of(daemon)
+    daemon.notices = notices_of(daemon, _fetch(config))
     return daemon
 
 

@@ -16,6 +16,7 @@ from msgspec import Meta
 from smp_proto.errors import UsageError
 from smpd.host.credentials import check_secret
 from smpd.host.places import default_file, default_paths
+from smpd.links.webhook import check_url
 from smpd.schedules import check_times
 
 MIB = 1 << 20
@@ -150,9 +151,13 @@ class Audit(Section, frozen=True):
 
 
 class Notify(Section, frozen=True):
-    """The command that tells somebody what is wrong: its arguments, how often at most, and how long it may take."""
+    """What tells somebody what is wrong, a command, a webhook or both: how often at most, and how long it may take."""
 
     command: tuple[Annotated[str, Meta(min_length=1, max_length=4096, pattern=r"^[^\0]+$")], ...] = ()
+    url: str = ""
+    plain_http: bool = False
+    header_file: str = ""
+    ca_file: str = ""
     every_s: Seconds = 300.0
     timeout_s: Seconds = 30.0
 
@@ -367,7 +372,9 @@ def _from_surroundings(environ: Mapping[str, str], values: Mapping[str, Any]) ->
 
 def _check(config: Config, environ: Mapping[str, str]) -> None:
     paths = [(f"{s}.{k}", v) for s in ("paths", "keys") for k, v in msgspec.structs.asdict(getattr(config, s)).items()]
-    for key, value in [*paths, *(("notify.command", program) for program in config.notify.command[:1])]:
+    notify = config.notify
+    paths += [("notify.header_file", notify.header_file), ("notify.ca_file", notify.ca_file)]
+    for key, value in [*paths, *(("notify.command", program) for program in notify.command[:1])]:
         if "\0" in value or (value and not os.path.isabs(value)):
             raise _bad(f"{key} is {value!r}", "write an absolute path")
     for key, path in (("paths.socket", config.paths.socket), ("compute.socket", config.compute.socket)):
@@ -383,9 +390,17 @@ def _check(config: Config, environ: Mapping[str, str]) -> None:
         raise _bad("compute.processors names a processor twice", "name each once")
     if config.keys.credential_file and config.keys.passphrase_file:
         raise _bad("keys.credential_file and keys.passphrase_file are both set", "keep the one that is in use")
-    for path in (config.keys.credential_file, config.keys.passphrase_file):
+    _check_webhook(notify)
+    for path in (config.keys.credential_file, config.keys.passphrase_file, notify.header_file):
         if path:
             check_secret(path, environ)
+
+
+def _check_webhook(notify: Notify) -> None:
+    if notify.url:
+        check_url(notify.url, plain_http=notify.plain_http)
+    elif notify.header_file or notify.ca_file:
+        raise _bad("notify.header_file or notify.ca_file is set, and notify.url is not", "set notify.url, or neither")
 
 
 def _times(tables: Mapping[str, RemoteLimits]) -> dict[str, tuple[str, ...]]:

@@ -186,7 +186,9 @@ CODES: dict[str, ErrorCode] = {
     "sandbox": ErrorCode(ResourceError, False, 'this kernel lacks what sandbox = "required" needs'),
     "worker_died": ErrorCode(ResourceError, True, "a fetch or compute process ended unexpectedly"),
     "setup_failed": ErrorCode(ResourceError, False, "the machine could not be set up as a box"),
-    "notify_failed": ErrorCode(ResourceError, True, "the command that tells somebody did not take the message"),
+    "notify_failed": ErrorCode(
+        ResourceError, True, "the command or webhook that tells somebody did not take the message"
+    ),
     "device_memory": ErrorCode(ResourceError, False, "the device has too little memory for this entry"),
     "processor_failed": ErrorCode(ProcessorError, False, "the processor raised an exception"),
     "processor_timeout": ErrorCode(ProcessorError, False, "the processor ran past its limit"),

@@ -1,24 +1,35 @@
 """Telling somebody when something is wrong."""
 
+from collections.abc import Iterable
+
 import click
 
-from smp_proto.errors import ResourceError
+from smp_proto.control import NotifyTried
+from smp_proto.errors import SmpError
 from smpctl.render import plain
 from smpctl.session import Session, VerbGroup
 
 
 @click.group(cls=VerbGroup)
 def notify() -> None:
-    """Tell somebody when something is wrong, by notify.command of the daemon's configuration."""
+    """Tell somebody when something is wrong, by notify.command or notify.url of the daemon's configuration."""
 
 
 @notify.command()
 def test(session: Session) -> None:
-    """Run the command with a message that says it is a test."""
-    try:
-        found = session.client.notify_test()
-    except ResourceError as error:
-        if said := str(error.details.get("said", "")).strip():
+    """Have the command and the webhook tell a message that says it is a test."""
+    found = session.client.notify_test()
+    session.show(found, lambda: _show(found.tried))
+    for each in found.tried:
+        if each.error is not None:
+            raise SmpError.from_body(each.error)
+
+
+def _show(tried: Iterable[NotifyTried]) -> None:
+    for each in tried:
+        if each.error is None:
+            click.echo(f"{plain(each.by)}: told, in {each.seconds:.1f} s")
+            continue
+        click.echo(f"{plain(each.by)}: NOT told, after {each.seconds:.1f} s")
+        if said := str(each.error.details.get("said", "")).strip():
             click.echo(plain(said), err=True)
-        raise
-    session.show(found, lambda: click.echo(f"told, in {found.seconds:.1f} s"))

@@ -18,7 +18,7 @@ from botocore.parsers import ResponseParserError
 from botocore.utils import get_environ_proxies
 
 from smp_proto.control import S3Config, S3Secret
-from smp_proto.errors import RemoteError, SmpError, UsageError
+from smp_proto.errors import RemoteError, SmpError
 from smpd.fetch.exchange import Answer, Unspoken
 from smpd.fetch.http import Origin, Pool, connect_error
 from smpd.fetch.pausing import Steps
@@ -295,20 +295,3 @@ class Bucket:
         for pool in self._pools.values():
             await pool.aclose()
         await self._stack.aclose()
-
-
-def trust(ca_pem: str) -> ssl.SSLContext:
-    """The system's authorities and those given.
-
-    Raises:
-        UsageError: ``bad_config``.
-    """
-    context = ssl.create_default_context()
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_alpn_protocols(["http/1.1"])
-    if ca_pem:
-        try:
-            context.load_verify_locations(cadata=ca_pem)
-        except ssl.SSLError as error:
-            raise UsageError("bad_config", "the extra certificates are not PEM text") from error
-    return context

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import anyio
 
-from smp_proto.errors import RemoteError
+from smp_proto.errors import RemoteError, UsageError
 from smpd.fetch.connection import Body, Connection
 from smpd.fetch.exchange import REFUSAL_MAX_BYTES, Answer, Exchange, Suffix, Wanted
 from smpd.fetch.remote import ANEW, unreachable
@@ -147,6 +147,23 @@ class Pool:
         for connection in self._idle:
             connection.abort()
         self._idle.clear()
+
+
+def trust(ca_pem: str) -> ssl.SSLContext:
+    """The system's authorities and those given.
+
+    Raises:
+        UsageError: ``bad_config``.
+    """
+    context = ssl.create_default_context()
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    if ca_pem:
+        try:
+            context.load_verify_locations(cadata=ca_pem)
+        except ssl.SSLError as error:
+            raise UsageError("bad_config", "the extra certificates are not PEM text") from error
+    return context
 
 
 def connect_error(error: BaseException, host: str) -> RemoteError:

@@ -7,9 +7,10 @@ from typing import Any
 
 from smp_proto.control import SIZE_MAX, ObjectInfo, S3Config, S3Secret
 from smp_proto.errors import RemoteError, SmpError, UsageError
-from smpd.fetch.bucket import Bucket, timestamp, trust
+from smpd.fetch.bucket import Bucket, timestamp
 from smpd.fetch.events import Notifications
 from smpd.fetch.exchange import Answer, Suffix, Unspoken, Wanted
+from smpd.fetch.http import trust
 from smpd.fetch.moving import Mover
 from smpd.fetch.patience import while_moving
 from smpd.fetch.pins import bare_etag, etag_pin, parse_pin

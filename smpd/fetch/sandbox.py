@@ -35,8 +35,8 @@ _TRUST = (
 _DATAGRAM, _STREAM = socket.SOCK_DGRAM, socket.SOCK_STREAM
 
 
-def enter(mode: str, kernel: Kernel, config: AnyRemoteConfig) -> dict[str, str]:
-    """Raise the walls for a remote; before its first connection, and while there is one thread.
+def enter(mode: str, kernel: Kernel, config: AnyRemoteConfig | None) -> dict[str, str]:
+    """Raise the walls for a remote, or with None for a webhook: before its first connection, in the only thread.
 
     Returns:
         Each wall, and ``on`` or why it is not up.
@@ -55,7 +55,7 @@ def enter(mode: str, kernel: Kernel, config: AnyRemoteConfig) -> dict[str, str]:
     return sandbox.walls
 
 
-def _rules(config: AnyRemoteConfig) -> Iterator[Rule]:
+def _rules(config: AnyRemoteConfig | None) -> Iterator[Rule]:
     trust = ssl.get_default_verify_paths()
     found = (trust.cafile, trust.capath, trust.openssl_cafile, trust.openssl_capath)
     for path in (*code_folders(("smpd", "smp_proto")), *_NAMES, *_TRUST, *filter(None, found)):
@@ -69,7 +69,7 @@ def _rules(config: AnyRemoteConfig) -> Iterator[Rule]:
         yield Rule(config.root, FILES)
 
 
-def _sockets(config: AnyRemoteConfig) -> Sockets:
+def _sockets(config: AnyRemoteConfig | None) -> Sockets:
     sockets: dict[int, tuple[int, ...]] = {socket.AF_INET: (_STREAM, _DATAGRAM), socket.AF_INET6: (_STREAM, _DATAGRAM)}
     if isinstance(config, SftpConfig) and config.use_agent:
         sockets[socket.AF_UNIX] = (_STREAM,)

@@ -1,4 +1,4 @@
-"""The link to smpd: requests in, each answered by the one remote that Setup named."""
+"""The link to smpd: requests in, each answered by the one remote, or the webhook, that the first of them named."""
 
 import contextlib
 import gc
@@ -7,7 +7,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import anyio
 
@@ -30,6 +30,9 @@ from smpd.links import fetching
 from smpd.links.ring import Ring
 from smpd.walls.sandbox import Kernel
 
+if TYPE_CHECKING:
+    from smpd.fetch.webhook import Webhook
+
 _REQUEST = cast("type[fetching.Request]", fetching.AnyRequest)
 _KEPT = ("LANG", "PATH", "SSL_CERT_DIR", "SSL_CERT_FILE", "TZ")
 
@@ -44,6 +47,7 @@ class Service:
     def __init__(self, kernel: Kernel | None = None) -> None:
         self._kernel = kernel or Kernel.probe()
         self._remote: Remote | None = None
+        self._webhook: Webhook | None = None
         self._ring: Ring | None = None
         self._connections = 0
 
@@ -54,6 +58,8 @@ class Service:
         finally:
             if self._remote is not None:
                 await self._remote.aclose()
+            if self._webhook is not None:
+                await self._webhook.aclose()
             if self._ring is not None:
                 self._ring.close()
             channel.close()
@@ -66,6 +72,13 @@ class Service:
                 raise DaemonError("protocol", f"{type(request).__name__} comes with {expected} descriptors")
             if isinstance(request, fetching.Setup):
                 return self._setup(request, fds)
+            if isinstance(request, fetching.SetupWebhook):
+                return self._setup_webhook(request)
+            if isinstance(request, fetching.Post):
+                if self._webhook is None:
+                    raise DaemonError("protocol", "SetupWebhook comes first")
+                await self._webhook.post(request.body)
+                return None
             if self._remote is None or self._ring is None:
                 raise DaemonError("protocol", "Setup comes first")
             return await self._answer(request, self._remote, self._ring, fds, exchange)
@@ -73,8 +86,7 @@ class Service:
             close_all(fds)
 
     def _setup(self, request: fetching.Setup, fds: list[int]) -> fetching.Walls:
-        if self._remote is not None:
-            raise DaemonError("protocol", "Setup comes once")
+        self._check_first()
         config = request.config
         isolate(
             keep=isinstance(config, S3Config) and bool(config.profile),
@@ -88,6 +100,20 @@ class Service:
         self._connections = request.connections
         gc.freeze()  # the libraries' own objects are not looked through again while ranges wait
         return fetching.Walls(walls)
+
+    def _setup_webhook(self, request: fetching.SetupWebhook) -> fetching.Walls:
+        from smpd.fetch.webhook import Webhook  # noqa: PLC0415 - only for it, as the kinds of remotes
+
+        self._check_first()
+        isolate(keep=False, agent=False)
+        webhook = Webhook(request)
+        walls = sandbox.enter(request.sandbox, self._kernel, None)
+        self._webhook = webhook
+        return fetching.Walls(walls)
+
+    def _check_first(self) -> None:
+        if self._remote is not None or self._webhook is not None:
+            raise DaemonError("protocol", "Setup comes once")
 
     async def _answer(
         self, request: fetching.Request, remote: Remote, ring: Ring, fds: list[int], exchange: Exchange

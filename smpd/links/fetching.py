@@ -1,5 +1,6 @@
 """What smpd asks of a fetch process. One process serves one remote and holds only that remote's secret.
 
+Another serves a webhook: its first request is :class:`SetupWebhook`, and all others are :class:`Post`. Of a remote:
 The first request is :class:`Setup`, with the ring's descriptor; its answer is :class:`Walls`. Paths are relative to the
 remote's root (bucket and prefix, login folder, local folder). No message has room for a key. A process does not know
 what its remote is called: its hints say ``NAME``, which smpd fills in.
@@ -62,6 +63,30 @@ class Walls(msgspec.Struct):
     """What keeps the process in: each wall, and ``on`` or why it is not up."""
 
     sandbox: dict[str, str] = {}
+
+
+class SetupWebhook(Request, tag="setup-webhook"):
+    """Whom to tell, in place of Setup: there is no remote and no ring. Reply: Walls. Errors: sandbox, bad_config.
+
+    Attributes:
+        header: a line with a secret, or empty; shown by no repr.
+        ca_pem: certificates that are trusted beside the system's, as text.
+    """
+
+    url: str
+    header: str = ""
+    ca_pem: str = ""
+    sandbox: str = "auto"
+    deadlines: Deadlines = Deadlines()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}>"
+
+
+class Post(Request, tag="post"):
+    """Send JSON to the webhook. Reply: None, once it answered with 2xx. Errors: remote_*."""
+
+    body: Annotated[bytes, msgspec.Meta(max_length=1 << 18)]
 
 
 class Stat(Request, tag="stat"):
@@ -289,4 +314,21 @@ class Probed(msgspec.Struct):
     facts: dict[str, str] = {}
 
 
-AnyRequest = Setup | Stat | List | Read | Tail | ReadMany | Write | Look | Clear | Hold | Delete | Move | Watch | Probe
+AnyRequest = (
+    Setup
+    | SetupWebhook
+    | Post
+    | Stat
+    | List
+    | Read
+    | Tail
+    | ReadMany
+    | Write
+    | Look
+    | Clear
+    | Hold
+    | Delete
+    | Move
+    | Watch
+    | Probe
+)

@@ -1,4 +1,4 @@
-"""Telling somebody that something is wrong: a command of the configuration gets what happened, as JSON.
+"""Telling somebody that something is wrong: a command of the configuration gets what happened, as JSON, or a webhook.
 
 It tells kinds, counts, codes and job ids, never what an object, a file, a remote or a sender is called. What it tells
 of jobs it reads in the audit log, and it keeps on disk how far it has told, so that neither a crash nor a command that

@@ -33,6 +33,11 @@ class Command(NamedTuple):
     sandbox: str
     hidden: Sequence[str]
 
+    @property
+    def name(self) -> str:
+        """The program, for messages."""
+        return self.argv[0]
+
     async def run(self, message: bytes) -> None:
         """Give it a message on standard input, and wait until it ends.
 

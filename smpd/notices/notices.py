@@ -3,18 +3,17 @@
 import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
 
 import anyio
 import msgspec
 import structlog
 
 from smp_proto import durable
-from smp_proto.errors import SmpError, UsageError
+from smp_proto.errors import SmpError
 from smpd.audit.kept import KeptLog
-from smpd.notices.command import Command
 from smpd.notices.message import Condition, Gathered, Message, Told
 
-NAME = "notices.json"
 _LINES = 1000
 _LOOK_S = 60.0
 _SETTLE_S = 2.0
@@ -29,12 +28,29 @@ class Kept(msgspec.Struct):
     conditions: dict[str, float] = {}
 
 
+class Way(Protocol):
+    """How somebody is told: by a command, or by a webhook."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in messages."""
+        ...
+
+    async def run(self, message: bytes) -> None:
+        """Tell a message.
+
+        Raises:
+            ResourceError: ``notify_failed``, it was not taken.
+        """
+        ...
+
+
 class Notices:
-    """Tells what goes wrong, once each, coalesced and rate limited.
+    """Tells what goes wrong, once each, coalesced and rate limited, by one way. What another way takes is its own.
 
     Args:
-        command: tells somebody; None where none is configured.
-        folder: where to keep how far it was told.
+        way: how.
+        name: of the file in ``folder`` in which is kept how far it was told.
         box: the fingerprint that messages carry.
         audit: what happened.
         conditions: what is wrong now; blocking.
@@ -47,17 +63,19 @@ class Notices:
 
     def __init__(
         self,
-        command: Command | None,
+        way: Way,
         folder: str,
+        name: str,
         box: str,
         audit: KeptLog,
         conditions: Callable[[], Sequence[Condition]],
         wake: Callable[[], Awaitable[None]],
         every_s: float,
     ) -> None:
-        self.command = command
+        self.way = way
         self.failure = ""
         self._folder = folder
+        self._name = name
         self._box = box
         self._audit = audit
         self._conditions = conditions
@@ -69,45 +87,37 @@ class Notices:
         self._seen = 0
         self._lock = anyio.Lock()
 
-    async def test(self) -> float:
-        """Send a message that says it is a test; return how many seconds that took.
+    async def test(self) -> None:
+        """Send a message that says it is a test.
 
         Raises:
-            UsageError: ``bad_config``, no command is configured.
             ResourceError: ``notify_failed``.
         """
-        if self.command is None:
-            hint = 'set notify.command in the configuration, for example ["/usr/local/bin/tell"], and restart smpd'
-            raise UsageError("bad_config", "no command is configured that tells anybody", hint=hint)
-        start = time.monotonic()
         async with self._lock:
-            await self.command.run(msgspec.json.encode(Message(self._box, [], test=True)))
+            await self.way.run(msgspec.json.encode(Message(self._box, [], test=True)))
         self.failure = ""
-        return time.monotonic() - start
 
     async def run(self) -> None:
-        """Tell until cancelled; at once over where no command is configured."""
-        if self.command is None:
-            return
+        """Tell until cancelled."""
         await anyio.to_thread.run_sync(self._begin)
         next_s = 0.0
         while True:
             await anyio.to_thread.run_sync(self._look)
             events = self._due()
             if events and time.monotonic() >= next_s:
-                await self._tell(self.command, events)
+                await self._tell(events)
                 next_s = time.monotonic() + self._every_s
                 continue
             with anyio.move_on_after(max(0.0, next_s - time.monotonic()) if events else _LOOK_S):
                 await self._wake()
             await anyio.sleep(_SETTLE_S)  # what happens together is told together
 
-    async def _tell(self, command: Command, events: list[Told]) -> None:
+    async def _tell(self, events: list[Told]) -> None:
         seq, now, kept = self._seen, time.time(), self._kept.conditions
         conditions = {kind: kept[kind] if self._is_told(kind, now) else now for kind in self._holding}
         try:
             async with self._lock:
-                await command.run(msgspec.json.encode(Message(self._box, events)))
+                await self.way.run(msgspec.json.encode(Message(self._box, events)))
         except SmpError as error:
             self.failure = error.message
             _log.error("nobody could be told", code=error.code, kinds=[each.kind for each in events])
@@ -128,7 +138,7 @@ class Notices:
 
     def _begin(self) -> None:
         try:
-            with open(os.path.join(self._folder, NAME), "rb") as file:
+            with open(os.path.join(self._folder, self._name), "rb") as file:
                 self._kept = msgspec.json.decode(file.read(), type=Kept)
         except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
             self._keep(Kept(self._audit.size))  # what was before anybody wanted to know is not told
@@ -152,6 +162,6 @@ class Notices:
     def _keep(self, kept: Kept) -> None:
         self._kept = kept
         try:
-            durable.write_file(self._folder, NAME, msgspec.json.encode(kept))
+            durable.write_file(self._folder, self._name, msgspec.json.encode(kept))
         except OSError as error:  # told again after a restart, then
             _log.warning("what was told cannot be kept", errno=error.errno)

@@ -120,7 +120,7 @@ def rights_checks(config: Config) -> list[Check]:
     keys = os.path.join(state, "keys")
     places = [state, *_inside(state), *_inside(keys), *_inside(os.path.join(keys, "copies"))]
     found = [check for path in places if (check := _private(path))]
-    for secret in (config.keys.credential_file, config.keys.passphrase_file):
+    for secret in (config.keys.credential_file, config.keys.passphrase_file, config.notify.header_file):
         if secret:
             try:
                 check_secret(secret)

@@ -1,5 +1,6 @@
 """What the verbs work on: the rooms of a running daemon, put together by ``smpd.app``."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -59,7 +60,7 @@ class Daemon:
     limiter: Limiter
     notes: list[str] = field(default_factory=list)
     clock: Clock = field(default_factory=Clock)
-    notices: Notices = field(init=False)
+    notices: Sequence[Notices] = field(init=False)
 
     @property
     def config(self) -> Config:

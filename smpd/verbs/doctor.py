@@ -92,12 +92,14 @@ def _config_checks(daemon: Daemon) -> list[Check]:
 
 def _notify_checks(daemon: Daemon) -> list[Check]:
     """Nothing, where nobody is to be told."""
-    if daemon.notices.command is None:
-        return []
-    if daemon.notices.failure:
-        text = f"nobody could be told: {daemon.notices.failure}"
-        return [Check("notify", "fail", text, "mend it, then: smpctl notify test")]
-    return [Check("notify", "ok", f"{daemon.notices.command.argv[0]} tells somebody")]
+    checks = []
+    for notices in daemon.notices:
+        if notices.failure:
+            text = f"nobody could be told: {notices.failure}"
+            checks.append(Check("notify", "fail", text, "mend it, then: smpctl notify test"))
+        else:
+            checks.append(Check("notify", "ok", f"{notices.way.name} tells somebody"))
+    return checks
 
 
 async def _record_checks(daemon: Daemon) -> list[Check]:

@@ -3,34 +3,50 @@
 import time
 from collections.abc import Sequence
 
+import anyio
+
 from smp_proto.aio import Exchange
-from smp_proto.control import NotifyTest, NotifyTested
+from smp_proto.control import NotifyTest, NotifyTested, NotifyTried
+from smp_proto.errors import SmpError, UsageError
 from smpd.control.actor import Actor
 from smpd.notices.command import Command
 from smpd.notices.message import Condition
-from smpd.notices.notices import Notices
+from smpd.notices.notices import Notices, Way
+from smpd.transfer.settings import FetchSettings
+from smpd.transfer.webhook import Webhook
 from smpd.verbs import checkup
 from smpd.verbs.daemon import Daemon
 from smpd.verbs.inspect import short_jobs
 
+COMMAND_FILE, WEBHOOK_FILE = "notices.json", "notices-webhook.json"
 _SECRETS = ("/run/credentials", "/run/secrets")
 
 
-def notices_of(daemon: Daemon) -> Notices:
-    """The notices of a daemon, as it is configured."""
+def notices_of(daemon: Daemon, fetch: FetchSettings) -> list[Notices]:
+    """The notices of a daemon, as it is configured: for each way its own, so that neither waits for the other."""
     config = daemon.config
-    hidden = [config.paths.state, config.keys.credential_file, config.keys.passphrase_file, *_SECRETS]
-    notify = config.notify
-    command = Command(notify.command, notify.timeout_s, config.compute.sandbox, [each for each in hidden if each])
-    return Notices(
-        command if notify.command else None,
-        daemon.state_dir,
-        daemon.public.fingerprint(),
-        daemon.audit,
-        lambda: conditions(daemon),
-        daemon.events.next,
-        notify.every_s,
-    )
+    notify, keys = config.notify, config.keys
+    ways: list[tuple[Way, str]] = []
+    if notify.command:
+        hidden = [config.paths.state, keys.credential_file, keys.passphrase_file, notify.header_file, *_SECRETS]
+        command = Command(notify.command, notify.timeout_s, fetch.sandbox, [each for each in hidden if each])
+        ways.append((command, COMMAND_FILE))
+    if notify.url:
+        files = notify.header_file, notify.ca_file
+        ways.append((Webhook(notify.url, *files, notify.timeout_s, fetch.sandbox, fetch.deadlines), WEBHOOK_FILE))
+    return [
+        Notices(
+            way,
+            daemon.state_dir,
+            name,
+            daemon.public.fingerprint(),
+            daemon.audit,
+            lambda: conditions(daemon),
+            daemon.events.next,
+            notify.every_s,
+        )
+        for way, name in ways
+    ]
 
 
 def conditions(daemon: Daemon) -> Sequence[Condition]:
@@ -48,6 +64,22 @@ def conditions(daemon: Daemon) -> Sequence[Condition]:
 
 
 async def notify_test(daemon: Daemon, actor: Actor, request: NotifyTest, exchange: Exchange) -> NotifyTested:
-    """Tell somebody that this is a test."""
+    """Tell somebody that this is a test, by each way there is."""
     await daemon.record(actor, "notify.test")
-    return NotifyTested(await daemon.notices.test())
+    if not daemon.notices:
+        hint = "set notify.command or notify.url in the configuration, and restart smpd"
+        raise UsageError("bad_config", "neither a command nor a webhook is configured that tells anybody", hint=hint)
+    tried = [NotifyTried(notices.way.name) for notices in daemon.notices]
+
+    async def attempt(notices: Notices, found: NotifyTried) -> None:
+        start = time.monotonic()
+        try:
+            await notices.test()
+        except SmpError as error:
+            found.error = error.body()
+        found.seconds = time.monotonic() - start
+
+    async with anyio.create_task_group() as group:
+        for notices, found in zip(daemon.notices, tried, strict=True):
+            group.start_soon(attempt, notices, found)
+    return NotifyTested(tried)

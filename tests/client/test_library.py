@@ -51,7 +51,7 @@ SIMPLE: list[tuple[str, tuple[Any, ...], c.Request, Any]] = [
     ("resume", (JOB_ID,), c.JobControl(JOB_ID, "resume"), None),
     ("cancel", (JOB_ID,), c.JobControl(JOB_ID, "cancel"), None),
     ("doctor", (), c.DoctorRequest(), c.Doctor([])),
-    ("notify_test", (), c.NotifyTest(), c.NotifyTested(1.0)),
+    ("notify_test", (), c.NotifyTest(), c.NotifyTested([c.NotifyTried("/bin/tell", 1.0)])),
     ("processors", (), c.ProcessorsRequest(), c.Processors([])),
     ("box_key", (), c.BoxKey(), c.PublicKey("a", "b", "c")),
     ("box_rotate", ("stolen",), c.BoxRotate("stolen"), c.PublicKey("a", "b", "c", ["d"])),

@@ -61,6 +61,25 @@ def remote_url() -> Parse:
     return parse
 
 
+def webhook() -> Parse:
+    """The URL of a webhook, and on the next line the header that it is sent."""
+    from smpd.links.webhook import parse_header, parse_url
+
+    def parse(data: bytes) -> None:
+        url, _, header = data.partition(b"\n")
+        if header:
+            line = parse_header(header)
+            assert line.isascii()
+            assert line.isprintable()
+            assert line.partition(": ")[2]
+        address = parse_url(text_of(url))
+        assert 0 < address.port < 65536
+        assert address.target.startswith("/")
+        assert not set("\r\n \0") & set(address.host + address.target)
+
+    return parse
+
+
 def location() -> Parse:
     """``REMOTE:PATH``, and the name of an entry."""
     from smp_proto.sealed.entries import valid_entry_name

@@ -68,6 +68,8 @@ def protocol() -> dict[str, list[bytes]]:
     ]
     fetching: list[tuple[int, Any]] = [
         (0, f.Setup(c.S3Config("bucket"), 4, 1 << 20, c.S3Secret("a", "b"))),
+        (0, f.SetupWebhook("https://h/p", "A: b", "c")),
+        (0, f.Post(b"{}")),
         (0, f.Read("p", "etag:5:x", 0, 5, 1)),
         (0, f.ReadMany([f.Whole("p", "etag:5:x", 5, 0)], 1)),
         (2, f.Listed([c.ObjectInfo("p", 5, "etag:5:x", 1.0)])),
@@ -209,6 +211,10 @@ def of_this_machine() -> dict[str, list[bytes]]:
         "remote-url": [
             b"s3://bucket/pre%20fix", b"sftp://user@host.example:2222/folder", b"file:///data/x/../y", b"sftp://u@[::1]/x",
             b"sftp://u:p@h/", b"~nobody/x", b"s3://b%00/%ff", b"sftp://u@host.example:99999/", b"//\xe2\x84\x80/x",
+        ],
+        "webhook": [
+            b"https://hooks.example.org/a%20b?c=d&e\nAuthorization: Bearer x.y-z=\n", b"http://[::1]:8080/x",
+            b"https://[1::2::3]/\nX: y", b"https://u:p@h/", b"https://h:99999", b"https://h?q\nHost: x", b"https://h\nA: b\r\nC: d",
         ],
         "location": [b"pacs:a/b.smp", b"pacs:", b"pacs:../x", b"pacs:/x", b"Pacs:x", b"pacs:\xc3\xa4/\xe2\x80\xa8", b"a/b.dcm", b"a/\x80"],
         "secret": [

@@ -87,6 +87,7 @@ TARGETS = [
     Target("sftp-stream", remote.sftp_stream, {"SFTPBadMessage": ""}),
     Target("known-hosts", local.known_hosts, {}),
     Target("remote-url", local.remote_url, {"UsageError": "bad_request", "RemoteError": "remote_untrusted"}),
+    Target("webhook", local.webhook, {"UsageError": "bad_config"}),
     Target("location", local.location, {"UsageError": "bad_name"}),
     Target("secret", local.secret, {"UsageError": "bad_request"}),
     Target("private-key", local.private_key, _KEY),

@@ -124,6 +124,13 @@ def test_what_is_shown_can_be_loaded(tmp_path):
         ("[jobs]\nattempts = 0\n", {}, "jobs.attempts", ""),
         ('[notify]\ncommand = ["tell"]\n', {}, "notify.command", "absolute path"),
         ('[notify]\ncommand = ["/bin/tell", ""]\n', {}, "notify.command", ""),
+        ('[notify]\nurl = "http://hooks.example.org/hunter2"\n', {}, "notify.url would send over http", "plain_http"),
+        ('[notify]\nurl = "https://u:hunter2@h.example/"\n', {}, "notify.url is not", "notify.header_file"),
+        ('[notify]\nurl = "ftp://h.example/"\n', {}, "notify.url is not", "https://HOST/PATH"),
+        ('[notify]\nurl = "https://h.example:70000/"\n', {}, "notify.url has the port 70000", "65535"),
+        ('[notify]\nheader_file = "/x"\n', {}, "notify.url is not", "set notify.url"),
+        ('[notify]\nurl = "https://h/"\nheader_file = "x"\n', {}, "notify.header_file is 'x'", "absolute path"),
+        ('[notify]\nurl = "https://h/"\nheader_file = "/no/file"\n', {}, "/no/file cannot be read", ""),
         ("[jobs]\nbackoff_base_s = 90\n", {}, "jobs.backoff_max_s is less than jobs.backoff_base_s", ""),
         ("[control]\nconnections_user_max = 100\n", {}, "control.connections_user_max is more", ""),
         ('[control]\nsocket_mode = "0666"\n', {}, "control.socket_mode", ""),
@@ -198,6 +205,7 @@ def test_each_key_is_documented():
             default = field.default
             if default != "":
                 shown = " ".join(default) if isinstance(default, tuple) else str(default)
+                shown = shown.lower() if isinstance(default, bool) else shown
                 assert rows[f"{name}.{field.name}"].strip() == shown, field.name
 
 

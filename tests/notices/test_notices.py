@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 import anyio
 import msgspec
 import pytest
+from hook_server import HookServer
 from hypothesis import given
 from hypothesis import strategies as st
 from whole import ADMINS, OPERATORS, Whole, whole
@@ -19,7 +20,8 @@ from smp_proto.errors import DeniedError, ResourceError, UsageError
 from smpd.notices.command import Command
 from smpd.notices.launch import around
 from smpd.notices.message import Condition, Gathered
-from smpd.notices.notices import NAME, Notices
+from smpd.notices.notices import Notices
+from smpd.verbs.notices import COMMAND_FILE
 from smpd.walls.sandbox import Kernel
 
 SECRET = "Doe^Jane-knee.dcm"
@@ -96,7 +98,7 @@ async def test_what_happened_is_told_once_and_together(tmp_path, mailbox, monkey
         await refuse(first, "truncated", 0)  # before anybody wanted to know
     async with whole(tmp_path, compute={"processors": ()}, notify=notify(mailbox, 0.01)) as box:
         async with anyio.create_task_group() as group:
-            run = box.daemon.notices
+            (run,) = box.daemon.notices
             await anyio.to_thread.run_sync(run._begin)
             for number, code in enumerate(("corrupt", "corrupt", "untrusted_sender"), 1):
                 await refuse(box, code, number)
@@ -104,7 +106,7 @@ async def test_what_happened_is_told_once_and_together(tmp_path, mailbox, monkey
             group.start_soon(run.run)
             message = await mailbox.until(1)
             with anyio.fail_after(60):
-                while json.loads((tmp_path / "state" / NAME).read_bytes())["seq"] < box.daemon.audit.size:
+                while json.loads((tmp_path / "state" / COMMAND_FILE).read_bytes())["seq"] < box.daemon.audit.size:
                     await anyio.sleep(0.01)
             await refuse(box, "misplaced", 4)
             box.daemon.events.publish("quarantine", None)
@@ -128,12 +130,12 @@ async def test_what_was_not_taken_is_told_after_a_restart(tmp_path, mailbox, mon
     mailbox.takes = False
     settings = {"compute": {"processors": ()}, "notify": notify(mailbox, 600.0)}
     async with whole(tmp_path, **settings) as box, anyio.create_task_group() as group:
-        await anyio.to_thread.run_sync(box.daemon.notices._begin)
+        await anyio.to_thread.run_sync(box.daemon.notices[0]._begin)
         await refuse(box, "corrupt", 1)
-        group.start_soon(box.daemon.notices.run)
+        group.start_soon(box.daemon.notices[0].run)
         await mailbox.until(1)
         with anyio.fail_after(60):
-            while not box.daemon.notices.failure:
+            while not box.daemon.notices[0].failure:
                 await anyio.sleep(0.01)
         async with box.client(70_000, (ADMINS,)) as caller:
             checks = (await caller.call(c.DoctorRequest(), c.Doctor, timeout=100)).checks
@@ -142,13 +144,40 @@ async def test_what_was_not_taken_is_told_after_a_restart(tmp_path, mailbox, mon
         group.cancel_scope.cancel()
     mailbox.takes = True
     async with whole(tmp_path, **settings) as box, anyio.create_task_group() as group:
-        group.start_soon(box.daemon.notices.run)
+        group.start_soon(box.daemon.notices[0].run)
         message = await mailbox.until(2)
         assert message["events"][0]["codes"] == {"corrupt": 1}
         with anyio.fail_after(60):
-            while json.loads((tmp_path / "state" / NAME).read_bytes())["seq"] < box.daemon.audit.size:
+            while json.loads((tmp_path / "state" / COMMAND_FILE).read_bytes())["seq"] < box.daemon.audit.size:
                 await anyio.sleep(0.01)
         group.cancel_scope.cancel()
+
+
+async def test_a_way_that_fails_does_not_hold_up_the_other(tmp_path, mailbox, monkeypatch):
+    """A command that takes nothing is tried again; the webhook beside it was told, once, of the same."""
+    monkeypatch.setattr("smpd.notices.notices._SETTLE_S", 0.01)
+    mailbox.takes = False
+    with HookServer() as server:
+        both = {**notify(mailbox, 0.01), "url": f"http://127.0.0.1:{server.listen().port}/"}
+        async with whole(tmp_path, compute={"processors": ()}, notify=both) as box, anyio.create_task_group() as group:
+            for notices in box.daemon.notices:
+                await anyio.to_thread.run_sync(notices._begin)
+            await refuse(box, "corrupt", 1)
+            for notices in box.daemon.notices:
+                group.start_soon(notices.run)
+            _, _, body = await anyio.to_thread.run_sync(server.next)
+            told = await mailbox.until(3)
+            assert json.loads(body) == told == mailbox.messages[0]
+            mailbox.takes = True
+            async with box.client(70_000, (ADMINS,)) as caller:
+                tried = (await caller.call(c.NotifyTest(), c.NotifyTested, timeout=60)).tried
+            assert [(each.by, each.error) for each in tried] == [
+                (sys.executable, None),
+                ("the webhook at 127.0.0.1", None),
+            ]
+            assert json.loads((await anyio.to_thread.run_sync(server.next))[2])["test"]
+            assert server.posted.empty()
+            group.cancel_scope.cancel()
 
 
 async def test_no_more_than_one_message_in_a_while(tmp_path, mailbox, monkeypatch):
@@ -156,7 +185,7 @@ async def test_no_more_than_one_message_in_a_while(tmp_path, mailbox, monkeypatc
     monkeypatch.setattr("smpd.notices.notices._SETTLE_S", 0.01)
     settings = {"compute": {"processors": ()}, "notify": notify(mailbox, 3600.0)}
     async with whole(tmp_path, **settings) as box, anyio.create_task_group() as group:
-        notices = box.daemon.notices
+        (notices,) = box.daemon.notices
         await anyio.to_thread.run_sync(notices._begin)
         await refuse(box, "corrupt", 1)
         group.start_soon(notices.run)
@@ -176,20 +205,23 @@ async def test_the_verb_tries_it_and_admins_alone_may(tmp_path, mailbox):
     """A message marked as a test; without a command a sentence that says what to set; a failing one says what it said."""
     async with whole(tmp_path, compute={"processors": ()}, notify=notify(mailbox)) as box:
         async with box.client(70_000, (ADMINS,)) as caller:
-            await caller.call(c.NotifyTest(), c.NotifyTested, timeout=60)
+            (tried,) = (await caller.call(c.NotifyTest(), c.NotifyTested, timeout=60)).tried
+        assert (tried.by, tried.error) == (sys.executable, None)
         assert mailbox.messages == [{"box": box.daemon.public.fingerprint(), "events": [], "version": 1, "test": True}]
         assert (set(mailbox.environment) - {"LC_CTYPE"}, mailbox.folder) == ({"PATH", "LANG"}, "/")
         async with box.client(70_000, (OPERATORS,)) as caller:
             with pytest.raises(DeniedError):
                 await caller.call(c.NotifyTest(), c.NotifyTested)
-        box.daemon.notices.command = Command([sys.executable, "-c", "raise SystemExit('no such hook')"], 50, "auto", [])
+        box.daemon.notices[0].way = Command([sys.executable, "-c", "raise SystemExit('no such hook')"], 50, "auto", [])
         async with box.client(70_000, (ADMINS,)) as caller:
-            with pytest.raises(ResourceError, match="exit status 1") as caught:
-                await caller.call(c.NotifyTest(), c.NotifyTested, timeout=60)
-        assert (caught.value.code, caught.value.details["said"]) == ("notify_failed", "no such hook\n")
-        box.daemon.notices.command = None
-        with pytest.raises(UsageError, match="no command"):
-            await box.daemon.notices.test()
+            (tried,) = (await caller.call(c.NotifyTest(), c.NotifyTested, timeout=60)).tried
+        assert tried.error
+        assert (tried.error.code, tried.error.details["said"]) == ("notify_failed", "no such hook\n")
+        assert "exit status 1" in tried.error.message
+        box.daemon.notices = []
+        async with box.client(70_000, (ADMINS,)) as caller:
+            with pytest.raises(UsageError, match="neither a command nor a webhook"):
+                await caller.call(c.NotifyTest(), c.NotifyTested)
 
 
 async def test_a_command_that_hangs_is_killed_with_its_children(tmp_path):
@@ -246,7 +278,9 @@ async def test_a_condition_is_told_when_it_begins_and_again_when_it_comes_back(t
 
         def made() -> Notices:
             command = Command(mailbox.argv, 50.0, "auto", [])
-            return Notices(command, str(tmp_path), "box", box.daemon.audit, lambda: state, anyio.sleep_forever, 1.0)
+            return Notices(
+                command, str(tmp_path), COMMAND_FILE, "box", box.daemon.audit, lambda: state, anyio.sleep_forever, 1.0
+            )
 
         def look() -> list[str]:
             notices._look()
@@ -255,8 +289,7 @@ async def test_a_condition_is_told_when_it_begins_and_again_when_it_comes_back(t
         notices = made()
         await anyio.to_thread.run_sync(notices._begin)
         assert await anyio.to_thread.run_sync(look) == ["space"]
-        assert notices.command
-        await notices._tell(notices.command, notices._due())
+        await notices._tell(notices._due())
         assert await anyio.to_thread.run_sync(look) == []
         notices = made()
         await anyio.to_thread.run_sync(notices._begin)

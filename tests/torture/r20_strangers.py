@@ -18,7 +18,7 @@ from fetch_link import Link, fetch_in_process
 
 from smp_proto.control import S3Config, S3Secret, SftpConfig, SftpSecret
 from smp_proto.errors import SmpError
-from smpd.fetch import bucket, http, sftp_login
+from smpd.fetch import http, sftp_login
 from smpd.links.fetching import Deadlines
 from torture.harness import Experiment, Trial, Trials, replaced
 
@@ -217,7 +217,7 @@ def run(trials: Trials) -> None:
 
 # ── faults that it must find ───────────────────────────────────────────────────────────────────────────────
 
-_trust = bucket.trust
+_trust = http.trust
 
 
 def _any_certificate(ca_pem: str) -> ssl.SSLContext:
@@ -265,8 +265,8 @@ EXPERIMENT = Experiment(
     len(CASES),
     run,
     {
-        "any certificate is taken": lambda: _in(bucket, "trust", _any_certificate),
-        "the name is not compared": lambda: _in(bucket, "trust", _any_name),
+        "any certificate is taken": lambda: _in(http, "trust", _any_certificate),
+        "the name is not compared": lambda: _in(http, "trust", _any_name),
         "plain HTTP will do": lambda: replaced(http.Pool, "_connect", _plain_if_need_be),
         "a host key is trusted on first use": lambda: replaced(
             sftp_login._Witness, "validate_host_public_key", _on_first_use

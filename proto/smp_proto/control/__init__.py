@@ -48,7 +48,7 @@ from smp_proto.control.jobs import (
     Watch,
 )
 from smp_proto.control.metrics import MetricFamily, MetricSample, MetricsRequest
-from smp_proto.control.notices import NotifyTest, NotifyTested
+from smp_proto.control.notices import NotifyTest, NotifyTested, NotifyTried
 from smp_proto.control.quarantine import (
     QUARANTINE_PAGE,
     Quarantine,
@@ -193,6 +193,7 @@ __all__ = [
     "Mode",
     "NotifyTest",
     "NotifyTested",
+    "NotifyTried",
     "ObjectInfo",
     "Objects",
     "OpenInto",
