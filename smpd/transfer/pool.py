@@ -323,6 +323,8 @@ class RemotePool:
         self.gate.close()
         for host in self.hosts:
             host.stop()
+        for host in self.hosts:
+            await host.gone()  # one that is just starting may yet make its ring
         await self._lanes.until_idle()
         for ring in self._rings:
             if ring is not None:

@@ -189,6 +189,10 @@ class WorkerHost:
         self.stop()
         await gone.wait()
 
+    async def gone(self) -> None:
+        """Wait until no worker is there, nor one that is starting."""
+        await self._gone.wait()
+
     def sample(self) -> int:
         """Note the worker's peak memory while it can still be read; return what it uses now, in bytes."""
         if self.worker is None:

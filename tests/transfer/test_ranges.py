@@ -18,6 +18,7 @@ from smp_proto.sealed.bundle import BundleWriter
 from smp_proto.sealed.keys import Identity
 from smpd.host.space import Space
 from smpd.links.computing import InputObject
+from smpd.links.ring import Ring
 from smpd.transfer.arriving import find_objects, seal_arriving
 from smpd.transfer.pipeline import bring_object
 from smpd.transfer.pool import FetchSettings, RemotePool
@@ -433,3 +434,33 @@ def no_plaintext(pool: RemotePool, plaintext: bytes) -> bool:
     parts = [plaintext[at : at + 32] for at in range(0, len(plaintext) - 32, MIB // 4)]
     held = [os.pread(ring.fd, ring.slots * ring.slot_bytes, 0) for ring in rings]
     return bool(held) and not any(part in each for part in parts for each in held)
+
+
+async def test_a_pool_that_is_closed_while_its_ring_is_made(sealed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Closing waits for the process that is just starting, and the ring goes, too."""
+    making, go_on = threading.Event(), threading.Event()
+    create, made = Ring.create, []
+
+    def slowly(*arguments: Any) -> Ring:
+        making.set()
+        assert go_on.wait(30)
+        made.append(create(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr(Ring, "create", slowly)
+    async with pools(sealed) as found:
+        pool = await found.get("local")
+        async with anyio.create_task_group() as group:
+
+            async def ask() -> None:
+                with pytest.raises(NotFoundError):
+                    await pool.stat("object.smp")
+
+            group.start_soon(ask)
+            await anyio.to_thread.run_sync(making.wait, 30)
+            group.start_soon(found.aclose)
+            await anyio.wait_all_tasks_blocked()
+            go_on.set()
+    (ring,) = made
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(ring.fd)
