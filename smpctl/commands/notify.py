@@ -30,6 +30,6 @@ def _show(tried: Iterable[NotifyTried]) -> None:
         if each.error is None:
             click.echo(f"{plain(each.by)}: told, in {each.seconds:.1f} s")
             continue
-        click.echo(f"{plain(each.by)}: NOT told, after {each.seconds:.1f} s")
+        click.echo(f"NOT told: {plain(each.error.message)}")
         if said := str(each.error.details.get("said", "")).strip():
             click.echo(plain(said), err=True)

@@ -36,6 +36,7 @@ def test_a_refused_object_is_told(tmp_path: Path) -> None:
                 assert job.state == "quarantined"
                 tried = machine.ctl("notify", "test", check=False)
                 assert tried.returncode == 8
+                assert tried.stdout.startswith(b"NOT told: the webhook at 127.0.0.1 did not take it: ")
                 assert b"refuses the connection" in tried.stderr
                 checks = []
                 while not any(each.state == "fail" for each in checks):  # when it was told, and not taken
