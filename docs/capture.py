@@ -165,7 +165,8 @@ def _series(address: str, query: str, legend: str, began: float, ended: float) -
     with urllib.request.urlopen(f"http://{address}/api/v1/query_range?{asked}", timeout=60) as answer:
         found: list[dict[str, Any]] = json.load(answer)["data"]["result"]
     for each in found:
-        name = re.sub(r"\{\{(\w+)\}\}", lambda label: each["metric"].get(label[1], ""), legend)  # noqa: B023
+        labels: dict[str, str] = each["metric"]
+        name = re.sub(r"\{\{(\w+)\}\}", lambda label, of=labels: str(of.get(label[1], "")), legend)
         points = [(float(when), float(value)) for when, value in each["values"] if value != "NaN"]
         yield Series(name, points)
 

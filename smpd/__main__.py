@@ -10,7 +10,8 @@ import anyio
 
 from smp_proto import __version__
 from smp_proto.errors import SmpError, UsageError, one_error
-from smpd.config import Config, check_config, load_config
+from smpd.config import Config
+from smpd.configuring import check_config, load_config
 from smpd.control.actor import unknown_accounts
 from smpd.host.process import harden
 

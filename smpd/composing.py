@@ -15,7 +15,8 @@ from smp_proto.control import JobView, PutSpec, QuarantineChange, RemoteHealth, 
 from smp_proto.errors import AuditError, SmpError
 from smp_proto.sealed.keys import Identity, PublicIdentity
 from smpd.audit.kept import KeptLog
-from smpd.config import Config, load_config
+from smpd.config import Config
+from smpd.configuring import load_config
 from smpd.control.actor import Actor, RoleGroups, owner_of, unknown_accounts
 from smpd.control.permissions import Permissions, remotes_of
 from smpd.control.roles import require_owner

@@ -5,7 +5,6 @@ import contextlib
 import functools
 import gc
 import inspect
-import os
 import re
 import signal
 import sys
@@ -16,6 +15,7 @@ from typing import Any
 import hypothesis
 import pytest
 from blockbuster import BlockBuster, BlockBusterFunction
+from descriptors import descriptors
 
 hypothesis.settings.register_profile("smp", deadline=None)  # nothing here is about how long an example takes
 hypothesis.settings.load_profile("smp")
@@ -66,12 +66,12 @@ def no_descriptor_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
     if not inspect.iscoroutinefunction(inspect.unwrap(getattr(request, "function", None) or len)):
         yield
         return
-    before = _descriptors()
+    before = descriptors()
     yield
-    if _descriptors().keys() - before.keys():
+    if descriptors().keys() - before.keys():
         gc.collect()
     # An event loop comes and goes on its own; a pipe leads to a server that the tests of a module share.
-    new = {fd: link for fd, link in _descriptors().items() if fd not in before}
+    new = {fd: link for fd, link in descriptors().items() if fd not in before}
     leaked = {fd: link for fd, link in new.items() if not re.search("eventpoll|eventfd|pipe:", link)}
     assert not leaked, f"descriptors are left open: {leaked}"
 
@@ -109,12 +109,3 @@ def _or_of_a_test(allowed: Callable[..., bool]) -> Callable[..., bool]:
         return False
 
     return predicate
-
-
-def _descriptors() -> dict[str, str]:
-    """Open descriptors and what they lead to."""
-    found = {}
-    for fd in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(FileNotFoundError):  # the listing's own
-            found[fd] = os.readlink(f"/proc/self/fd/{fd}")
-    return found

@@ -22,7 +22,8 @@ from smp_proto.aio import Caller, Channel, decode, encode
 from smp_proto.errors import DaemonError, SmpError
 from smp_proto.wire import PROTOCOL_MAX, PROTOCOL_MIN, FrameType
 from smpd.composing import compose
-from smpd.config import Config, Permission, load_config
+from smpd.config import Config, Permission
+from smpd.configuring import load_config
 from smpd.control.actor import Peer, RoleGroups
 from smpd.control.permissions import Permissions
 from smpd.control.roles import REQUESTS

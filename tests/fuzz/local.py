@@ -23,7 +23,7 @@ def _file() -> tuple[str, Callable[[bytes], None]]:
 
 def config() -> Parse:
     """A configuration file."""
-    from smpd.config import check_config, load_config
+    from smpd.configuring import check_config, load_config
 
     path, write = _file()
 

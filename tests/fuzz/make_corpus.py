@@ -20,7 +20,7 @@ from smp_proto.sealed.filekey import FileKey
 from smp_proto.sealed.keys import Identity
 from smp_proto.sealed.layout import Layout, Trailer
 from smp_proto.wire import FrameType, encode_frame
-from smpd.config import check_config, load_config
+from smpd.configuring import check_config, load_config
 from smpd.links import computing as k
 from smpd.links import fetching as f
 from smpd.vault.remotes import Remote

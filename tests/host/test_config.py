@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from smp_proto.errors import UsageError
 from smpd.__main__ import main
-from smpd.config import MIB, SECTIONS, Permission, check_config, known_keys, load_config
+from smpd.config import MIB, SECTIONS, Permission, known_keys
+from smpd.configuring import check_config, load_config
 from smpd.host.places import default_file, default_paths
 
 ROOT = Path(__file__).parents[2]

@@ -13,7 +13,7 @@ import pytest
 from small_disk import no_small_disk, small_disk
 
 from smp_proto.errors import ResourceError
-from smpd.config import load_config
+from smpd.configuring import load_config
 from smpd.host import bounds as memory
 from smpd.host import descriptors
 from smpd.host.bounds import Bound

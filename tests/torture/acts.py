@@ -26,7 +26,7 @@ from smp_proto.sealed.keys import Identity
 from smpctl.files import LocalFile
 from smpctl.keyring import Keyring
 from smpctl.sealing import open_file, seal_files, sealed_file
-from smpd.config import load_config
+from smpd.configuring import load_config
 from smpd.fetch.local import LocalRemote
 from smpd.host.folders import ensure_dir
 from smpd.host.space import disk_errors
