@@ -80,7 +80,7 @@ class Progress:
         self._stages: list[tuple[str, float]] = [("prepare", clock())]
 
     def of(self, job: Job) -> Job:
-        """The job with this progress."""
+        """The job with this progress; in any thread."""
         return msgspec.structs.replace(
             job,
             total_bytes=self.total_bytes,
@@ -95,8 +95,9 @@ class Progress:
         self._stages.append((name, self._clock()))
 
     def _with_stages(self, stages: Stages) -> Stages:
-        ends = [*(begin for _, begin in self._stages[1:]), self._clock()]
-        for (name, begin), end in zip(self._stages, ends, strict=True):
+        told = tuple(self._stages)  # the event loop may add to it while a thread is here
+        ends = [*(begin for _, begin in told[1:]), self._clock()]
+        for (name, begin), end in zip(told, ends, strict=True):
             stages = added(stages, name, begin - self._began, end - self._began)
         return stages
 

@@ -100,8 +100,7 @@ def _seal(pool: RemotePool, lane: Lane, piece: _Piece, writer: BundleWriter) -> 
         if not piece.length:
             writer.begin(piece.name, guess_media_type(piece.name))
         else:
-            ring = pool.ring(lane)
-            for start, part in private_copies(ring.fd, ring.offset(lane.slot), piece.length):
+            for start, part in private_copies(pool.ring(lane), lane.slot, piece.length):
                 if piece.offset + start == 0:
                     writer.begin(piece.name, guess_media_type(piece.name, part))
                 writer.write(part)

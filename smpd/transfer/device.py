@@ -190,7 +190,7 @@ class Compute:
         if not (0 <= slot < ring.slots and 0 <= length <= ring.slot_bytes):
             raise nonsense("announced a result outside its ring")
         self._results_filled[slot] = max(length, self._results_filled.get(slot, 0))
-        for _, part in private_copies(ring.fd, ring.offset(slot), length):
+        for _, part in private_copies(ring, slot, length):
             _output(writer.write, part)
 
     async def _set_up(self, worker: Worker) -> None:

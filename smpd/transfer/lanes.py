@@ -1,4 +1,8 @@
-"""The lanes of one remote: handed out by priority, then in order, and no more at once than the window allows."""
+"""The lanes of one remote: handed out by priority, then in order, and no more at once than the window allows.
+
+What is handed out is a lane of the fetch process that has the fewest in use, and of its free ones the one that was used
+last: its memory may still be in the processor's cache.
+"""
 
 import heapq
 from collections import Counter
@@ -33,12 +37,14 @@ class Lanes:
     """All lanes of a remote. Belongs to the event loop's thread.
 
     Args:
-        lanes: in the order in which they are first handed out.
+        lanes: all there are.
         pacing: says how many may be in use at once.
     """
 
     def __init__(self, lanes: Iterable[Lane], pacing: Pacing) -> None:
-        self._free = list(lanes)
+        self._free: dict[int, list[Lane]] = {}
+        for lane in lanes:
+            self._free.setdefault(lane.worker, []).append(lane)
         self._used: Counter[int] = Counter()
         self._pacing = pacing
         self._waiting: list[tuple[int, int, _Waiter]] = []
@@ -75,7 +81,7 @@ class Lanes:
 
     def give(self, lane: Lane) -> None:
         """Return a lane."""
-        self._free.append(lane)
+        self._free[lane.worker].append(lane)
         self._used[lane.worker] -= 1
         self.wake()
         if not self.in_use:
@@ -83,15 +89,15 @@ class Lanes:
 
     def wake(self) -> None:
         """Hand out what the window allows; it may have grown."""
-        while self._waiting and self._free and self.in_use < self._pacing.window:
+        while self._waiting and any(self._free.values()) and self.in_use < self._pacing.window:
             waiter = heapq.heappop(self._waiting)[2]
             waiter.lane = self._hand_out()
             waiter.ready.set()
 
     def _hand_out(self) -> Lane:
-        lane = self._free.pop(0)
-        self._used[lane.worker] += 1
-        return lane
+        worker = min((worker for worker, free in self._free.items() if free), key=self._used.__getitem__)
+        self._used[worker] += 1
+        return self._free[worker].pop()
 
     async def until_idle(self) -> None:
         """Wait until all lanes are back."""

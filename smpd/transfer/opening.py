@@ -1,8 +1,8 @@
 """Opening one range in a thread: out of shared memory, checked, and onwards.
 
 A fetch process keeps its ring mapped while we read it, and it may be hostile. So each segment is first copied to
-private memory by ``preadv`` (which also releases the interpreter lock), and only that copy is hashed, opened and
-spooled: what was checked is what is used, whatever the other side does meanwhile.
+private memory, and only that copy is hashed, opened and spooled: what was checked is what is used, whatever the other
+side does meanwhile.
 """
 
 import mmap
@@ -19,7 +19,6 @@ from smp_proto.sealed.payload import content_digest, leaf
 from smpd.links.ring import Ring, read_exact
 
 LEAF_BYTES = 32
-_LITTLE_BYTES = 128 << 10
 # Fills the view with bytes from an offset on; the same place may read otherwise the next time.
 Reader = Callable[[memoryview, int], None]
 # Takes bytes that belong to an offset of the object; blocking.
@@ -124,15 +123,15 @@ class Opener:
             raise IntegrityError("corrupt", "the content is not what the sender signed")
 
 
-def private_copies(fd: int, offset: int, length: int) -> Iterator[tuple[int, memoryview]]:
-    """Copy bytes of a ring to private memory, a piece at a time: ``(start, piece)``.
+def private_copies(ring: Ring, slot: int, length: int) -> Iterator[tuple[int, memoryview]]:
+    """Copy the front of a slot to private memory, a piece at a time: ``(start, piece)``.
 
     The piece is this thread's buffer: used before the next is asked for, and zeroed at the end.
     """
     try:
         for start in range(0, length, SEGMENT_BYTES):
             piece = _buffers.plain[: min(SEGMENT_BYTES, length - start)]
-            read_exact(fd, piece, offset + start)
+            ring.read(slot, start, piece)
             yield start, piece
     finally:
         used = min(SEGMENT_BYTES, length)
@@ -145,20 +144,8 @@ def from_descriptor(fd: int, at: int) -> Reader:
 
 
 def from_ring(ring: Ring, slot: int, at: int = 0) -> Reader:
-    """Reads what starts at byte ``at`` of a slot.
-
-    Little is copied by this thread itself: a system call lets go of the interpreter lock, and getting it back takes
-    longer than to copy some pages.
-    """
-    memory, by_kernel = ring.slot(slot), from_descriptor(ring.fd, ring.offset(slot) + at)
-
-    def read(into: memoryview, offset: int) -> None:
-        if len(into) <= _LITTLE_BYTES:
-            into[:] = memory[at + offset : at + offset + len(into)]
-        else:
-            by_kernel(into, offset)
-
-    return read
+    """Reads what starts at byte ``at`` of a slot."""
+    return lambda into, offset: ring.read(slot, at + offset, into)
 
 
 def from_memory(data: bytes | bytearray) -> Reader:

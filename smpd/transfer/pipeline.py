@@ -15,7 +15,7 @@ from smp_proto.sealed.entries import Entry
 from smpd.host.space import disk_errors
 from smpd.links.computing import InputEntry, InputObject
 from smpd.transfer.lanes import Lane
-from smpd.transfer.opening import from_descriptor, from_memory
+from smpd.transfer.opening import from_descriptor, from_memory, from_ring
 from smpd.transfer.pool import RemotePool
 from smpd.transfer.source import Source, Tally
 from smpd.transfer.spool import Spool
@@ -200,8 +200,7 @@ class RangeUnit:
             self._tally.fetched(source.info.size)
         else:
             self._tally.fetched(await self._pool.read(lane, source.path, source.info.pin, start, end - start))
-            ring = self._pool.ring(lane)
-            read = from_descriptor(ring.fd, ring.offset(lane.slot))
+            read = from_ring(self._pool.ring(lane), lane.slot)
 
         def work() -> bytes:
             try:

@@ -17,7 +17,7 @@ from smp_proto.aio import Caller, Exchange
 from smp_proto.control import ObjectInfo, RemoteHealth, RemoteView
 from smp_proto.errors import NotFoundError, RemoteError, SmpError
 from smpd.links import fetching
-from smpd.links.ring import Ring, read_exact
+from smpd.links.ring import Ring
 from smpd.metrics.counting import Metrics
 from smpd.transfer.asking import ATTEMPTS, messages, persist, until_answered
 from smpd.transfer.bounds import believed_of_fetch
@@ -33,6 +33,7 @@ from smpd.vault.remotes import Remote
 __all__ = ["FetchSettings", "RemotePool"]
 
 _SETTLE_S = 5.0
+_FIRST_LANES = 4  # of each process: while one range is opened the others arrive
 T = TypeVar("T")
 
 
@@ -69,9 +70,8 @@ class RemotePool:
             WorkerHost(group, "fetch", remote.name, self._set_up(index), settings.idle_s, partial(self._let_go, index))
             for index in range(settings.processes)
         ]
-        # Lanes of different processes alternate, so that one job keeps all processes busy.
-        lanes = [Lane(w, s) for s in range(settings.slots) for w in range(settings.processes)]
-        self.pacing = Pacing(len(lanes))
+        lanes = [Lane(w, s) for w in range(settings.processes) for s in range(settings.slots)]
+        self.pacing = Pacing(len(lanes), _FIRST_LANES * settings.processes)
         self._lanes = Lanes(lanes, self.pacing)
         self._limits = RemoteLimiter(limiter, remote.name)
         self._next = 0
@@ -170,9 +170,8 @@ class RemotePool:
             length = min(step, end - offset)
             async with self.lane() as lane:
                 await self.read(lane, path, pin, offset, length)
-                ring = self.ring(lane)
                 part = view[offset - start : offset - start + length]
-                await anyio.to_thread.run_sync(read_exact, ring.fd, part, ring.offset(lane.slot))
+                await anyio.to_thread.run_sync(self.ring(lane).read, lane.slot, 0, part)
         return bytes(data)
 
     async def tail(self, path: str, length: int) -> tuple[ObjectInfo, bytes]:

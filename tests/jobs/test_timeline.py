@@ -114,3 +114,19 @@ def test_stages_begin_with_the_job(store):
     store.wall += 1
     store.journal.move(job.id, "pause")
     assert told(store, job) == [("queued", 0, 1)]
+
+
+def test_a_stage_that_begins_while_a_thread_looks_is_no_fault(store):
+    """A job is read in threads while its runner goes on in the event loop: what is shown is of before or after."""
+    job = store.journal.move(store.add().id, "start")
+    times = iter(range(10))
+
+    def clock() -> float:
+        now = next(times)
+        if now == 2:
+            progress.stage("seal")
+        return job.created + now
+
+    progress = Progress(job, lambda: None, clock)
+    assert [each.name for each in progress.of(job).stages if each.name != "queued"] == ["prepare"]
+    assert [each.name for each in progress.of(job).stages if each.name != "queued"] == ["prepare", "seal"]

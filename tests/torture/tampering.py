@@ -31,7 +31,7 @@ from smp_proto.sealed.layout import HEADER_BYTES, SEGMENT_BYTES, TRAILER_BYTES, 
 from smpctl import Client
 from smpd.host.folders import ensure_dir
 from smpd.links.ring import Ring
-from smpd.transfer.opening import Opener, from_descriptor, open_whole
+from smpd.transfer.opening import Opener, from_ring, open_whole
 from smpd.vault import keys as box_keys
 from torture.harness import Trial
 
@@ -148,7 +148,7 @@ class Readers:
             opener = Opener(open_envelope(envelope, trailer, [BOX], trusting(SENDER)), SLOT_BYTES)
             leaves = {}
             for index in range(opener.range_count):
-                read = from_descriptor(self._cipher.fd, self._cipher.offset(0) + opener.range_span(index)[0])
+                read = from_ring(self._cipher, 0, opener.range_span(index)[0])
                 with self._plain.slot(index) as slot:
                     leaves[index] = opener.open_range(index, read, slot, None)
                 opened += 1
@@ -163,7 +163,7 @@ class Readers:
 
     def _look(self, opener: Opener | None, opened: int, bad: int | None) -> None:
         """What is in the plain ring after a refusal."""
-        ring = [os.pread(self._plain.fd, SLOT_BYTES, self._plain.offset(index)) for index in range(self._slots)]
+        ring = [os.pread(self._plain.fd, SLOT_BYTES, index * SLOT_BYTES) for index in range(self._slots)]
         if opener is None:
             assert all(map(untouched, ring)), "something was opened although the envelope is bad"
             return
@@ -185,7 +185,7 @@ class Readers:
     def _whole(self, data: bytes) -> str:
         """As objects of a prefix are opened: all of it at once."""
         self._fill()
-        read = from_descriptor(self._cipher.fd, self._cipher.offset(0))
+        read = from_ring(self._cipher, 0)
         with contextlib.ExitStack() as stack:
             into = memoryview(bytearray(UNTOUCHED * (len(self.plain) + 9)))
             stack.callback(into.release)

@@ -19,8 +19,8 @@ SIZES = [0, 1, SEGMENT_BYTES - 56, SEGMENT_BYTES - 55, 2 * SEGMENT_BYTES + 3]
 
 
 @pytest.mark.parametrize("at", [0, 7])
-def test_a_slot_reads_the_same_by_the_kernel_and_without_it(at):
-    """Little is copied from the mapping, much by the kernel; both begin at the place in the slot."""
+def test_a_slot_reads_the_same_with_the_interpreter_lock_and_without_it(at):
+    """Little is copied with it, much without; both begin at the place in the slot, and neither goes beyond it."""
     ring = Ring.create("test", 3, 1 << 20)
     content = os.urandom(1 << 20)
     with ring.slot(1) as slot:
@@ -30,6 +30,8 @@ def test_a_slot_reads_the_same_by_the_kernel_and_without_it(at):
         into = bytearray(length)
         read(memoryview(into), offset)
         assert into == content[at + offset : at + offset + length]
+        with pytest.raises(ValueError, match="beyond"):
+            read(memoryview(into), len(content) - at - length + 1)
     del read
     ring.close()
 
