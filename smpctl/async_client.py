@@ -227,12 +227,14 @@ class AsyncClient:
         patience_s: float = 60.0,
     ) -> c.JobView:
         """Wait until a job is final, across restarts of the daemon, and return it."""
+        last: c.JobView | None = None
         async with contextlib.aclosing(self.watch(jobs=[id], patience_s=patience_s)) as events:
             async for event in events:
                 job = job_of(event)
+                last = job or last
                 if job is not None and on_event is not None:
                     await on_event(job)
-        return await self.job(id)
+        return last if last is not None and last.state in c.FINAL_STATES else await self.job(id)
 
     # ── remotes ──
 

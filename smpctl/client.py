@@ -223,11 +223,13 @@ class Client:
         patience_s: float = 60.0,
     ) -> c.JobView:
         """Wait until a job is final, across restarts of the daemon, and return it; its ``error`` says if it failed."""
+        last: c.JobView | None = None
         for event in self.watch(jobs=[id], patience_s=patience_s):
             job = job_of(event)
+            last = job or last
             if job is not None and on_event is not None:
                 on_event(job)
-        return self.job(id)
+        return last if last is not None and last.state in c.FINAL_STATES else self.job(id)
 
     # ── remotes ──
 

@@ -113,9 +113,7 @@ def compose(config: Config, state: State, group: TaskGroup, read: Callable[[], C
     events = Events(snapshot)
 
     def publish(change: QuarantineChange, job: Job) -> None:
-        view = journal.view(job)
-        remotes = remotes_of(view.source, view.target)
-        events.publish("quarantine", change, job_id=job.id, owner=job.owner, remotes=remotes)
+        events.publish("quarantine", change, job_id=job.id, owner=job.owner, remotes=_remotes(job))
 
     box = Box(
         identities=keys.identities,
@@ -124,7 +122,7 @@ def compose(config: Config, state: State, group: TaskGroup, read: Callable[[], C
         vault=vault,
         quarantine=Quarantine(database, seal, config.quarantine.max_bytes),
         versions=Versions(database, seal, config.quarantine.remembered),
-        audit=_recorder(audit),
+        audit=_Recorder(audit),
         publish=publish,
         remote=pools.get,
         compute=ComputePools(config.compute.processors, _compute(config), group, counted),
@@ -134,15 +132,20 @@ def compose(config: Config, state: State, group: TaskGroup, read: Callable[[], C
     )
     runner = Runner(box)
 
-    def changed(job: Job, progress: bool) -> None:
-        if not progress:
-            syncs.moved(job)
-            retention.moved(job)
-            count_job(counted, job)
-        events.publish("job", journal.view(job), job_id=job.id, progress=progress)
-        if not progress:
-            code = job.error.code if job.error else ""
-            _log.info("job", job_id=job.id, state=job.state, attempt=job.attempt, code=code)
+    def changed(job: Job, progress: Progress | None) -> None:
+        if progress is not None:
+
+            def view() -> JobView:
+                return journal.view(progress.of(job))
+
+            events.publish("job", view, job_id=job.id, progress=True, owner=job.owner, remotes=_remotes(job))
+            return
+        syncs.moved(job)
+        retention.moved(job)
+        count_job(counted, job)
+        events.publish("job", journal.view(job), job_id=job.id)
+        code = job.error.code if job.error else ""
+        _log.info("job", job_id=job.id, state=job.state, attempt=job.attempt, code=code)
 
     def seen(sync: str) -> None:
         events.publish("sync", SyncChanged(sync), job_id=f"sync {sync}", progress=True)
@@ -249,7 +252,12 @@ def _room(space: Space, audit: KeptLog, pools: Pools, job: Job) -> SmpError | No
         space.require(needed, "this job")
     except SmpError as error:
         return error
-    return pools.held(remotes_of(getattr(job.spec, "source", ""), getattr(job.spec, "target", "")))
+    return pools.held(_remotes(job))
+
+
+def _remotes(job: Job) -> tuple[str, ...]:
+    """The names of those that a job is about."""
+    return remotes_of(getattr(job.spec, "source", ""), getattr(job.spec, "target", ""))
 
 
 def _fetch(config: Config) -> FetchSettings:
@@ -304,16 +312,19 @@ def _senders(identities: list[Identity], trust: TrustStore) -> Senders:
     return sender
 
 
-def _recorder(audit: KeptLog) -> Any:
-    def write(act: Callable[[], Any] | None, event: str, fields: dict[str, Any]) -> Any:
-        if audit.failure:  # tried first: the space may be back
-            audit.retry()
-        audit.append(event, **fields)
+class _Recorder:
+    """Writes records; see :class:`smpd.transfer.box.Audit`."""
+
+    def __init__(self, log: KeptLog) -> None:
+        self._log = log
+
+    def write(self, event: str, *, act: Callable[[], Any] | None = None, **fields: Any) -> Any:
+        if self._log.failure:  # tried first: the space may be back
+            self._log.retry()
+        self._log.append(event, **fields)
         return act() if act else None
 
-    async def record(event: str, *, act: Callable[[], Any] | None = None, **fields: Any) -> Any:
+    async def __call__(self, event: str, **fields: Any) -> Any:
         # Not to be cancelled half way: the caller would not know whether the record is there.
         with anyio.CancelScope(shield=True):
-            return await anyio.to_thread.run_sync(write, act, event, fields)
-
-    return record
+            return await anyio.to_thread.run_sync(partial(self.write, event, **fields))

@@ -27,12 +27,20 @@ _BATCH = 64
 
 
 class _Entry(NamedTuple):
-    event: Event
+    seq: int
+    kind: str
+    body: msgspec.Raw | Callable[[], Any]
+    time: float
     job_id: str
     final: bool
     owner: str
     remotes: tuple[str, ...]
     told: float  # when, on the monotonic clock
+
+    @property
+    def event(self) -> Event:
+        body = self.body if isinstance(self.body, msgspec.Raw) else msgspec.Raw(encode(self.body()))
+        return Event(self.seq, self.kind, body, self.time)
 
     def shown_to(self, actor: Actor) -> bool:
         if not self.job_id:
@@ -83,25 +91,24 @@ class Events:
 
         Args:
             kind: of the event; ``job`` for a JobView.
-            body: what it carries.
+            body: what it carries; for progress also what gives it when somebody is told, and nobody may be.
             job_id: the job it is about; empty when it is about none.
             progress: that a later one of the same job makes this one moot.
             owner, remotes: of that job, which say who may see it; a JobView says them itself. Without a job, what
                 it is about is for those who may use these remotes.
         """
         self._seq += 1
-        event = Event(self._seq, kind, msgspec.Raw(encode(body)), time.time())
-        now = time.monotonic()
-        entry = _Entry(event, job_id, False, owner, remotes, now)
+        final = False
         if isinstance(body, JobView):
-            of = remotes_of(body.source, body.target)
-            entry = _Entry(event, job_id, body.state in FINAL_STATES, body.owner, of, now)
+            final, owner, remotes = body.state in FINAL_STATES, body.owner, remotes_of(body.source, body.target)
+        told = body if progress and callable(body) else msgspec.Raw(encode(body))
+        entry = _Entry(self._seq, kind, told, time.time(), job_id, final, owner, remotes, time.monotonic())
         if progress:
             self._progress[job_id] = entry
         else:
             self._progress.pop(job_id, None)
             if len(self._changes) == self._changes.maxlen:
-                self._forgotten = self._changes[0].event.seq
+                self._forgotten = self._changes[0].seq
             self._changes.append(entry)
             self._changed.set()
             self._changed = anyio.Event()
@@ -160,17 +167,17 @@ class Events:
         """The number before the first change of the last so many seconds, of those that are kept."""
         position = self._seq
         for entry in takewhile(lambda entry: entry.told >= time.monotonic() - ago_s, reversed(self._changes)):
-            position = entry.event.seq - 1
+            position = entry.seq - 1
         return max(position, self._forgotten)
 
     def _after(self, position: int, actor: Actor, wanted: frozenset[str]) -> tuple[list[_Entry], int]:
         if position < self._forgotten:
             raise _lagged(position)
-        newer = [*takewhile(lambda entry: entry.event.seq > position, reversed(self._changes))]
-        newer += (entry for entry in self._progress.values() if entry.event.seq > position)
+        newer = [*takewhile(lambda entry: entry.seq > position, reversed(self._changes))]
+        newer += (entry for entry in self._progress.values() if entry.seq > position)
         found = [entry for entry in newer if (not wanted or entry.job_id in wanted) and entry.shown_to(actor)]
-        found.sort(key=lambda entry: entry.event.seq)
-        return found[:_BATCH], found[_BATCH - 1].event.seq if len(found) > _BATCH else self._seq
+        found.sort(key=lambda entry: entry.seq)
+        return found[:_BATCH], found[_BATCH - 1].seq if len(found) > _BATCH else self._seq
 
 
 async def _send_snapshot(views: Sequence[JobView], position: int, exchange: Exchange) -> None:

@@ -58,7 +58,7 @@ class Scheduler:
         running_max: jobs at once; a critical job gets one more slot when these are taken.
         attempts: tries of one job before a retryable error is final.
         backoff_base_s, backoff_max_s: full jitter below ``base · 2^(attempt - 1)``, at most ``max``.
-        on_change: called after a change is durable, and with True for progress.
+        on_change: called after a change is durable; with a job's progress, and the job as it began, when it goes on.
         on_final: called once a final state is durable and announced. A crash in between loses the call, so what it
             tidies must also be tidied at start.
         on_fault: called with a job's id and what was unexpected, for the log.
@@ -77,7 +77,7 @@ class Scheduler:
         attempts: int,
         backoff_base_s: float,
         backoff_max_s: float,
-        on_change: Callable[[Job, bool], None],
+        on_change: Callable[[Job, Progress | None], None],
         on_final: Callable[[Job], Awaitable[None]],
         on_fault: Callable[[str, Exception], None],
         clock: Callable[[], float] = time.monotonic,
@@ -222,7 +222,7 @@ class Scheduler:
             for job in await self._thread(self._journal.list, ("queued", "waiting")):
                 self._track(job)
                 if job.id in recovered:
-                    self._tell(job, progress=False)
+                    self._tell(job)
 
     async def _take_due(self) -> None:
         now = self._clock()
@@ -240,7 +240,7 @@ class Scheduler:
                     del self._waiting[job_id]
             else:
                 self._track(job)
-                self._tell(job, progress=False)
+                self._tell(job)
 
     def _due(self, job_id: str) -> Job | SmpError:
         """Queue a job again whose wait is over; or why it goes on waiting."""
@@ -310,13 +310,13 @@ class Scheduler:
         failure: Exception | None = None
         started: Job | None = None
         with run.scope:
-            short = await self._thread(lambda: self._room(self._journal.get(job_id)))
-            if short is not None and run.asked is None and self._holding.waits(job_id, short):
-                delay = self._holding.again_s(short)
-                held = await self._settle(job_id, "hold", error=short.body(), delay=delay, due=self._clock() + delay)
+            found = await self._persist(partial(self._start, job_id), job_id)
+            if isinstance(found, SmpError) and run.asked is None and self._holding.waits(job_id, found):
+                delay = self._holding.again_s(found)
+                held = await self._settle(job_id, "hold", error=found.body(), delay=delay, due=self._clock() + delay)
                 await self._announce(held)
                 return held
-            started = await self._settle(job_id, "start")
+            started = await self._settle(job_id, "start") if isinstance(found, SmpError) else found
             await self._announce(started)
             progress = self._progress(started)
             try:
@@ -332,6 +332,11 @@ class Scheduler:
             job = await self._settle(job_id, run.asked)
         await self._announce(job)
         return job
+
+    def _start(self, job_id: str) -> Job | SmpError:
+        """In a thread: start a job, or say why it had better not start."""
+        short = self._room(self._journal.get(job_id))
+        return self._journal.move(job_id, "start") if short is None else short
 
     async def _failed(self, run: _Run, job: Job, failure: Exception) -> Job:
         """Make the move that an attempt's exception calls for."""
@@ -354,7 +359,7 @@ class Scheduler:
 
     def _progress(self, job: Job) -> Progress:
         def changed() -> None:
-            self._tell(progress.of(job), progress=True)
+            self._tell(job, progress)
 
         progress = Progress(job, changed)
         self._journal.track(job.id, progress)
@@ -363,11 +368,15 @@ class Scheduler:
     # ── the journal, and who is told ───────────────────────────────────────────────────────────────────
 
     async def _settle(self, job_id: str, move: Move, **facts: Any) -> Job:
-        """Move a job that has a slot, waiting for as long as the disk is full. A move under way is not torn."""
+        """Move a job that has a slot."""
+        return await self._persist(partial(self._journal.move, job_id, move, **facts), job_id)
+
+    async def _persist(self, change: Callable[[], T], job_id: str) -> T:
+        """Change a job that has a slot, waiting for as long as the disk is full. What is under way is not torn."""
         while True:
             with anyio.CancelScope(shield=True):
                 try:
-                    return await self._thread(partial(self._journal.move, **facts), job_id, move)
+                    return await self._thread(change)
                 except SmpError as error:
                     if not error.retryable:
                         raise
@@ -382,7 +391,7 @@ class Scheduler:
             self._on_fault(job_id, error)
 
     async def _announce(self, job: Job) -> None:
-        self._tell(job, progress=False)
+        self._tell(job)
         if job.state in FINAL_STATES:
             with anyio.move_on_after(FINAL_MAX_S, shield=True):
                 try:
@@ -390,7 +399,7 @@ class Scheduler:
                 except Exception as error:  # noqa: BLE001 - the job has ended well; its tidying has not
                     self._on_fault(job.id, error)
 
-    def _tell(self, job: Job, *, progress: bool) -> None:
+    def _tell(self, job: Job, progress: Progress | None = None) -> None:
         try:
             self._on_change(job, progress)
         except Exception as error:  # noqa: BLE001 - a listener's fault is not the job's

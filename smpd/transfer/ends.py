@@ -45,16 +45,14 @@ class Ends:
 
     async def _record(self, job_id: str, *, again: bool) -> None:
         async with self._lock:
-            for ending in await anyio.to_thread.run_sync(self._box.journal.endings.pending, job_id):
-                fields: dict[str, Any] = {"again": True} if again else {}
-                await self._box.audit(
-                    f"job.{ending.state}",
-                    actor=ending.owner,
-                    job=ending.job,
-                    outcome=ending.outcome,
-                    act=partial(self._tidy, ending),
-                    **fields,
-                )
+            with anyio.CancelScope(shield=True):  # one that is written is struck out, too
+                await anyio.to_thread.run_sync(self._write, job_id, again)
+
+    def _write(self, job_id: str, again: bool) -> None:
+        fields: dict[str, Any] = {"again": True} if again else {}
+        for ending in self._box.journal.endings.pending(job_id):
+            facts = {"actor": ending.owner, "job": ending.job, "outcome": ending.outcome, **fields}
+            self._box.audit.write(f"job.{ending.state}", act=partial(self._tidy, ending), **facts)
 
     def _tidy(self, ending: Ending) -> None:
         self._box.journal.endings.recorded(ending)

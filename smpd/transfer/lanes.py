@@ -46,6 +46,7 @@ class Lanes:
         for lane in lanes:
             self._free.setdefault(lane.worker, []).append(lane)
         self._used: Counter[int] = Counter()
+        self._parked = 0
         self._pacing = pacing
         self._waiting: list[tuple[int, int, _Waiter]] = []
         self._number = 0
@@ -56,13 +57,27 @@ class Lanes:
         """How many are handed out."""
         return self._used.total()
 
+    @property
+    def under_way(self) -> int:
+        """How many of them the window is for: not those that are parked."""
+        return self._used.total() - self._parked
+
+    def park(self) -> None:
+        """What came into a lane waits in it: another range may be under way meanwhile."""
+        self._parked += 1
+        self.wake()
+
+    def unpark(self) -> None:
+        """A lane that was parked is used again."""
+        self._parked -= 1
+
     def used_by(self, worker: int) -> bool:
         """Whether a lane of this fetch process is handed out."""
         return self._used[worker] > 0
 
     async def take(self) -> Lane:
         """Wait for a free lane. Those who wait are served by the rank of their job, and then in order."""
-        if not self._waiting and self.in_use < self._pacing.window:
+        if not self._waiting and self._room:
             return self._hand_out()
         waiter = _Waiter()
         self._number += 1
@@ -89,10 +104,14 @@ class Lanes:
 
     def wake(self) -> None:
         """Hand out what the window allows; it may have grown."""
-        while self._waiting and any(self._free.values()) and self.in_use < self._pacing.window:
+        while self._waiting and self._room:
             waiter = heapq.heappop(self._waiting)[2]
             waiter.lane = self._hand_out()
             waiter.ready.set()
+
+    @property
+    def _room(self) -> bool:
+        return self.under_way < self._pacing.window and any(self._free.values())
 
     def _hand_out(self) -> Lane:
         worker = min((worker for worker, free in self._free.items() if free), key=self._used.__getitem__)

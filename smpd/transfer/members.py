@@ -52,6 +52,10 @@ class Batch:
             await members.refuse(self._infos[index], error, self._evidence.get(index))
         return length
 
+    def claim(self) -> Lane | None:
+        """See :class:`Unit`."""
+        return None
+
     def objects(self, offset: int) -> Sequence[InputObject]:
         """See :class:`Unit`."""
         found = []
@@ -204,6 +208,10 @@ class _Part:
     async def bring(self, lane: Lane, plain: memoryview | None) -> int:
         """See :class:`Unit`."""
         return await self._large.bring(self._unit, lane, plain)
+
+    def claim(self) -> Lane | None:
+        """See :class:`Unit`."""
+        return self._unit.claim()
 
     def objects(self, offset: int) -> Sequence[InputObject]:
         """See :class:`Unit`."""

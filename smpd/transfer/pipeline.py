@@ -14,6 +14,7 @@ from smp_proto.errors import IntegrityError
 from smp_proto.sealed.entries import Entry
 from smpd.host.space import disk_errors
 from smpd.links.computing import InputEntry, InputObject
+from smpd.transfer.ahead import Ahead, Arrival
 from smpd.transfer.lanes import Lane
 from smpd.transfer.opening import from_descriptor, from_memory, from_ring
 from smpd.transfer.pool import RemotePool
@@ -44,6 +45,9 @@ class PlainSide(Protocol):
 
 class Unit(Protocol):
     """What takes one lane."""
+
+    def claim(self) -> Lane | None:
+        """The lane that it is in already, or on its way into."""
 
     async def bring(self, lane: Lane, plain: memoryview | None) -> int:
         """Fetch and check; returns how many bytes of plaintext are in ``plain``."""
@@ -83,7 +87,7 @@ class Pipeline:
             async for unit in units:
                 await self._room.acquire()
                 slot = await self._plain.take() if self._plain else None
-                group.start_soon(self._one, index, unit, await self._pool.take(), slot)
+                group.start_soon(self._one, index, unit, unit.claim() or await self._pool.take(), slot)
                 index += 1
 
     async def _one(self, index: int, unit: Unit, lane: Lane, slot: int | None) -> None:
@@ -120,6 +124,7 @@ class RangeUnit:
             the whole file was made here.
         leaves: takes the leaves of this range.
         prefix: of the object's results, in a run with several objects.
+        ahead: has fetched some of the object, perhaps.
     """
 
     def __init__(
@@ -133,6 +138,7 @@ class RangeUnit:
         leaves: dict[int, bytes],
         tally: Tally,
         prefix: str = "",
+        ahead: Ahead | None = None,
     ) -> None:
         self._pool = pool
         self._source = source
@@ -143,6 +149,8 @@ class RangeUnit:
         self._tally = tally
         self._prefix = prefix
         self._spooled = False
+        self._ahead = ahead
+        self._arrival: Arrival | None = None
 
     @property
     def length(self) -> int:
@@ -150,12 +158,18 @@ class RangeUnit:
         start, end = self._source.opener.range_span(self._index)
         return end - start
 
+    def claim(self) -> Lane | None:
+        """See :class:`Unit`."""
+        self._arrival = self._ahead.claim(self._index) if self._ahead else None
+        return self._arrival.lane if self._arrival else None
+
     async def bring(self, lane: Lane, plain: memoryview | None) -> int:
         """See :class:`Unit`."""
+        asked = await self._arrival.wait() if self._arrival else 0
         opener, index = self._source.opener, self._index
         leaves = await self._from_spool(plain)
         if leaves is None:
-            leaves = await self._from_remote(lane, plain)
+            leaves = await self._from_remote(lane, plain, asked)
         self._leaves[index] = leaves
         first, last = opener.plain_span(index)
         return last - first
@@ -192,14 +206,16 @@ class RangeUnit:
         self._tally.resumed(self.length)
         return leaves
 
-    async def _from_remote(self, lane: Lane, plain: memoryview | None) -> bytes:
+    async def _from_remote(self, lane: Lane, plain: memoryview | None, asked: int) -> bytes:
         source, spool = self._source, self._spool
         start, end = source.opener.range_span(self._index)
-        if source.whole is not None:
-            read = from_memory(source.whole)  # its only range: it came along with the envelope
-            self._tally.fetched(source.info.size)
+        came = source.came(start, end)
+        if came is not None:
+            read = from_memory(came)
+            self._tally.fetched(source.info.size if source.opener.range_count == 1 else end - start)
         else:
-            self._tally.fetched(await self._pool.read(lane, source.path, source.info.pin, start, end - start))
+            asked = asked or await self._pool.read(lane, source.path, source.info.pin, start, end - start)
+            self._tally.fetched(asked)
             read = from_ring(self._pool.ring(lane), lane.slot)
 
         def work() -> bytes:
@@ -213,7 +229,7 @@ class RangeUnit:
                 source.evidence.has(start, end)
             return leaves
 
-        if end - start <= _AT_ONCE_BYTES and source.whole is not None and spool is None:
+        if end - start <= _AT_ONCE_BYTES and came is not None and spool is None:
             return work()
         return await anyio.to_thread.run_sync(work, limiter=self._pool.openers)
 
@@ -227,10 +243,13 @@ async def ranges(
     leaves: dict[int, bytes],
     tally: Tally,
     prefix: str = "",
+    ahead: Ahead | None = None,
 ) -> AsyncIterator[RangeUnit]:
     """All ranges of an object. Once they went through, :meth:`Opener.check_content` of ``leaves`` is due."""
     for index in range(source.opener.range_count):
-        yield RangeUnit(pool, source, index, spool=spool, have=have, leaves=leaves, tally=tally, prefix=prefix)
+        yield RangeUnit(
+            pool, source, index, spool=spool, have=have, leaves=leaves, tally=tally, prefix=prefix, ahead=ahead
+        )
 
 
 async def bring_object(
@@ -241,6 +260,7 @@ async def bring_object(
     have: Mapping[int, bytes | None],
     plain: PlainSide | None,
     tally: Tally,
+    ahead: Ahead | None = None,
 ) -> None:
     """Bring all ranges of an object through a pipeline of its own, then check the whole.
 
@@ -249,7 +269,8 @@ async def bring_object(
         SmpError: the remote's, the spool's, or the receiver's.
     """
     leaves: dict[int, bytes] = {}
-    await Pipeline(pool, plain).run(ranges(pool, source, spool=spool, have=have, leaves=leaves, tally=tally))
+    units = ranges(pool, source, spool=spool, have=have, leaves=leaves, tally=tally, ahead=ahead)
+    await Pipeline(pool, plain).run(units)
     source.opener.check_content(leaves)
 
 

@@ -42,6 +42,7 @@ class RemotePool:
 
     Attributes:
         load: gives it again with its secret (blocking), for each process that is started; wiped once it was sent.
+        ahead: held by whoever fetches before there is room for the plaintext.
         openers: limits the threads that hash and open, those of all remotes together, to the cores there are: more only
             take the cache and the interpreter lock from each other.
     """
@@ -76,6 +77,8 @@ class RemotePool:
         self._limits = RemoteLimiter(limiter, remote.name)
         self._next = 0
         self._closed = False
+        self._closing = anyio.Event()
+        self.ahead = anyio.Lock()
         self._group = group
         self.gate = Gate(
             remote.name,
@@ -117,6 +120,26 @@ class RemotePool:
         self._limits.release(lane)
         self._lanes.give(lane)
 
+    def park(self, lane: Lane) -> None:
+        """What came into a lane waits there, for nobody knows how long."""
+        self._lanes.park()
+
+    def unpark(self, lane: Lane) -> None:
+        """It does not wait any more."""
+        self._lanes.unpark()
+
+    async def closing_or(self, event: anyio.Event) -> None:
+        """Wait until an event is set, or the pool is being closed."""
+        async with anyio.create_task_group() as group:
+
+            async def closing() -> None:
+                await self._closing.wait()
+                group.cancel_scope.cancel()
+
+            group.start_soon(closing)
+            await event.wait()
+            group.cancel_scope.cancel()
+
     def wipe(self, lane: Lane, length: int) -> None:
         """Zero the front of a lane's slot, which held plaintext."""
         ring = self._rings[lane.worker]
@@ -149,7 +172,7 @@ class RemotePool:
     async def _paced(self, lane: Lane, request: object, kind: type[T], size: int) -> T:
         """Ask for bytes into a lane's slot, and learn from how long they take."""
         started = time.monotonic()
-        self.pacing.started(started, self._lanes.in_use)
+        self.pacing.started(started, self._lanes.under_way)
         try:
             answer = await self._call(self.hosts[lane.worker], request, kind)
         except SmpError as error:
@@ -319,6 +342,7 @@ class RemotePool:
     async def aclose(self) -> None:
         """Stop the processes, and give the rings back once nobody holds a lane."""
         self._closed = True
+        self._closing.set()
         self.gate.close()
         for host in self.hosts:
             host.stop()

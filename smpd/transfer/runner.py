@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import anyio
 import msgspec
@@ -24,6 +24,7 @@ from smpd.jobs.job import Job, Progress
 from smpd.jobs.job import Source as JobSource
 from smpd.jobs.scheduler import RANKS
 from smpd.links import computing
+from smpd.transfer.ahead import Ahead
 from smpd.transfer.arriving import find_objects, seal_arriving
 from smpd.transfer.box import Box, Meter
 from smpd.transfer.collection import Members, get_all
@@ -43,6 +44,14 @@ from smpd.vault.objects import Adoption
 from smpd.vault.remotes import is_prefix, parse_location
 
 
+class _Before(NamedTuple):
+    """What earlier attempts left: what they sealed, whether they refused something, and whether they kept ranges."""
+
+    source: JobSource | None
+    refused: bool
+    begun: bool
+
+
 class Runner:
     """Runs jobs. One instance serves the scheduler; it keeps nothing between jobs.
 
@@ -52,7 +61,8 @@ class Runner:
 
     def __init__(self, box: Box) -> None:
         self._box = box
-        self._sealed_here: set[str] = set()  # in this process: what an earlier one sealed is looked at again
+        # In this process, and by which key: what an earlier one sealed is looked at again.
+        self._sealed_here: dict[str, bytes] = {}
         self.courier = Courier(box, self.out)
 
     async def __call__(self, job: Job, progress: Progress) -> Result:
@@ -66,9 +76,11 @@ class Runner:
         rank.set(RANKS[job.priority])
         refusals = Refusals(self._box, job)
         try:
+            before = await self._thread(self._before, job.id)
             with one_error():
-                result = await self._do(job, meter)
-            await refusals.settle()
+                result = await self._do(job, meter, before)
+            if before.refused:
+                await refusals.settle()
             return result
         except IntegrityError as error:
             await refusals.complete(error)
@@ -76,24 +88,29 @@ class Runner:
         finally:
             meter.transfer.seconds = time.monotonic() - started
 
-    async def _do(self, job: Job, meter: Meter) -> Result:
+    def _before(self, job_id: str) -> _Before:
+        """In a thread: what earlier attempts left."""
+        refused = bool(self._box.quarantine.list(job_id, limit=1))
+        return _Before(self._box.journal.source(job_id), refused, os.path.exists(self.part(job_id)))
+
+    async def _do(self, job: Job, meter: Meter, before: _Before) -> Result:
         match job.spec:
             case GetSpec():
                 return await self._get(job, job.spec, meter)
             case RunSpec():
-                return await self._run(job, job.spec, meter)
+                return await self._run(job, job.spec, meter, before)
             case PutSpec():
-                return await self._put(job, job.spec, meter)
+                return await self._put(job, job.spec, meter, before)
 
-    def sealed_source(self, job_id: str, result: Result) -> JobSource:
-        """What the journal is to know of what was sealed for a job in this process; blocking."""
+    def sealed_source(self, job_id: str, result: Result, sender: bytes = b"") -> JobSource:
+        """What the journal is to know of what was sealed for a job in this process, by which key; blocking."""
         end = end_digest(self.out(job_id))
-        self._sealed_here.add(job_id)
+        self._sealed_here[job_id] = sender
         return JobSource(end, 0, msgspec.msgpack.encode(result))
 
     def discard(self, job_id: str) -> None:
         """Remove the files that a job left in the spool; blocking."""
-        self._sealed_here.discard(job_id)
+        self._sealed_here.pop(job_id, None)
         for name in os.listdir(self._box.spool_dir):
             if name.startswith(f"{job_id}."):
                 remove(os.path.join(self._box.spool_dir, name))
@@ -153,6 +170,7 @@ class Runner:
     async def _keep(self, job: Job, meter: Meter, path: str, result: Result, sender: bytes = b"") -> Result:
         """Put a sealed file into the vault; without a ``sender`` it was sealed here, perhaps with an earlier key."""
         meter.stage("store")
+        sender = sender or self._sealed_here.get(job.id, b"")
         if not sender:
             sender = await self._thread(sealed_by, path) or self._box.identity.public.key_id
         item = Adoption(
@@ -170,22 +188,22 @@ class Runner:
 
     # ── run ────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _run(self, job: Job, spec: RunSpec, meter: Meter) -> Result:
+    async def _run(self, job: Job, spec: RunSpec, meter: Meter, before: _Before) -> Result:
         try:
-            result = await self._sealed(job)
+            result = await self._sealed(job, before.source)
         except IntegrityError:  # this box's own disk; it can be made again
             result = None
         fresh = result is None
         if result is None:
             if spec.target:
                 await self.courier.plan(job, spec.target)
-            result = await self._process(job, spec, meter)
+            result = await self._process(job, spec, meter, before)
         if spec.target:
             await self.courier.deliver(job, spec.target, result, meter, fresh=fresh)
             return result
         return await self._keep(job, meter, self.out(job.id), result)
 
-    async def _process(self, job: Job, spec: RunSpec, meter: Meter) -> Result:
+    async def _process(self, job: Job, spec: RunSpec, meter: Meter, before: _Before) -> Result:
         self._box.compute.of(spec.processor)
         pool, path = await self._locate(spec.source)
         if pool.mode != "standard" and is_prefix(path):
@@ -198,14 +216,17 @@ class Runner:
         else:
             source = await self._open(job, pool, path)
 
+        ahead = Ahead(pool, source) if pool.mode != "standard" and not before.begun else None
+
         async def feed(plain: PlainRing) -> None:
-            spool = await self._fill(job, pool, source, spec.source, meter, plain=plain)
+            spool = await self._fill(job, pool, source, spec.source, meter, plain=plain, ahead=ahead)
             if spool is not None:
                 spool.close()
 
         try:
             sender = source.opener.envelope.sender
-            return await self._compute(job, spec, meter, feed, lambda: [sender], single=True)
+            async with ahead.running() if ahead else contextlib.nullcontext():
+                return await self._compute(job, spec, meter, feed, lambda: [sender], single=True)
         finally:
             source.close()
 
@@ -244,13 +265,14 @@ class Runner:
         """In a thread: make the results durable, then note that they are."""
         result = result_of(finish_results(writer))
         writer.kept = True  # it may be noted even where the disk fails to say so
-        self._box.journal.keep_result(job.id, self.sealed_source(job.id, result), self.courier.begin(job))
+        source = self.sealed_source(job.id, result, writer.signed_by)
+        self._box.journal.keep_result(job.id, source, self.courier.begin(job))
         return result
 
     # ── put ────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _put(self, job: Job, spec: PutSpec, meter: Meter) -> Result:
-        result = await self._sealed(job)
+    async def _put(self, job: Job, spec: PutSpec, meter: Meter, before: _Before) -> Result:
+        result = await self._sealed(job, before.source)
         if result is None:
             raise UsageError("bad_request", "the files of this put were never sealed", hint="submit it again")
         await self.courier.deliver(job, spec.target, result, meter)
@@ -318,7 +340,15 @@ class Runner:
         return await anyio.to_thread.run_sync(read)
 
     async def _fill(
-        self, job: Job, pool: RemotePool, source: Source, location: str, meter: Meter, *, plain: PlainRing | None
+        self,
+        job: Job,
+        pool: RemotePool,
+        source: Source,
+        location: str,
+        meter: Meter,
+        *,
+        plain: PlainRing | None,
+        ahead: Ahead | None = None,
     ) -> Spool | None:
         """Bring all ranges through the pipeline; the spool, if there is one, is returned open."""
         async with self._reading(job, pool, location, source.evidence):
@@ -326,7 +356,7 @@ class Runner:
             meter.begin("open" if pool.mode == "standard" else "fetch", source.trailer.payload_bytes)
             try:
                 async with spool.flushing() if spool else contextlib.nullcontext():
-                    await bring_object(pool, source, spool=spool, have=have, plain=plain, tally=meter)
+                    await bring_object(pool, source, spool=spool, have=have, plain=plain, tally=meter, ahead=ahead)
                 if source.is_new(location):
                     await self._thread(source.remember, location)
             except BaseException:
@@ -360,9 +390,8 @@ class Runner:
         async with sealed_file(self._box.space, self.part(job.id), self._box.identities, None) as writer:
             return await seal_arriving(pool, path, objects, writer, meter)
 
-    async def _sealed(self, job: Job) -> Result | None:
+    async def _sealed(self, job: Job, source: JobSource | None) -> Result | None:
         """What an earlier attempt sealed and did not yet deliver."""
-        source = await self._thread(self._box.journal.source, job.id)
         if source is None or source.envelope is None:
             return None
         result = msgspec.msgpack.decode(source.envelope, type=Result)

@@ -54,6 +54,7 @@ class SealedFile(BundleWriter):
 
     Attributes:
         finished: the file is whole and durable: a job may count on it.
+        signed_by: the key id of who signed it then.
         kept: a job does: it stays, whatever becomes of who wrote it.
     """
 
@@ -66,6 +67,7 @@ class SealedFile(BundleWriter):
         self._path = path
         self._fd = -1
         self.finished = self.kept = False
+        self.signed_by = b""
 
     def finish(self) -> BundleInfo:
         """See :meth:`BundleWriter.finish`; the file is durable then."""
@@ -77,6 +79,7 @@ class SealedFile(BundleWriter):
             durable.sync(self._fd)
             durable.sync_folder(os.path.dirname(self._path))
         self._close()
+        self.signed_by = sender.public.key_id
         self.finished = True
         return info
 

@@ -27,8 +27,8 @@ _TAIL_BYTES = 256 << 10
 class Source:
     """A sealed object whose envelope has been checked.
 
-    ``tail`` is the envelope and the trailer as they are stored, ``whole`` the object where it is so small that it came
-    along with them. Close wipes the file key.
+    ``tail`` is the envelope and the trailer as they are stored, ``ending`` all that came along with them: the last
+    bytes of the object, or all of a small one. Close wipes the file key.
     """
 
     path: str
@@ -36,9 +36,14 @@ class Source:
     trailer: Trailer
     tail: bytes
     opener: Opener
-    whole: bytes | None = None
+    ending: bytes = b""
     evidence: Evidence = field(default_factory=Evidence)
     acceptance: "Acceptance | None" = None
+
+    def came(self, start: int, end: int) -> bytes | None:
+        """Bytes ``[start, end)`` of the object where they came along with its envelope."""
+        first = self.info.size - len(self.ending)
+        return self.ending[start - first : end - first] if start >= first else None
 
     def is_new(self, location: str) -> bool:
         """Whether there is something to :meth:`remember`."""
@@ -96,13 +101,12 @@ async def open_source(
         return opened
 
     trailer, opened = await check(info, begin)
-    whole = tail if first == 0 else None
     if opened is None:
         tail = await pool.fetch_bytes(path, info.pin, trailer.payload_bytes, first) + tail
         first = trailer.payload_bytes
         opened = await anyio.to_thread.run_sync(open_it, trailer)
     opener = Opener(opened, pool.settings.slot_bytes)
-    return Source(path, info, trailer, tail[trailer.payload_bytes - first :], opener, whole, evidence, acceptance)
+    return Source(path, info, trailer, tail[trailer.payload_bytes - first :], opener, tail, evidence, acceptance)
 
 
 def no_objects(remote: str, path: str) -> NotFoundError:

@@ -71,7 +71,8 @@ class Bench:
             self.running -= 1
 
     def on_change(self, job, progress) -> None:
-        if progress:
+        if progress is not None:
+            job = progress.of(job)
             self.progress.append((job.done_bytes, job.phase))
             return
         # Durable before announced: another connection would see it already.

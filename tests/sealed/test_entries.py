@@ -12,6 +12,13 @@ from smp_proto.sealed.entries import Entry, NameSet, check_entries, guess_media_
 ZERO = bytes(32)
 NAMES = st.text(st.sampled_from("aAbBßéE\u0301./\\ \0\n\u2028"), max_size=12) | st.text(max_size=12)
 
+# Made of valid parts, since of arbitrary text most would be left out.
+VALID = st.lists(
+    st.text(st.sampled_from("aAbBßéE\u0301."), min_size=1, max_size=4).filter(lambda part: part not in (".", "..")),
+    min_size=1,
+    max_size=3,
+).map("/".join)
+
 
 @pytest.mark.parametrize(
     "name", ["a", "a/b.dcm", "..a", "a..", ".hidden", "ünï/ñ", "a b", "x" * 255, "/".join(["x" * 200] * 5)]
@@ -31,6 +38,17 @@ def test_bad_names(name: str) -> None:
     assert not valid_entry_name(name)
 
 
+@given(
+    st.text(st.sampled_from("aZ09_-./\n\u0663é"), max_size=12)
+    | st.builds("/".join, st.lists(st.integers(254, 256).map("x".__mul__), min_size=1, max_size=5))
+)
+def test_usual_names_are_no_exception(name: str) -> None:
+    """What is accepted at a glance is what the rules, one by one, accept."""
+    parts = name.encode().split(b"/")
+    plain = not any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in name) and len(name.encode()) <= 1024
+    assert valid_entry_name(name) == (plain and all(p not in (b"", b".", b"..") and len(p) <= 255 for p in parts))
+
+
 @given(NAMES)
 def test_a_valid_name_stays_below(name: str) -> None:
     """Joined to a folder and normalised, a valid name is the same path below that folder."""
@@ -40,7 +58,7 @@ def test_a_valid_name_stays_below(name: str) -> None:
         assert len(name.encode()) <= 1024
 
 
-@given(st.lists(NAMES.filter(valid_entry_name), max_size=6))
+@given(st.lists(VALID, max_size=6))
 def test_name_sets_against_brute_force(names: list[str]) -> None:
     """Names are taken exactly while no two fold to the same or to each other's folder."""
 

@@ -284,7 +284,8 @@ async def test_what_a_job_does_has_its_priority() -> None:
         seen.append(rank.get())
         raise NotFoundError("no_such_remote", name)
 
-    box: Any = SimpleNamespace(remote=remote)
+    nothing = SimpleNamespace(source=lambda job: None, list=lambda job, limit: [])
+    box: Any = SimpleNamespace(remote=remote, journal=nothing, quarantine=nothing, spool_dir="/nonexistent")
     for priority in ("critical", "low"):
         job = Job(
             id="j", number=1, spec=GetSpec("a:b"), state="running", priority=priority, owner="1:x", created=0, updated=0

@@ -155,6 +155,7 @@ async def all_lanes_are_back(pool: RemotePool) -> None:
     assert len(set(lanes)) == pool.lanes
     for lane in lanes:
         pool.give(lane)
+    assert (pool.lanes_in_use, pool._lanes.under_way) == (0, 0)
 
 
 async def stream(

@@ -1,5 +1,6 @@
 """The entries of a bundle: their names, their places and their digests."""
 
+import re
 import unicodedata
 from collections.abc import Sequence
 from typing import Annotated
@@ -15,6 +16,9 @@ _HEAD_BYTES = 132
 COMPONENT_MAX_BYTES = 255
 # Control characters, lone surrogates, line and paragraph separators: nothing a terminal or a log may obey.
 _REFUSED_CATEGORIES = frozenset({"Cc", "Cs", "Zl", "Zp"})
+
+# Some of the names that are valid, and nearly all there are: up to three components of plain characters.
+_USUAL = re.compile(r"[\w-][\w.-]{0,254}(?:/[\w-][\w.-]{0,254}){0,2}", re.ASCII)
 
 PLACE = "smp.place"  # attribute of the first entry: where its sender means the object to lie
 
@@ -48,7 +52,9 @@ def valid_entry_name(name: str) -> bool:
     Refused: absolute, an empty, ``.`` or ``..`` component, a backslash, control characters, over 1024 bytes
     of UTF-8 or 255 in one component.
     """
-    plain = name.isascii() and name.isprintable()  # most are, and then nothing has to be looked up
+    if _USUAL.fullmatch(name):
+        return True
+    plain = name.isascii() and name.isprintable()  # then nothing has to be looked up
     if "\\" in name or not (plain or all(unicodedata.category(c) not in _REFUSED_CATEGORIES for c in name)):
         return False
     encoded = name.encode()

@@ -1,0 +1,121 @@
+"""The first ranges of an object, fetched before anybody has room for their plaintext: while its job waits for the
+processor, which runs one job at a time.
+
+What waits is ciphertext, in lanes: half of them at most, of one object of a remote at a time, and they do not count for
+the window. So whoever has the processor always gets lanes, and whoever comes next has a part of its object at once.
+"""
+
+import contextlib
+from collections.abc import AsyncIterator
+
+import anyio
+
+from smp_proto.errors import SmpError
+from smpd.transfer.lanes import Lane
+from smpd.transfer.pool import RemotePool
+from smpd.transfer.source import Source
+
+_RANGES = 4
+
+
+class Arrival:
+    """A range on its way into a lane, or there.
+
+    Attributes:
+        asked: how many bytes the remote was asked for; 0 where they did not come.
+    """
+
+    def __init__(self, lane: Lane) -> None:
+        self.lane = lane
+        self.asked = 0
+        self.parked = False
+        self._scope = anyio.CancelScope()
+        self._done = anyio.Event()
+
+    async def fetch(self, pool: RemotePool, source: Source, index: int) -> None:
+        """Bring it. What goes wrong is found again, and told, by who asks for it then."""
+        start, end = source.opener.range_span(index)
+        try:
+            with self._scope, contextlib.suppress(SmpError):
+                self.asked = await pool.read(self.lane, source.path, source.info.pin, start, end - start)
+        finally:
+            self._done.set()
+
+    async def wait(self) -> int:
+        """Wait until nothing is written to the lane any more, also when cancelled; returns ``asked``."""
+        try:
+            await self._done.wait()
+        except BaseException:
+            self._scope.cancel()
+            with anyio.CancelScope(shield=True):
+                await self._done.wait()
+            raise
+        return self.asked
+
+
+class Ahead:
+    """Fetches the first ranges of an object.
+
+    Args:
+        pool: of its remote.
+        source: the object, whose envelope was checked.
+    """
+
+    def __init__(self, pool: RemotePool, source: Source) -> None:
+        self._pool = pool
+        self._source = source
+        self._arrivals: dict[int, Arrival] = {}
+        self._claimed = 0  # from this one on nobody has asked
+        self._over = anyio.Event()
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator["Ahead"]:
+        """Fetch for the length of a block; what nobody asked for is given back at its end."""
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._run)
+            try:
+                yield self
+            finally:
+                group.cancel_scope.cancel()
+
+    def claim(self, index: int) -> Arrival | None:
+        """The range, if it was begun: its lane is the caller's from now on. They are asked for in order."""
+        self._claimed = index + 1
+        arrival = self._arrivals.pop(index, None)
+        if arrival is not None and arrival.parked:
+            self._pool.unpark(arrival.lane)
+        if not self._arrivals:
+            self._over.set()
+        return arrival
+
+    async def _run(self) -> None:
+        opener = self._source.opener
+        count = min(_RANGES, self._pool.lanes // 2, opener.range_count)
+        wanted = [index for index in range(count) if self._source.came(*opener.range_span(index)) is None]
+        async with self._pool.ahead:
+            try:
+                async with anyio.create_task_group() as group:
+                    for index in wanted:
+                        lane = await self._pool.take()
+                        if index < self._claimed:
+                            self._pool.give(lane)
+                            return
+                        self._arrivals[index] = Arrival(lane)
+                        group.start_soon(self._fetch, index, self._arrivals[index])
+                if self._arrivals:
+                    await self._pool.closing_or(self._over)
+            finally:
+                for arrival in self._arrivals.values():
+                    self._give(arrival)
+                self._arrivals.clear()
+
+    async def _fetch(self, index: int, arrival: Arrival) -> None:
+        await arrival.fetch(self._pool, self._source, index)
+        if index in self._arrivals:
+            arrival.parked = True
+            self._pool.park(arrival.lane)
+
+    def _give(self, arrival: Arrival) -> None:
+        if arrival.parked:
+            self._pool.unpark(arrival.lane)
+        self._pool.give(arrival.lane)

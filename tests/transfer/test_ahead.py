@@ -1,0 +1,204 @@
+"""Ranges that are fetched before there is room for their plaintext, with a real fetch process."""
+
+import contextlib
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from transfer.test_ranges import ME, MIB, Count, Plain, all_lanes_are_back, opened, plaintext, sealed
+
+from smp_proto.errors import RemoteError, SmpError
+from smp_proto.sealed.bundle import BundleWriter
+from smpd.transfer.ahead import Ahead
+from smpd.transfer.pipeline import bring_object
+from smpd.transfer.pool import RemotePool
+from smpd.transfer.source import Source
+
+__all__ = ["plaintext", "sealed"]  # fixtures
+
+
+class Reads:
+    """The reads of a pool, counted; they wait while the gate is shut, and fail as often as they are told to.
+
+    One that is cancelled at the gate ends when ``settled`` is set, as a fetch process may take a moment to let go.
+    """
+
+    def __init__(self, pool: RemotePool) -> None:
+        self.begun: list[int] = []
+        self.ended = 0
+        self.failures = 0
+        self.gate = anyio.Event()
+        self.gate.set()
+        self.settled = anyio.Event()
+        self.settled.set()
+        self._changed = anyio.Event()
+        self._read = pool.read
+        pool.read = self  # type: ignore[assignment,method-assign]
+
+    async def __call__(self, lane: Any, path: str, pin: str, offset: int, length: int) -> int:
+        self.begun.append(offset)
+        try:
+            try:
+                await self.gate.wait()
+            except anyio.get_cancelled_exc_class():
+                with anyio.CancelScope(shield=True):
+                    await self.settled.wait()
+                raise
+            if self.failures:
+                self.failures -= 1
+                raise RemoteError("remote_failed", "as told")
+            return await self._read(lane, path, pin, offset, length)
+        finally:
+            self.ended += 1
+            self._changed.set()
+            self._changed = anyio.Event()
+
+    async def until(self, ended: int) -> None:
+        """Wait until so many have ended."""
+        with anyio.fail_after(30):
+            while self.ended < ended:
+                await self._changed.wait()
+
+
+@contextlib.asynccontextmanager
+async def fetching(folder: Path, **options: int) -> AsyncIterator[tuple[RemotePool, Source, Reads]]:
+    async with opened(folder, **options) as (pool, source):
+        yield pool, source, Reads(pool)
+
+
+async def bring(pool: RemotePool, source: Source, ahead: Ahead | None) -> tuple[bytes, Count]:
+    plain, count = Plain(), Count()
+    with anyio.fail_after(30):
+        await bring_object(pool, source, spool=None, have={}, plain=plain, tally=count, ahead=ahead)
+    return bytes(plain.data), count
+
+
+async def until_still() -> None:
+    """Until what was begun has ended, or waits for something."""
+    for _ in range(3):
+        await anyio.wait_all_tasks_blocked()
+
+
+@pytest.mark.parametrize("slots", [2, 5])
+async def test_what_came_ahead_is_not_asked_for_again(plaintext, sealed, slots):
+    """Half of the lanes at most wait; the rest comes as ever, each range once, and all lanes are back."""
+    async with fetching(sealed, slots=slots) as (pool, source, reads):
+        async with Ahead(pool, source).running() as ahead:
+            await reads.until(min(4, pool.lanes // 2))
+            await until_still()
+            assert reads.begun == [index * MIB for index in range(min(4, pool.lanes // 2))]
+            data, count = await bring(pool, source, ahead)
+        assert data == plaintext
+        assert sorted(reads.begun) == sorted(set(reads.begun))
+        assert count.fetched_bytes == source.trailer.payload_bytes
+        await all_lanes_are_back(pool)
+
+
+async def test_what_is_under_way_is_waited_for(plaintext, sealed):
+    """The job gets its turn while the first ranges are still on their way: they are not asked for twice."""
+    async with fetching(sealed) as (pool, source, reads):
+        reads.gate = anyio.Event()
+        async with Ahead(pool, source).running() as ahead, anyio.create_task_group() as group:
+            await until_still()
+            assert reads.begun == [0, MIB]
+            found: list[tuple[bytes, Count]] = []
+
+            async def job() -> None:
+                found.append(await bring(pool, source, ahead))
+
+            group.start_soon(job)
+            await until_still()
+            reads.gate.set()
+        assert found[0][0] == plaintext
+        assert sorted(reads.begun) == sorted(set(reads.begun))
+        await all_lanes_are_back(pool)
+
+
+async def test_others_are_not_held_up(plaintext, sealed):
+    """While ranges wait for a job's turn another job brings its object, also where one range may be under way."""
+    async with fetching(sealed) as (pool, source, reads):
+        async with Ahead(pool, source).running() as ahead:
+            await reads.until(2)
+            await until_still()
+            pool.pacing.window = 1
+            assert (await bring(pool, source, None))[0] == plaintext
+            assert (await bring(pool, source, ahead))[0] == plaintext
+        await all_lanes_are_back(pool)
+
+
+async def test_one_object_at_a_time(plaintext, sealed):
+    """The next job's ranges are fetched when the first one's were taken over, not before."""
+    async with fetching(sealed) as (pool, source, reads):
+        async with Ahead(pool, source).running() as one, Ahead(pool, source).running() as two:
+            await reads.until(2)
+            await until_still()
+            assert len(reads.begun) == 2
+            assert (await bring(pool, source, one))[0] == plaintext
+            assert (await bring(pool, source, two))[0] == plaintext
+        await all_lanes_are_back(pool)
+
+
+async def test_what_fails_ahead_is_asked_for_again(plaintext, sealed):
+    """A failure that nobody waits for is nobody's; it is told when the range is asked for."""
+    async with fetching(sealed) as (pool, source, reads):
+        reads.failures = 2
+        async with Ahead(pool, source).running() as ahead:
+            await reads.until(2)
+            assert (await bring(pool, source, ahead))[0] == plaintext
+        reads.failures = 100
+        async with Ahead(pool, source).running() as ahead:
+            with pytest.raises((SmpError, ExceptionGroup)):
+                await bring(pool, source, ahead)
+        reads.failures = 0
+        await all_lanes_are_back(pool)
+
+
+@pytest.mark.parametrize("claimed", [False, True])
+async def test_a_job_that_goes_gives_all_back(sealed, claimed):
+    """Cancelled while its ranges are on their way: no lane is given back before nothing is written to it any more."""
+    async with fetching(sealed) as (pool, source, reads):
+        reads.gate, reads.settled = anyio.Event(), anyio.Event()
+        leaving = anyio.CancelScope()
+
+        async def job() -> None:
+            with leaving:
+                async with Ahead(pool, source).running() as ahead:
+                    await (bring(pool, source, ahead) if claimed else anyio.sleep_forever())
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(job)
+            await until_still()
+            assert len(reads.begun) == 2
+            leaving.cancel()
+            await until_still()
+            assert (reads.ended, pool.lanes_in_use) == (0, 2)
+            reads.settled.set()
+        assert reads.ended == 2
+        await all_lanes_are_back(pool)
+
+
+async def test_a_remote_that_is_removed_waits_for_nobodys_turn(sealed):
+    """What waits in its lanes is let go of, so that the remote can be closed while the job still waits."""
+    async with fetching(sealed) as (pool, source, reads), Ahead(pool, source).running():
+        await reads.until(2)
+        await until_still()
+        with anyio.fail_after(30):
+            await pool.aclose()
+        assert not pool.lanes_in_use
+
+
+async def test_what_came_along_is_not_fetched(tmp_path):
+    """An object that came with its envelope has no range to be fetched."""
+    with (tmp_path / "object.smp").open("wb") as file:
+        writer = BundleWriter(file.write, sender=ME, recipients=[ME.public])
+        writer.begin("scan.bin")
+        writer.write(os.urandom(1000))
+        writer.end()
+        writer.finish()
+    async with fetching(tmp_path) as (pool, source, reads), Ahead(pool, source).running():
+        await until_still()
+        assert not reads.begun
+        assert not pool.lanes_in_use
