@@ -5,7 +5,7 @@ import time
 
 import pytest
 from gated_s3 import gated_s3
-from refusals import Bench
+from refusals import Bench, marked
 from scene import Following, add_remote
 
 from smp_proto.control import GetSpec
@@ -81,7 +81,7 @@ def test_a_sender_outside_its_prefix(bench: Bench, stranger: Identity) -> None:
 def test_replaced_in_the_middle(bench: Bench, verb: str, conditional: bool) -> None:
     """Replaced while it is read, by another good object: refused, whether the server honours If-Match or not;
     the same job can be resumed to take the object as it is now."""
-    first, second = bench.good, bench.seal()
+    first, second = (bench.seal([marked(4 * SEGMENT_BYTES, seed)]) for seed in (1, 2))  # twice what the lanes hold
     name = f"gated-{verb}-{conditional}".lower()
     with gated_s3({"a.smp": first}, conditional=conditional) as (store, served), Following(bench.box) as following:
         add_remote(bench.box, name, served)
