@@ -145,7 +145,7 @@ class Feed:
             at = self._position - chunk.offset
             length = min(chunk.length - at, end - self._position)
             position = self._position
-            yield self._slots[chunk.slot][at : at + length]
+            yield self._slots[chunk.slot].narrow(0, at, length)
             if self._position != position:  # another iterator has gone on from here
                 return
             self._position += length

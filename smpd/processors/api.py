@@ -3,6 +3,7 @@
 import dataclasses
 import fnmatch
 from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 import msgspec
@@ -113,8 +114,13 @@ class Processor:
 
     def takes(self, media_type: str) -> bool:
         """Whether ``accepts`` matches a media type; its parameters (``; charset=``) do not count."""
-        kind = media_type.partition(";")[0].strip().lower() or "application/octet-stream"
-        return any(fnmatch.fnmatchcase(kind, pattern.strip().lower()) for pattern in self.accepts.split(","))
+        return _matches(self.accepts, media_type)
+
+
+@lru_cache(64)  # most entries of an object are of one kind
+def _matches(accepts: str, media_type: str) -> bool:
+    kind = media_type.partition(";")[0].strip().lower() or "application/octet-stream"
+    return any(fnmatch.fnmatchcase(kind, pattern.strip().lower()) for pattern in accepts.split(","))
 
 
 def processor(

@@ -80,6 +80,33 @@ def test_name_sets_against_brute_force(names: list[str]) -> None:
         taken.append(fold(name))
 
 
+@given(st.lists(st.text(st.sampled_from("aAbB.-/\né"), min_size=1, max_size=3), min_size=1, max_size=5))
+def test_an_index_takes_the_names_that_a_name_set_takes(names: list[str]) -> None:
+    """Many names are looked at together where they are plain: with the same result."""
+    known = NameSet()
+    try:
+        for name in names:
+            known.add(name)
+        good = True
+    except ValueError:
+        good = False
+    try:
+        check_entries([Entry(name, 0, 0, ZERO) for name in names], 0)
+    except ValueError:
+        assert not good
+    else:
+        assert good
+
+
+@given(st.lists(st.sampled_from(["a", "b", "a\nb", "A", "a/b"]), min_size=1, max_size=4))
+def test_a_name_of_two_lines_is_no_two_names(names: list[str]) -> None:
+    """Whatever stands beside it."""
+    entries = [Entry(name, 0, 0, ZERO) for name in names]
+    if any("\n" in name for name in names):
+        with pytest.raises(ValueError, match="name"):
+            check_entries(entries, 0)
+
+
 def test_entries_fill_the_plaintext() -> None:
     """Gaps, overlaps, a wrong sum, no entry and clashing names are refused; empty entries are not."""
     good = [Entry("a", 0, 0, ZERO), Entry("b", 0, 5, ZERO, "x/y"), Entry("c", 5, 0, ZERO)]

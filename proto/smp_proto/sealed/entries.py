@@ -20,6 +20,8 @@ _REFUSED_CATEGORIES = frozenset({"Cc", "Cs", "Zl", "Zp"})
 # Some of the names that are valid, and nearly all there are: up to three components of plain characters.
 _USUAL = re.compile(r"[\w-][\w.-]{0,254}(?:/[\w-][\w.-]{0,254}){0,2}", re.ASCII)
 
+_FLAT = re.compile(r"(?:[\w-][\w.-]{0,254}\n)*[\w-][\w.-]{0,254}", re.ASCII)  # such names, a line each
+
 PLACE = "smp.place"  # attribute of the first entry: where its sender means the object to lie
 
 Scalar = str | int | float | bool
@@ -91,6 +93,13 @@ class NameSet:
             self._folders.add(folded)
 
 
+def _are_flat(names: Sequence[str]) -> bool:
+    """Whether these are plain names without folders, each once: then nothing has to be looked at one by one."""
+    joined = "\n".join(names)
+    lines = joined.lower().split("\n")
+    return len(lines) == len(names) == len(set(lines)) and _FLAT.fullmatch(joined) is not None
+
+
 def pack_entries(entries: Sequence[Entry]) -> bytes:
     """The index's plaintext.
 
@@ -114,10 +123,12 @@ def check_entries(entries: Sequence[Entry], plain_bytes: int) -> None:
     """
     if not entries:
         raise ValueError("there is no entry")
-    names = NameSet()
+    if not _are_flat([entry.name for entry in entries]):
+        names = NameSet()
+        for entry in entries:
+            names.add(entry.name)
     position = 0
     for entry in entries:
-        names.add(entry.name)
         if entry.offset != position:
             raise ValueError("an entry does not begin where the one before it ends")
         position += entry.size
