@@ -66,6 +66,7 @@ class Ahead:
         self._source = source
         self._arrivals: dict[int, Arrival] = {}
         self._claimed = 0  # from this one on nobody has asked
+        self._begun = False  # all that are to be fetched
         self._over = anyio.Event()
 
     @contextlib.asynccontextmanager
@@ -84,7 +85,7 @@ class Ahead:
         arrival = self._arrivals.pop(index, None)
         if arrival is not None and arrival.parked:
             self._pool.unpark(arrival.lane)
-        if not self._arrivals:
+        if self._begun and not self._arrivals:
             self._over.set()
         return arrival
 
@@ -96,12 +97,15 @@ class Ahead:
             try:
                 async with anyio.create_task_group() as group:
                     for index in wanted:
+                        if index < self._claimed:
+                            continue
                         lane = await self._pool.take()
                         if index < self._claimed:
                             self._pool.give(lane)
-                            return
+                            continue
                         self._arrivals[index] = Arrival(lane)
                         group.start_soon(self._fetch, index, self._arrivals[index])
+                self._begun = True
                 if self._arrivals:
                     await self._pool.closing_or(self._over)
             finally:

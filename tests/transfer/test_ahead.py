@@ -13,6 +13,7 @@ from transfer.test_ranges import ME, MIB, Count, Plain, all_lanes_are_back, open
 from smp_proto.errors import RemoteError, SmpError
 from smp_proto.sealed.bundle import BundleWriter
 from smpd.transfer.ahead import Ahead
+from smpd.transfer.lanes import Lane
 from smpd.transfer.pipeline import bring_object
 from smpd.transfer.pool import RemotePool
 from smpd.transfer.source import Source
@@ -114,6 +115,37 @@ async def test_what_is_under_way_is_waited_for(plaintext, sealed):
             reads.gate.set()
         assert found[0][0] == plaintext
         assert sorted(reads.begun) == sorted(set(reads.begun))
+        await all_lanes_are_back(pool)
+
+
+async def test_what_was_asked_for_meanwhile_is_left_out(sealed):
+    """While it waits for a lane the job goes on without that range: it begins with those that come later, and keeps them."""
+    async with fetching(sealed, slots=5) as (pool, source, reads):
+        take, room, taken = pool.take, anyio.Event(), iter(range(100))
+
+        async def take_later() -> Lane:
+            if next(taken):
+                await room.wait()
+            return await take()
+
+        pool.take = take_later  # type: ignore[method-assign]
+        async with Ahead(pool, source).running() as ahead:
+            await reads.until(1)
+            await until_still()
+            first = ahead.claim(0)
+            assert first is not None
+            assert await first.wait() == MIB
+            assert ahead.claim(1) is None
+            room.set()
+            await reads.until(3)
+            await until_still()
+            assert sorted(reads.begun) == [0, 2 * MIB, 3 * MIB]
+            kept = [ahead.claim(index) for index in (2, 3, 4)]
+            assert kept[:2].count(None) == 0
+            assert kept[2] is None
+            for arrival in [first, *kept[:2]]:
+                assert arrival is not None
+                pool.give(arrival.lane)
         await all_lanes_are_back(pool)
 
 
