@@ -46,8 +46,9 @@ class Batch:
             at += info.size
         asked, failed = await members.pool.read_many(lane, wanted)
         members.meter.fetched(asked)
+        limiter = members.pool.openers.of(self._bytes // len(self._infos))
         opening = partial(self._open_in_room, lane, wanted, failed, plain)
-        length, bad = await anyio.to_thread.run_sync(opening, limiter=members.pool.openers)
+        length, bad = await anyio.to_thread.run_sync(opening, limiter=limiter)
         for index, error in {**failed, **bad}.items():
             await members.refuse(self._infos[index], error, self._evidence.get(index))
         return length

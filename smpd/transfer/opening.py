@@ -11,6 +11,8 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
+import anyio
+
 from smp_proto.errors import IntegrityError
 from smp_proto.sealed.envelope import OpenedEnvelope, Trust, open_envelope
 from smp_proto.sealed.keys import Identity
@@ -19,6 +21,7 @@ from smp_proto.sealed.payload import content_digest, leaf
 from smpd.links.ring import Ring, read_exact
 
 LEAF_BYTES = 32
+_SMALL_BYTES = 256 << 10
 # Fills the view with bytes from an offset on; the same place may read otherwise the next time.
 Reader = Callable[[memoryview, int], None]
 # Takes bytes that belong to an offset of the object; blocking.
@@ -35,6 +38,22 @@ class _Buffers(threading.local):
 
 _buffers = _Buffers()
 _ZEROS = bytes(SEGMENT_BYTES)
+
+
+class Openers:
+    """Limits the threads that hash and open, those of all remotes together.
+
+    To the cores there are: more only take the cache and the interpreter lock from each other. Small objects need the
+    lock for most of the time that each takes, so of them one thread opens more than several.
+    """
+
+    def __init__(self) -> None:
+        self.large = anyio.CapacityLimiter(len(os.sched_getaffinity(0)))
+        self.small = anyio.CapacityLimiter(1)
+
+    def of(self, mean_bytes: int) -> anyio.CapacityLimiter:
+        """The limit for objects that have so many bytes each."""
+        return self.small if mean_bytes <= _SMALL_BYTES else self.large
 
 
 class Opener:

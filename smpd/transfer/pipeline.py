@@ -193,7 +193,7 @@ class RangeUnit:
         read = from_descriptor(self._spool.fd, opener.range_span(self._index)[0])
         try:
             leaves = await anyio.to_thread.run_sync(
-                opener.open_range, self._index, read, plain, None, limiter=self._pool.openers
+                opener.open_range, self._index, read, plain, None, limiter=self._pool.openers.large
             )
         except IntegrityError:
             if expected is None:
@@ -231,7 +231,7 @@ class RangeUnit:
 
         if end - start <= _AT_ONCE_BYTES and came is not None and spool is None:
             return work()
-        return await anyio.to_thread.run_sync(work, limiter=self._pool.openers)
+        return await anyio.to_thread.run_sync(work, limiter=self._pool.openers.large)
 
 
 async def ranges(

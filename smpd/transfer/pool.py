@@ -25,6 +25,7 @@ from smpd.transfer.counting import RemoteCounts
 from smpd.transfer.gate import Gate
 from smpd.transfer.lanes import Lane, Lanes
 from smpd.transfer.limiting import Limiter, RemoteLimiter
+from smpd.transfer.opening import Openers
 from smpd.transfer.pacing import Pacing
 from smpd.transfer.settings import FetchSettings, introduce
 from smpd.transfer.workers import Worker, WorkerHost, kill
@@ -43,8 +44,7 @@ class RemotePool:
     Attributes:
         load: gives it again with its secret (blocking), for each process that is started; wiped once it was sent.
         ahead: held by whoever fetches before there is room for the plaintext.
-        openers: limits the threads that hash and open, those of all remotes together, to the cores there are: more only
-            take the cache and the interpreter lock from each other.
+        openers: limits the threads that hash and open.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class RemotePool:
         load: Callable[[str], Remote],
         settings: FetchSettings,
         group: TaskGroup,
-        openers: anyio.CapacityLimiter,
+        openers: Openers,
         changed: Callable[[RemoteHealth], None],
         metrics: Metrics,
         limiter: Limiter,

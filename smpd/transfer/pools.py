@@ -1,6 +1,5 @@
 """The pools of all remotes, each made when it is first asked for."""
 
-import os
 from collections.abc import Callable, Iterable
 
 import anyio
@@ -10,6 +9,7 @@ from smp_proto.control import RemoteHealth, RemoteView
 from smp_proto.errors import RemoteError
 from smpd.metrics.counting import Metrics
 from smpd.transfer.limiting import Limiter
+from smpd.transfer.opening import Openers
 from smpd.transfer.pool import FetchSettings, RemotePool
 from smpd.vault.remotes import Remote
 
@@ -44,7 +44,7 @@ class Pools:
         self._changed = changed
         self._metrics = metrics or Metrics()
         self._limiter = limiter or Limiter()
-        self._openers = anyio.CapacityLimiter(len(os.sched_getaffinity(0)))
+        self._openers = Openers()
         self._lock = anyio.Lock()
         self.open: dict[str, RemotePool] = {}
 
