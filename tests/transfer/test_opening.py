@@ -11,7 +11,7 @@ from sealed.helpers import seal
 from smp_proto.errors import IntegrityError, StateError
 from smp_proto.sealed.layout import SEGMENT_BYTES
 from smpd.links.ring import Ring
-from smpd.transfer.opening import from_memory, from_ring, open_whole
+from smpd.transfer.opening import Openers, from_memory, from_ring, open_whole
 
 ALICE, BOB = identity("alice"), identity("bob")
 RANGE = 4 * SEGMENT_BYTES
@@ -34,6 +34,14 @@ def test_a_slot_reads_the_same_with_the_interpreter_lock_and_without_it(at):
             read(memoryview(into), len(content) - at - length + 1)
     del read
     ring.close()
+
+
+def test_small_objects_are_opened_by_one_thread():
+    """They need the interpreter lock most of the time; large ones, as many as there are cores."""
+    openers = Openers()
+    assert openers.of(256 << 10) is openers.small
+    assert openers.of((256 << 10) + 1) is openers.large
+    assert (openers.small.total_tokens, openers.large.total_tokens) == (1, len(os.sched_getaffinity(0)))
 
 
 @pytest.mark.parametrize("size", SIZES)
