@@ -119,6 +119,8 @@ class RemotePool:
         """Return a lane."""
         self._limits.release(lane)
         self._lanes.give(lane)
+        if self.hosts[lane.worker].absent:  # it went while something waited in the lane
+            self._group.start_soon(self._let_go, lane.worker)
 
     def park(self, lane: Lane) -> None:
         """What came into a lane waits there, for nobody knows how long."""
@@ -423,7 +425,8 @@ class RemotePool:
         ring = self._rings[index]
         if ring is not None and not self._lanes.used_by(index):
             self._rings[index] = None
-            await anyio.to_thread.run_sync(ring.close)
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(ring.close)
 
     def _set_up(self, index: int) -> Callable[[Worker], Awaitable[None]]:
         async def set_up(worker: Worker) -> None:

@@ -169,6 +169,11 @@ class WorkerHost:
             self._users -= 1
             self._used.set()
 
+    @property
+    def absent(self) -> bool:
+        """Whether no worker is there, nor one that is starting."""
+        return self._gone.is_set()
+
     def stop(self) -> None:
         """Let the worker go, also one that is just starting; the next use starts another."""
         self.sample()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 from transfer.test_ranges import ME, MIB, Count, Plain, all_lanes_are_back, opened, plaintext, sealed
 
@@ -209,6 +210,31 @@ async def test_a_job_that_goes_gives_all_back(sealed, claimed):
             assert (reads.ended, pool.lanes_in_use) == (0, 2)
             reads.settled.set()
         assert reads.ended == 2
+        await all_lanes_are_back(pool)
+
+
+@pytest.mark.parametrize("claimed", [False, True])
+async def test_a_process_that_goes_meanwhile_leaves_its_ring_as_long_as_it_is_needed(plaintext, sealed, claimed):
+    """What waits stays readable when the fetch process was let go, and the rings go with the last lane."""
+    async with fetching(sealed) as (pool, source, reads):
+        async with Ahead(pool, source).running() as ahead:
+            await reads.until(2)
+            await until_still()
+            for host in pool.hosts:
+                await host.end()
+            assert pool.ring_bytes == 4 * MIB
+            if claimed:
+                for index in (0, 1):
+                    arrival = ahead.claim(index)
+                    assert arrival is not None
+                    into = bytearray(MIB)
+                    pool.ring(arrival.lane).read(arrival.lane.slot, 0, memoryview(into))
+                    assert into == (sealed / "object.smp").read_bytes()[index * MIB : (index + 1) * MIB]
+                    pool.give(arrival.lane)
+        with anyio.fail_after(30):
+            while pool.ring_bytes:
+                await anyio.lowlevel.checkpoint()
+        assert (await bring(pool, source, None))[0] == plaintext
         await all_lanes_are_back(pool)
 
 
