@@ -29,7 +29,7 @@ class Stored(NamedTuple):
     """An object, as a listing or a HEAD shows it. The ETag is made as nginx makes it."""
 
     size: int
-    modified: float
+    modified: float  # in whole seconds where it is of a file: a float of more may be of the next second
 
     @property
     def etag(self) -> str:
@@ -80,7 +80,7 @@ class Handler(BaseHTTPRequestHandler):
             return
         try:
             info = os.fstat(fd)
-            self._send(fd, Stored(info.st_size, info.st_mtime))
+            self._send(fd, Stored(info.st_size, info.st_mtime_ns // 10**9))
         finally:
             os.close(fd)
 
@@ -237,7 +237,9 @@ def _walk(folder: str, _mtime_ns: int) -> list[tuple[str, Stored]]:
     for top, _, names in os.walk(folder):
         for name in names:
             info = os.stat(os.path.join(top, name))
-            found.append((os.path.relpath(os.path.join(top, name), folder), Stored(info.st_size, info.st_mtime)))
+            found.append(
+                (os.path.relpath(os.path.join(top, name), folder), Stored(info.st_size, info.st_mtime_ns // 10**9))
+            )
     return sorted(found)
 
 

@@ -1,6 +1,7 @@
 """The bench itself, with small sizes: a real daemon, real servers, and the peers that are here."""
 
 import contextlib
+import html
 import os
 import subprocess
 import sys
@@ -81,3 +82,18 @@ def test_uploads_are_counted_and_forgotten(tmp_path):
 def test_a_program_that_fails_says_so():
     with pytest.raises(RuntimeError, match="exited 3: out of luck"):
         run_program([sys.executable, "-c", "import sys; print('out of luck', file=sys.stderr); sys.exit(3)"])
+
+
+def test_an_object_of_the_end_of_a_second_is_of_that_second(tmp_path):
+    """The last nanoseconds of a second are no part of the next one: the ETag is nginx's, who serves what we list."""
+    path, second = tmp_path / "bucket" / "object", 1_796_000_000
+    path.parent.mkdir()
+    path.write_bytes(b"content")
+    os.utime(path, ns=(0, second * 10**9 + 999_999_950))
+    with own_server(tmp_path) as port, contextlib.closing(HTTPConnection("127.0.0.1", port, timeout=10)) as connection:
+        connection.request("HEAD", "/bucket/object")
+        answer = connection.getresponse()
+        answer.read()
+        assert answer.headers["ETag"] == f'"{second:x}-7"'
+        connection.request("GET", "/bucket?list-type=2")
+        assert f'"{second:x}-7"' in html.unescape(connection.getresponse().read().decode())
