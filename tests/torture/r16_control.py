@@ -24,7 +24,7 @@ from smp_proto import control as c
 from smp_proto.aio import encode
 from smp_proto.channel import Channel
 from smp_proto.errors import DaemonError
-from smp_proto.wire import FrameType, encode_frame
+from smp_proto.wire import FrameDecoder, FrameType, encode_frame
 from smpctl import Client
 from smpd.control import limits, roles, server
 from smpd.control.actor import Actor
@@ -211,7 +211,9 @@ def garbage(number: int) -> Doing:
                     GROUPS[trial.rng.choice(("viewer", "operator", "admin", "admin"))],
                 )
             with sock, anyio.fail_after(PATIENCE_S):
-                await _talk(sock, pieces)
+                if pieces is DEEPEST:  # else its request may be cancelled, as we have gone, before it is looked at
+                    await _ask(sock, pieces)
+                await _talk(sock, [] if pieces is DEEPEST else pieces)
         if machine is not None:
             await anyio.to_thread.run_sync(scene.watch)
         else:
@@ -219,6 +221,21 @@ def garbage(number: int) -> Doing:
             await _until_gone(scene)
 
     return do
+
+
+async def _ask(sock: socket.socket, pieces: list[Piece]) -> None:
+    """Greet and ask, and wait for both answers, or until the other side has closed."""
+    sock.setblocking(False)
+    decoder, answers = FrameDecoder(), 0
+    with contextlib.suppress(OSError):
+        await _send(sock, pieces)
+        while answers < len(pieces):
+            await anyio.wait_readable(sock)
+            data = sock.recv(1 << 18)
+            if not data:
+                return
+            decoder.feed(data)
+            answers += len(list(decoder.frames()))
 
 
 async def _talk(sock: socket.socket, pieces: list[Piece]) -> None:
