@@ -29,12 +29,12 @@ class Stored(NamedTuple):
     """An object, as a listing or a HEAD shows it. The ETag is made as nginx makes it."""
 
     size: int
-    modified: float  # in whole seconds where it is of a file: a float of more may be of the next second
+    modified: int  # whole seconds, as nginx has them: st_mtime is a float, and may be of the next one
 
     @property
     def etag(self) -> str:
         """Quoted, as it goes over the wire."""
-        return f'"{int(self.modified):x}-{self.size:x}"'
+        return f'"{self.modified:x}-{self.size:x}"'
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -109,7 +109,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(length))
         self.send_header("ETag", stored.etag)
         self.send_header("Accept-Ranges", "bytes")
-        self.send_header("Last-Modified", self.date_time_string(int(stored.modified)))
+        self.send_header("Last-Modified", self.date_time_string(stored.modified))
         self.end_headers()
         self.wfile.flush()
         self._count(0, requests=1)
@@ -158,7 +158,7 @@ class Handler(BaseHTTPRequestHandler):
             self.parts[upload][number] = size
             self._answer(b"", etag=f'"{number:032x}"')
             return
-        stored = self.uploaded[self.key] = Stored(size, 0.0)
+        stored = self.uploaded[self.key] = Stored(size, 0)
         self._answer(b"", etag=stored.etag)
 
     def do_POST(self) -> None:
@@ -173,7 +173,7 @@ class Handler(BaseHTTPRequestHandler):
             )
             return
         parts = self.parts.pop(self.query["uploadId"][0])
-        stored = self.uploaded[self.key] = Stored(sum(parts.values()), 0.0)
+        stored = self.uploaded[self.key] = Stored(sum(parts.values()), 0)
         etag = f"<ETag>{escape(stored.etag)}</ETag>"
         self._xml(f"<CompleteMultipartUploadResult>{where}{etag}</CompleteMultipartUploadResult>")
 
@@ -237,9 +237,8 @@ def _walk(folder: str, _mtime_ns: int) -> list[tuple[str, Stored]]:
     for top, _, names in os.walk(folder):
         for name in names:
             info = os.stat(os.path.join(top, name))
-            found.append(
-                (os.path.relpath(os.path.join(top, name), folder), Stored(info.st_size, info.st_mtime_ns // 10**9))
-            )
+            path = os.path.relpath(os.path.join(top, name), folder)
+            found.append((path, Stored(info.st_size, info.st_mtime_ns // 10**9)))
     return sorted(found)
 
 

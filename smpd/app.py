@@ -218,7 +218,7 @@ async def _clean_spool(daemon: Daemon) -> None:
         return sorted({name.partition(".")[0] for name in os.listdir(daemon.box.spool_dir)} - needed)
 
     for job_id in await anyio.to_thread.run_sync(stale):
-        await daemon.runner.clean(job_id)
+        await daemon.runner.leavings.clean(job_id)
 
 
 async def _complete_quarantine(daemon: Daemon) -> None:

@@ -6,7 +6,6 @@ drains what it is told. A slot is bytes ``[slot * slot_bytes, (slot + 1) * slot_
 
 import contextlib
 import ctypes
-import errno
 import fcntl
 import mmap
 import os
@@ -19,7 +18,6 @@ from smpd.host.bounds import no_memory, require_memory
 
 _ZEROS = bytes(1 << 20)
 _LITTLE_BYTES = 128 << 10
-_MADV_POPULATE_WRITE = 23  # linux/mman.h; the module mmap does not know it yet
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
@@ -33,6 +31,8 @@ class Ring:
         if os.fstat(fd).st_size != slots * slot_bytes:
             raise ResourceError("internal", "a ring arrived with a size other than announced")
         self._map = mmap.mmap(fd, slots * slot_bytes, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+        with contextlib.suppress(OSError):  # a kernel without them; it makes them where shmem_enabled allows that
+            self._map.madvise(mmap.MADV_HUGEPAGE)
         _lock(self._map)
         self._view = memoryview(self._map)
 
@@ -49,8 +49,6 @@ class Ring:
         require_memory(slots * slot_bytes, what)
         fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
-            os.ftruncate(fd, slots * slot_bytes)
-            _populate(fd, slots * slot_bytes)
             # Allocating here instead of at first touch turns a lack of memory into an error, not a SIGBUS.
             os.posix_fallocate(fd, 0, slots * slot_bytes)
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
@@ -99,24 +97,6 @@ class Ring:
         with contextlib.suppress(BufferError):
             self._map.close()
         os.close(self.fd)
-
-
-def _populate(fd: int, length: int) -> None:
-    """Have the pages of a ring made, huge ones where shmem_enabled of transparent huge pages allows them (madvise(2)).
-
-    A kernel before 5.14 leaves that to who allocates them afterwards.
-
-    Raises:
-        OSError: there is no memory.
-    """
-    with mmap.mmap(fd, length) as mapped:
-        with contextlib.suppress(OSError):  # a kernel without them
-            mapped.madvise(mmap.MADV_HUGEPAGE)
-        try:
-            mapped.madvise(_MADV_POPULATE_WRITE)
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
 
 
 def _lock(mapped: mmap.mmap) -> None:

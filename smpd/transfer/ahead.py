@@ -84,7 +84,7 @@ class Ahead:
         self._claimed = index + 1
         arrival = self._arrivals.pop(index, None)
         if arrival is not None and arrival.parked:
-            self._pool.unpark(arrival.lane)
+            self._pool.unpark()
         if self._begun and not self._arrivals:
             self._over.set()
         return arrival
@@ -117,9 +117,9 @@ class Ahead:
         await arrival.fetch(self._pool, self._source, index)
         if index in self._arrivals:
             arrival.parked = True
-            self._pool.park(arrival.lane)
+            self._pool.park()
 
     def _give(self, arrival: Arrival) -> None:
         if arrival.parked:
-            self._pool.unpark(arrival.lane)
+            self._pool.unpark()
         self._pool.give(arrival.lane)

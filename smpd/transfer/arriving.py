@@ -75,7 +75,7 @@ async def seal_arriving(
             del turns[piece.number]
         finally:
             with anyio.CancelScope(shield=True):
-                await anyio.to_thread.run_sync(pool.wipe, lane, piece.length)
+                await anyio.to_thread.run_sync(pool.processes.wipe, lane, piece.length)
             pool.give(lane)
 
     turn(0).set()
@@ -100,7 +100,7 @@ def _seal(pool: RemotePool, lane: Lane, piece: _Piece, writer: BundleWriter) -> 
         if not piece.length:
             writer.begin(piece.name, guess_media_type(piece.name))
         else:
-            for start, part in private_copies(pool.ring(lane), lane.slot, piece.length):
+            for start, part in private_copies(pool.processes.ring(lane), lane.slot, piece.length):
                 if piece.offset + start == 0:
                     writer.begin(piece.name, guess_media_type(piece.name, part))
                 writer.write(part)

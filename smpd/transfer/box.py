@@ -44,17 +44,7 @@ class Audit(Protocol):
         Then do ``act``, if given, in the same thread, and return what it does.
         """
 
-    def write(
-        self,
-        event: str,
-        *,
-        actor: str,
-        job: str = "",
-        subject: str = "",
-        subjects: Sequence[str] = (),
-        act: Callable[[], Any] | None = None,
-        **fields: Any,
-    ) -> Any:
+    def write(self, event: str, **fields: Any) -> Any:
         """The same for who is in a thread already; blocking."""
 
 

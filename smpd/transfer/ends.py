@@ -57,4 +57,4 @@ class Ends:
     def _tidy(self, ending: Ending) -> None:
         self._box.journal.endings.recorded(ending)
         if ending.state in ENDED:
-            self._runner.discard(ending.job)
+            self._runner.leavings.discard(ending.job)

@@ -85,7 +85,7 @@ class Batch:
     ) -> tuple[int, dict[int, SmpError]]:
         """In a thread: check and open what has come; returns the plaintext's length, and what was refused."""
         members = self._members
-        ring, senders = members.pool.ring(lane), members.box.senders()
+        ring, senders = members.pool.processes.ring(lane), members.box.senders()
         accept_at = members.acceptance.among([f"{members.pool.name}:{info.path}" for info in self._infos])
         bad: dict[int, SmpError] = {}
         filled = 0

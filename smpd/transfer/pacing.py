@@ -123,7 +123,7 @@ class Pacing:
             self.window = min(self.lanes, 2 * self.window)
 
     def _try(self, rate: float, latency_s: float) -> None:
-        least = 1 if latency_s > SLOW_S else min(self._first, self.lanes)
+        least = 1 if latency_s > SLOW_S else self._first
         if self.window > least and (self._down or self.window == self.lanes):
             self._before, self._down = (self.window, rate), True
             self.window = max(least, self.window * 3 // 4)

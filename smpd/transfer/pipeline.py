@@ -216,7 +216,7 @@ class RangeUnit:
         else:
             asked = asked or await self._pool.read(lane, source.path, source.info.pin, start, end - start)
             self._tally.fetched(asked)
-            read = from_ring(self._pool.ring(lane), lane.slot)
+            read = from_ring(self._pool.processes.ring(lane), lane.slot)
 
         def work() -> bytes:
             try:

@@ -7,17 +7,15 @@ process reads neither the bytes nor the credentials of another remote.
 import contextlib
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from functools import partial
 from typing import TypeVar
 
 import anyio
 from anyio.abc import TaskGroup
 
-from smp_proto.aio import Caller, Exchange
+from smp_proto.aio import Exchange
 from smp_proto.control import ObjectInfo, RemoteHealth, RemoteView
 from smp_proto.errors import NotFoundError, RemoteError, SmpError
 from smpd.links import fetching
-from smpd.links.ring import Ring
 from smpd.metrics.counting import Metrics
 from smpd.transfer.asking import ATTEMPTS, messages, persist, until_answered
 from smpd.transfer.bounds import believed_of_fetch
@@ -27,7 +25,8 @@ from smpd.transfer.lanes import Lane, Lanes
 from smpd.transfer.limiting import Limiter, RemoteLimiter
 from smpd.transfer.opening import Openers
 from smpd.transfer.pacing import Pacing
-from smpd.transfer.settings import FetchSettings, introduce
+from smpd.transfer.processes import Processes
+from smpd.transfer.settings import FetchSettings
 from smpd.transfer.workers import Worker, WorkerHost, kill
 from smpd.vault.remotes import Remote
 
@@ -42,7 +41,7 @@ class RemotePool:
     """All that smpd does with one remote goes through here.
 
     Attributes:
-        load: gives it again with its secret (blocking), for each process that is started; wiped once it was sent.
+        processes: those that speak to it, and their rings.
         ahead: held by whoever fetches before there is room for the plaintext.
         openers: limits the threads that hash and open.
     """
@@ -63,28 +62,19 @@ class RemotePool:
         self.name = remote.name
         self.mode = remote.mode
         self.kind = remote.config.__struct_config__.tag
-        self._load = load
         self.settings = settings
-        self.walls: dict[str, str] = {}  # of the process that was started last
-        self._rings: list[Ring | None] = [None] * settings.processes
-        self.hosts = [
-            WorkerHost(group, "fetch", remote.name, self._set_up(index), settings.idle_s, partial(self._let_go, index))
-            for index in range(settings.processes)
-        ]
         lanes = [Lane(w, s) for w in range(settings.processes) for s in range(settings.slots)]
         self.pacing = Pacing(len(lanes), _FIRST_LANES * settings.processes)
         self._lanes = Lanes(lanes, self.pacing)
+        self.processes = Processes(remote.name, load, settings, self._lanes, group)
         self._limits = RemoteLimiter(limiter, remote.name)
-        self._next = 0
-        self._closed = False
         self._closing = anyio.Event()
         self.ahead = anyio.Lock()
-        self._group = group
         self.gate = Gate(
             remote.name,
             settings.breaker,
             probe=self.probe,
-            paused=self._pause,
+            paused=self.processes.hold,
             changed=changed,
             quiet=self._limits.quiet,
             group=group,
@@ -100,17 +90,6 @@ class RemotePool:
         """How many lanes are handed out."""
         return self._lanes.in_use
 
-    @property
-    def ring_bytes(self) -> int:
-        """How much memory the rings take that are there."""
-        return sum(ring.slots * ring.slot_bytes for ring in self._rings if ring is not None)
-
-    def ring(self, lane: Lane) -> Ring:
-        """The ring a lane belongs to."""
-        ring = self._rings[lane.worker]
-        assert ring is not None
-        return ring
-
     async def take(self) -> Lane:
         """Wait for a free lane; those who wait are served by the priority of their job, then in order."""
         return await self._limits.lane(self._lanes.take, self.settings.slot_bytes)
@@ -119,14 +98,13 @@ class RemotePool:
         """Return a lane."""
         self._limits.release(lane)
         self._lanes.give(lane)
-        if self.hosts[lane.worker].absent:  # it went while something waited in the lane
-            self._group.start_soon(self._let_go, lane.worker)
+        self.processes.given(lane)
 
-    def park(self, lane: Lane) -> None:
+    def park(self) -> None:
         """What came into a lane waits there, for nobody knows how long."""
         self._lanes.park()
 
-    def unpark(self, lane: Lane) -> None:
+    def unpark(self) -> None:
         """It does not wait any more."""
         self._lanes.unpark()
 
@@ -141,12 +119,6 @@ class RemotePool:
             group.start_soon(closing)
             await event.wait()
             group.cancel_scope.cancel()
-
-    def wipe(self, lane: Lane, length: int) -> None:
-        """Zero the front of a lane's slot, which held plaintext."""
-        ring = self._rings[lane.worker]
-        if ring is not None:
-            ring.wipe(lane.slot, length)
 
     @contextlib.asynccontextmanager
     async def lane(self) -> AsyncIterator[Lane]:
@@ -176,7 +148,7 @@ class RemotePool:
         started = time.monotonic()
         self.pacing.started(started, self._lanes.under_way)
         try:
-            answer = await self._call(self.hosts[lane.worker], request, kind)
+            answer = await self._call(self.processes.of(lane), request, kind)
         except SmpError as error:
             if error.code == "remote_busy":
                 self.pacing.busy(time.monotonic())
@@ -196,7 +168,7 @@ class RemotePool:
             async with self.lane() as lane:
                 await self.read(lane, path, pin, offset, length)
                 part = view[offset - start : offset - start + length]
-                await anyio.to_thread.run_sync(self.ring(lane).read, lane.slot, 0, part)
+                await anyio.to_thread.run_sync(self.processes.ring(lane).read, lane.slot, 0, part)
         return bytes(data)
 
     async def tail(self, path: str, length: int) -> tuple[ObjectInfo, bytes]:
@@ -204,11 +176,11 @@ class RemotePool:
         async with self.lane() as lane:
             length = min(length, self.settings.slot_bytes)
             request = fetching.Tail(path, length, lane.slot)
-            host = self.hosts[lane.worker]
+            host = self.processes.of(lane)
             info = (await persist(lambda: self._call(host, request, ObjectInfo))).answer
             length = max(0, min(length, info.size))
             self.counts.fetched(length)
-            with self.ring(lane).slot(lane.slot) as slot:
+            with self.processes.ring(lane).slot(lane.slot) as slot:
                 return info, bytes(slot[:length])
 
     async def read_many(self, lane: Lane, objects: Sequence[fetching.Whole]) -> tuple[int, dict[int, SmpError]]:
@@ -257,21 +229,21 @@ class RemotePool:
     async def stat(self, path: str) -> ObjectInfo:
         """Size and pin of an object."""
         request = fetching.Stat(path)
-        tries = await persist(lambda: self._call(self._any(), request, ObjectInfo))
+        tries = await persist(lambda: self._call(self.processes.any(), request, ObjectInfo))
         return tries.answer
 
     async def ask(self, request: object, kind: type[T], fd: int | None = None) -> T:
         """Put one question to any of the processes."""
-        tries = await persist(lambda: self._call(self._any(), request, kind, () if fd is None else (fd,)))
+        tries = await persist(lambda: self._call(self.processes.any(), request, kind, () if fd is None else (fd,)))
         return tries.answer
 
     async def delete(self, path: str, pin: str = "") -> None:
         """Remove an object; with a pin, only that version of it."""
-        await self._call(self._any(), fetching.Delete(path, pin), type(None))
+        await self._call(self.processes.any(), fetching.Delete(path, pin), type(None))
 
     async def probe(self) -> fetching.Probed:
         """Connect, authenticate and list at most one object."""
-        return await self._call(self._any(), fetching.Probe(), fetching.Probed, gated=False)
+        return await self._call(self.processes.any(), fetching.Probe(), fetching.Probed, gated=False)
 
     async def list(
         self, prefix: str, *, recursive: bool = True, after: str = "", gated: bool = True
@@ -282,7 +254,7 @@ class RemotePool:
         """
         request = fetching.List(prefix, recursive, after)
         async with (
-            self._ask(self._any(), request, gated=gated) as (worker, exchange),
+            self._ask(self.processes.any(), request, gated=gated) as (worker, exchange),
             contextlib.aclosing(messages(worker, exchange, fetching.Listed)) as batches,
         ):
             async for batch in batches:
@@ -300,7 +272,7 @@ class RemotePool:
         Not through the gate: a queue that is away says nothing of the bucket.
         """
         async with (
-            self._ask(self._any(), fetching.Watch(prefix, queue), gated=False) as (worker, exchange),
+            self._ask(self.processes.any(), fetching.Watch(prefix, queue), gated=False) as (worker, exchange),
             contextlib.aclosing(messages(worker, exchange, fetching.Seen)) as found,
         ):
             async for seen in found:
@@ -320,7 +292,7 @@ class RemotePool:
     ) -> ObjectInfo:
         """Upload a sealed file, see :class:`~smpd.links.fetching.Write`; ``begun`` keeps a multipart upload's id."""
         request, done = fetching.Write(path, size, part, replaces, self._limits.limits_bytes), 0
-        async with self._ask(self._any(), request, [fd]) as (worker, exchange):
+        async with self._ask(self.processes.any(), request, [fd]) as (worker, exchange):
             async with contextlib.aclosing(messages(worker, exchange, fetching.Progress)) as steps:
                 async for step in steps:
                     if step.busy_s:
@@ -343,33 +315,9 @@ class RemotePool:
 
     async def aclose(self) -> None:
         """Stop the processes, and give the rings back once nobody holds a lane."""
-        self._closed = True
         self._closing.set()
         self.gate.close()
-        for host in self.hosts:
-            host.stop()
-        for host in self.hosts:
-            await host.gone()  # one that is just starting may yet make its ring
-        await self._lanes.until_idle()
-        for ring in self._rings:
-            if ring is not None:
-                ring.close()
-        self._rings = [None] * len(self._rings)
-
-    def _any(self) -> WorkerHost:
-        self._next = (self._next + 1) % len(self.hosts)
-        return self.hosts[self._next]
-
-    def _pause(self, seconds: float) -> None:
-        """Have all processes hold what they do on their own: parts of uploads, pages of listings."""
-
-        async def hold(caller: Caller) -> None:
-            with contextlib.suppress(SmpError, TimeoutError):
-                await caller.call(fetching.Hold(seconds), type(None), timeout=_SETTLE_S)
-
-        for host in self.hosts:
-            if host.worker is not None and host.worker.caller.alive:
-                self._group.start_soon(hold, host.worker.caller)
+        await self.processes.aclose()
 
     async def _call(
         self, host: WorkerHost, request: object, kind: type[T], fds: Sequence[int] = (), *, gated: bool = True
@@ -389,8 +337,8 @@ class RemotePool:
         """Send a request; when the block is left the process is done with it, also with the slot that it named."""
         if gated:
             await self.gate.enter()
-            await self._limits.asks(request, self.hosts.index(host))
-        if self._closed:
+            await self._limits.asks(request, self.processes.hosts.index(host))
+        if self._closing.is_set():
             raise NotFoundError("no_such_remote", f"remote {self.name} was removed", hint="run: smpctl remote list")
         async with host.use() as worker, worker.caller.open(request, fds) as exchange:
             try:
@@ -419,24 +367,3 @@ class RemotePool:
                     kill(worker.process)
                     with anyio.move_on_after(_SETTLE_S, shield=True):
                         await worker.process.wait()
-
-    async def _let_go(self, index: int) -> None:
-        """The process is gone; its ring goes with it, unless a range in it is still on its way."""
-        ring = self._rings[index]
-        if ring is not None and not self._lanes.used_by(index):
-            self._rings[index] = None
-            with anyio.CancelScope(shield=True):
-                await anyio.to_thread.run_sync(ring.close)
-
-    def _set_up(self, index: int) -> Callable[[Worker], Awaitable[None]]:
-        async def set_up(worker: Worker) -> None:
-            ring = self._rings[index]
-            if ring is None:
-                settings = self.settings
-                ring = await anyio.to_thread.run_sync(
-                    Ring.create, f"smp-cipher-{index}", settings.slots, settings.slot_bytes
-                )
-                self._rings[index] = ring
-            self.walls = await introduce(worker, ring, partial(self._load, self.name), self.settings)
-
-        return set_up

@@ -9,10 +9,9 @@ import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import anyio
-import msgspec
 
 from smp_proto.control import GetSpec, ObjectInfo, PutSpec, Result, RunSpec
 from smp_proto.errors import IntegrityError, SmpError, UsageError, one_error
@@ -21,7 +20,6 @@ from smp_proto.sealed.envelope import open_envelope
 from smp_proto.sealed.keys import PublicIdentity
 from smp_proto.sealed.layout import TRAILER_BYTES, Trailer
 from smpd.jobs.job import Job, Progress
-from smpd.jobs.job import Source as JobSource
 from smpd.jobs.scheduler import RANKS
 from smpd.links import computing
 from smpd.transfer.ahead import Ahead
@@ -32,38 +30,31 @@ from smpd.transfer.delivery import Courier
 from smpd.transfer.device import finish_results
 from smpd.transfer.evidence import Evidence
 from smpd.transfer.lanes import rank
+from smpd.transfer.leavings import Leavings, Left
 from smpd.transfer.opening import Opener
 from smpd.transfer.pipeline import bring_object
 from smpd.transfer.plain import PlainRing
 from smpd.transfer.pool import RemotePool
 from smpd.transfer.refusing import Acceptance, Refusals
-from smpd.transfer.sealing import SealedFile, check_sealed, end_digest, sealed_by, sealed_file
+from smpd.transfer.sealing import SealedFile, sealed_by, sealed_file
 from smpd.transfer.source import Source, check_version, naming, open_source
-from smpd.transfer.spool import Spool, remove
+from smpd.transfer.spool import Spool
 from smpd.vault.objects import Adoption
 from smpd.vault.remotes import is_prefix, parse_location
-
-
-class _Before(NamedTuple):
-    """What earlier attempts left: what they sealed, whether they refused something, and whether they kept ranges."""
-
-    source: JobSource | None
-    refused: bool
-    begun: bool
 
 
 class Runner:
     """Runs jobs. One instance serves the scheduler; it keeps nothing between jobs.
 
     Attributes:
+        leavings: what attempts leave for the next ones.
         courier: delivers results.
     """
 
     def __init__(self, box: Box) -> None:
         self._box = box
-        # In this process, and by which key: what an earlier one sealed is looked at again.
-        self._sealed_here: dict[str, bytes] = {}
-        self.courier = Courier(box, self.out)
+        self.leavings = Leavings(box)
+        self.courier = Courier(box, self.leavings.out)
 
     async def __call__(self, job: Job, progress: Progress) -> Result:
         """Do the job, or what is left of it.
@@ -76,10 +67,10 @@ class Runner:
         rank.set(RANKS[job.priority])
         refusals = Refusals(self._box, job)
         try:
-            before = await self._thread(self._before, job.id)
+            left = await self._thread(self.leavings.of, job.id)
             with one_error():
-                result = await self._do(job, meter, before)
-            if before.refused:
+                result = await self._do(job, meter, left)
+            if left.refused:
                 await refusals.settle()
             return result
         except IntegrityError as error:
@@ -88,49 +79,14 @@ class Runner:
         finally:
             meter.transfer.seconds = time.monotonic() - started
 
-    def _before(self, job_id: str) -> _Before:
-        """In a thread: what earlier attempts left."""
-        refused = bool(self._box.quarantine.list(job_id, limit=1))
-        return _Before(self._box.journal.source(job_id), refused, os.path.exists(self.part(job_id)))
-
-    async def _do(self, job: Job, meter: Meter, before: _Before) -> Result:
+    async def _do(self, job: Job, meter: Meter, left: Left) -> Result:
         match job.spec:
             case GetSpec():
                 return await self._get(job, job.spec, meter)
             case RunSpec():
-                return await self._run(job, job.spec, meter, before)
+                return await self._run(job, job.spec, meter, left)
             case PutSpec():
-                return await self._put(job, job.spec, meter, before)
-
-    def sealed_source(self, job_id: str, result: Result, sender: bytes = b"") -> JobSource:
-        """What the journal is to know of what was sealed for a job in this process, by which key; blocking."""
-        end = end_digest(self.out(job_id))
-        self._sealed_here[job_id] = sender
-        return JobSource(end, 0, msgspec.msgpack.encode(result))
-
-    def discard(self, job_id: str) -> None:
-        """Remove the files that a job left in the spool; blocking."""
-        self._sealed_here.pop(job_id, None)
-        for name in os.listdir(self._box.spool_dir):
-            if name.startswith(f"{job_id}."):
-                remove(os.path.join(self._box.spool_dir, name))
-
-    async def clean(self, job_id: str) -> None:
-        """Remove what a job left in the spool, and what the journal knows of it: the job starts over."""
-
-        def clean() -> None:
-            self.discard(job_id)
-            self._box.journal.clear_ranges(job_id)
-
-        await self._thread(clean)
-
-    def part(self, job_id: str) -> str:
-        """The spool file of what a job receives."""
-        return os.path.join(self._box.spool_dir, f"{job_id}.part")
-
-    def out(self, job_id: str) -> str:
-        """The spool file of what a job sends or keeps: sealed results, or the bundle of a put."""
-        return os.path.join(self._box.spool_dir, f"{job_id}.out")
+                return await self._put(job, job.spec, meter, left)
 
     # ── get ────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -146,7 +102,7 @@ class Runner:
             return await get_all(self._box, job, pool, path, meter)
         if pool.mode == "standard":
             info = await self._arrive(job, pool, path, meter)
-            return await self._keep(job, meter, self.part(job.id), result_of(info))
+            return await self._keep(job, meter, self.leavings.part(job.id), result_of(info))
         source = await self._open(job, pool, path)
         try:
             spool = await self._fill(job, pool, source, spec.source, meter, plain=None)
@@ -170,7 +126,7 @@ class Runner:
     async def _keep(self, job: Job, meter: Meter, path: str, result: Result, sender: bytes = b"") -> Result:
         """Put a sealed file into the vault; without a ``sender`` it was sealed here, perhaps with an earlier key."""
         meter.stage("store")
-        sender = sender or self._sealed_here.get(job.id, b"")
+        sender = sender or self.leavings.signed_by(job.id)
         if not sender:
             sender = await self._thread(sealed_by, path) or self._box.identity.public.key_id
         item = Adoption(
@@ -188,22 +144,22 @@ class Runner:
 
     # ── run ────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _run(self, job: Job, spec: RunSpec, meter: Meter, before: _Before) -> Result:
+    async def _run(self, job: Job, spec: RunSpec, meter: Meter, left: Left) -> Result:
         try:
-            result = await self._sealed(job, before.source)
+            result = await self.leavings.sealed(job.id, left)
         except IntegrityError:  # this box's own disk; it can be made again
             result = None
         fresh = result is None
         if result is None:
             if spec.target:
                 await self.courier.plan(job, spec.target)
-            result = await self._process(job, spec, meter, before)
+            result = await self._process(job, spec, meter, left)
         if spec.target:
             await self.courier.deliver(job, spec.target, result, meter, fresh=fresh)
             return result
-        return await self._keep(job, meter, self.out(job.id), result)
+        return await self._keep(job, meter, self.leavings.out(job.id), result)
 
-    async def _process(self, job: Job, spec: RunSpec, meter: Meter, before: _Before) -> Result:
+    async def _process(self, job: Job, spec: RunSpec, meter: Meter, left: Left) -> Result:
         self._box.compute.of(spec.processor)
         pool, path = await self._locate(spec.source)
         if pool.mode != "standard" and is_prefix(path):
@@ -216,7 +172,7 @@ class Runner:
         else:
             source = await self._open(job, pool, path)
 
-        ahead = Ahead(pool, source) if pool.mode != "standard" and not before.begun else None
+        ahead = Ahead(pool, source) if pool.mode != "standard" and not left.begun else None
 
         async def feed(plain: PlainRing) -> None:
             spool = await self._fill(job, pool, source, spec.source, meter, plain=plain, ahead=ahead)
@@ -252,7 +208,7 @@ class Runner:
             await feed(plain)
             meter.stage("compute")
 
-        async with sealed_file(self._box.space, self.out(job.id), self._box.identities, []) as writer:
+        async with sealed_file(self._box.space, self.leavings.out(job.id), self._box.identities, []) as writer:
             # All objects are verified whole when feed returns; only then may a result be finished.
             meter.stage("device")
             done = await compute.of(spec.processor).run(request, writer, fed)
@@ -265,14 +221,14 @@ class Runner:
         """In a thread: make the results durable, then note that they are."""
         result = result_of(finish_results(writer))
         writer.kept = True  # it may be noted even where the disk fails to say so
-        source = self.sealed_source(job.id, result, writer.signed_by)
+        source = self.leavings.sealed_source(job.id, result, writer.signed_by)
         self._box.journal.keep_result(job.id, source, self.courier.begin(job))
         return result
 
     # ── put ────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _put(self, job: Job, spec: PutSpec, meter: Meter, before: _Before) -> Result:
-        result = await self._sealed(job, before.source)
+    async def _put(self, job: Job, spec: PutSpec, meter: Meter, left: Left) -> Result:
+        result = await self.leavings.sealed(job.id, left)
         if result is None:
             raise UsageError("bad_request", "the files of this put were never sealed", hint="submit it again")
         await self.courier.deliver(job, spec.target, result, meter)
@@ -288,7 +244,7 @@ class Runner:
         """Check the envelope of a remote object; the object is pinned from the job's first attempt on."""
         location = f"{pool.name}:{path}"
         journal = self._box.journal
-        evidence = Evidence("" if pool.mode == "streaming" else self.part(job.id), self._box.space)
+        evidence = Evidence("" if pool.mode == "streaming" else self.leavings.part(job.id), self._box.space)
 
         async def check(info: ObjectInfo, act: Callable[[], Any]) -> Any:
             check_version(job, info, location)
@@ -315,7 +271,7 @@ class Runner:
                 yield
         except SmpError as error:
             if error.code == "source_changed":
-                await self.clean(job.id)
+                await self.leavings.clean(job.id)
                 error.hint = f"nothing of it was delivered; to take the object as it is now: smpctl job resume {job.id}"
             named = naming(error, location)
             if isinstance(named, IntegrityError):
@@ -325,7 +281,7 @@ class Runner:
 
     async def _open_own(self, job: Job, pool: RemotePool) -> Source:
         """The bundle that was sealed here on arrival, as a source."""
-        path = self.part(job.id)
+        path = self.leavings.part(job.id)
 
         def read() -> Source:
             with open(path, "rb") as file:
@@ -375,7 +331,7 @@ class Runner:
         """
         if pool.mode == "streaming" or (pool.mode != "standard" and source.opener.range_count == 1 and not keep):
             return None, {}
-        path, size, journal = self.part(job.id), source.info.size, self._box.journal
+        path, size, journal = self.leavings.part(job.id), source.info.size, self._box.journal
         if pool.mode == "standard":
             return await Spool.open(self._box.space, path, size, None), dict.fromkeys(range(source.opener.range_count))
         have = await self._thread(journal.ranges, job.id)
@@ -387,22 +343,8 @@ class Runner:
         objects = await find_objects(pool, path)
         check_version(job, objects[0], f"{pool.name}:{path}")
         meter.begin("seal", sum(info.size for info in objects))
-        async with sealed_file(self._box.space, self.part(job.id), self._box.identities, None) as writer:
+        async with sealed_file(self._box.space, self.leavings.part(job.id), self._box.identities, None) as writer:
             return await seal_arriving(pool, path, objects, writer, meter)
-
-    async def _sealed(self, job: Job, source: JobSource | None) -> Result | None:
-        """What an earlier attempt sealed and did not yet deliver."""
-        if source is None or source.envelope is None:
-            return None
-        result = msgspec.msgpack.decode(source.envelope, type=Result)
-        adopted = await self._thread(self._box.vault.adopted, job.id)  # then its file is in the vault already
-        if job.id not in self._sealed_here and not adopted:
-            try:
-                await self._thread(check_sealed, self.out(job.id), result, source.pin)
-            except IntegrityError as error:
-                error.hint = "look at the disk; then submit it again"
-                raise naming(error, f"job {job.id}") from error
-        return result
 
     async def _audit(self, job: Job, event: str, subject: str, **fields: Any) -> Any:
         return await self._box.audit(event, actor=job.owner, job=job.id, subject=subject, **fields)

@@ -27,8 +27,8 @@ _TAIL_BYTES = 256 << 10
 class Source:
     """A sealed object whose envelope has been checked.
 
-    ``tail`` is the envelope and the trailer as they are stored, ``ending`` all that came along with them: the last
-    bytes of the object, or all of a small one. Close wipes the file key.
+    ``tail`` is the envelope and the trailer as they are stored, ``ending`` the last bytes of the payload, or all of a
+    small one, which came along with them. Close wipes the file key.
     """
 
     path: str
@@ -41,8 +41,8 @@ class Source:
     acceptance: "Acceptance | None" = None
 
     def came(self, start: int, end: int) -> bytes | None:
-        """Bytes ``[start, end)`` of the object where they came along with its envelope."""
-        first = self.info.size - len(self.ending)
+        """Bytes ``[start, end)`` of the payload where they came along with the envelope."""
+        first = self.trailer.payload_bytes - len(self.ending)
         return self.ending[start - first : end - first] if start >= first else None
 
     def is_new(self, location: str) -> bool:
@@ -105,8 +105,8 @@ async def open_source(
         tail = await pool.fetch_bytes(path, info.pin, trailer.payload_bytes, first) + tail
         first = trailer.payload_bytes
         opened = await anyio.to_thread.run_sync(open_it, trailer)
-    opener = Opener(opened, pool.settings.slot_bytes)
-    return Source(path, info, trailer, tail[trailer.payload_bytes - first :], opener, tail, evidence, acceptance)
+    opener, came = Opener(opened, pool.settings.slot_bytes), trailer.payload_bytes - first
+    return Source(path, info, trailer, tail[came:], opener, tail[:came], evidence, acceptance)
 
 
 def no_objects(remote: str, path: str) -> NotFoundError:

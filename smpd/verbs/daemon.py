@@ -76,7 +76,7 @@ class Daemon:
     def ring_bytes(self) -> int:
         """How much memory all rings take that are there."""
         pools, compute = self.pools.open.values(), self.box.compute.all
-        return sum(each.ring_bytes for each in pools) + sum(each.ring_bytes for each in compute)
+        return sum(each.processes.ring_bytes for each in pools) + sum(each.ring_bytes for each in compute)
 
     async def reload(self, actor: str) -> Reloaded:
         """Read the configuration anew and take up what can change at once. Raises as :meth:`Reloading.reload`."""

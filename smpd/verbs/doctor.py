@@ -64,7 +64,7 @@ async def doctor(daemon: Daemon, actor: Actor, request: DoctorRequest, exchange:
         checks += await _compute_checks(compute)
     checks += await _remote_checks(daemon, actor)
     for pool in pools_of(daemon, actor):
-        checks += _wall_checks(f"fetch {pool.name}", pool.walls)
+        checks += _wall_checks(f"fetch {pool.name}", pool.processes.walls)
     mapped = daemon.ring_bytes
     checks.append(await anyio.to_thread.run_sync(checkup.memory_check, daemon.config, mapped))
     checks.append(await anyio.to_thread.run_sync(checkup.locked_check, mapped))
@@ -153,7 +153,7 @@ async def _try_remote(daemon: Daemon, name: str) -> list[Check]:
     called = f"remote {name}"
     try:
         pool = await daemon.pools.get(name)
-        resting = [host for host in pool.hosts if host.worker is None]
+        resting = [host for host in pool.processes.hosts if host.worker is None]
         try:
             with anyio.fail_after(_REMOTE_S):
                 probed = await pool.probe()

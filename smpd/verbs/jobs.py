@@ -63,7 +63,7 @@ async def submit(daemon: Daemon, actor: Actor, request: Submit, exchange: Exchan
         try:
             for each_id in parts:
                 if each_id != job_id:
-                    link = partial(also_name, daemon.runner.out(job_id), daemon.runner.out(each_id))
+                    link = partial(also_name, daemon.runner.leavings.out(job_id), daemon.runner.leavings.out(each_id))
                     with disk_errors("the spool"):
                         await anyio.to_thread.run_sync(link)
             for each_id, each in parts.items():
@@ -71,7 +71,7 @@ async def submit(daemon: Daemon, actor: Actor, request: Submit, exchange: Exchan
         finally:
             for each_id in parts.keys() - {job.id for job in accepted}:
                 if sealed is not None:  # refused, or the same request came before
-                    await daemon.runner.clean(each_id)
+                    await daemon.runner.leavings.clean(each_id)
             for job in accepted:
                 if job.id in parts:
                     daemon.scheduler.submitted(job)
@@ -110,7 +110,7 @@ def _accept(daemon: Daemon, actor: Actor, request: Submit, job_id: str, sealed: 
         priority=request.priority,
         job_id=job_id,
         unfinished_max=0 if is_master(actor.uid) else daemon.config.jobs.unfinished_user_max,
-        source=None if sealed is None else daemon.runner.sealed_source(job_id, sealed),
+        source=None if sealed is None else daemon.runner.leavings.sealed_source(job_id, sealed),
     )
     return found
 
@@ -145,7 +145,7 @@ async def _seal_files(daemon: Daemon, job_id: str, spec: PutSpec, exchange: Exch
             sent = done
             anyio.from_thread.run(exchange.send, Sealing(done, files))
 
-    out, box = daemon.runner.out(job_id), daemon.box
+    out, box = daemon.runner.leavings.out(job_id), daemon.box
     async with sealed_file(box.space, out, box.identities, recipients) as writer:
         for _ in range(_FILES_MAX):
             file, fds = await next_file(exchange, PutFile)

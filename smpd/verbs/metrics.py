@@ -71,7 +71,7 @@ def _of_remote(pool: RemotePool) -> Iterator[Gauge]:
     yield Gauge("smp_lanes", pool.lanes, name)
     yield Gauge("smp_lanes_in_use", pool.lanes_in_use, name)
     yield Gauge("smp_lanes_window", pool.pacing.window, name)
-    yield Gauge("smp_ring_bytes", pool.ring_bytes)
+    yield Gauge("smp_ring_bytes", pool.processes.ring_bytes)
 
 
 def _of_compute(compute: Compute) -> Iterator[Gauge]:
@@ -118,7 +118,8 @@ def _looked_up(daemon: Daemon) -> Iterator[Gauge]:
     yield Gauge("smp_spool_files", files)
     yield Gauge("smp_spool_bytes", taken)
     yield from _process()
-    for host in [*(host for pool in [*daemon.pools.open.values()] for host in pool.hosts), *box.compute.hosts]:
+    fetching = [host for pool in [*daemon.pools.open.values()] for host in pool.processes.hosts]
+    for host in [*fetching, *box.compute.hosts]:
         label = (host.role, host.label)
         yield Gauge("smp_workers", host.worker is not None, label)
         yield Gauge("smp_worker_resident_bytes", host.sample(), label)

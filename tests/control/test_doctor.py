@@ -141,7 +141,7 @@ async def test_remotes_are_tried_and_let_go(tmp_path):
             assert "behind this box's" in late.text
             assert "timedatectl" in late.hint
             with anyio.fail_after(60):
-                while any(host.worker for pool in box.daemon.pools.open.values() for host in pool.hosts):
+                while any(host.worker for pool in box.daemon.pools.open.values() for host in pool.processes.hosts):
                     await anyio.sleep(0.01)
 
 

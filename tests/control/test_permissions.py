@@ -155,7 +155,7 @@ async def test_what_may_not_be_used_is_refused_and_not_shown(tmp_path):
 async def submitted(box: Whole, uid: int, source: str) -> str:
     """A job of a user, whatever they may do now."""
     job, _ = box.daemon.box.journal.add(c.GetSpec(source), owner=f"somebody({uid})", key=source)
-    part = box.daemon.runner.part(job.id)
+    part = box.daemon.runner.leavings.part(job.id)
     with open(part, "wb") as file:
         file.write(b"sealed")
     item = Adoption(job.id, part, b"o" * 16, b"s" * 16, 6, 1, 3)

@@ -139,7 +139,7 @@ async def _spool_holds(daemon: Whole, job: str) -> bool:
         return False  # the job fails, and says so
     result = msgspec.msgpack.decode(found.envelope, type=c.Result)
     try:
-        await anyio.to_thread.run_sync(check_sealed, daemon.daemon.runner.out(job), result, found.pin)
+        await anyio.to_thread.run_sync(check_sealed, daemon.daemon.runner.leavings.out(job), result, found.pin)
     except SmpError:
         return False
     return True

@@ -220,19 +220,19 @@ async def test_a_process_that_goes_meanwhile_leaves_its_ring_as_long_as_it_is_ne
         async with Ahead(pool, source).running() as ahead:
             await reads.until(2)
             await until_still()
-            for host in pool.hosts:
+            for host in pool.processes.hosts:
                 await host.end()
-            assert pool.ring_bytes == 4 * MIB
+            assert pool.processes.ring_bytes == 4 * MIB
             if claimed:
                 for index in (0, 1):
                     arrival = ahead.claim(index)
                     assert arrival is not None
                     into = bytearray(MIB)
-                    pool.ring(arrival.lane).read(arrival.lane.slot, 0, memoryview(into))
+                    pool.processes.ring(arrival.lane).read(arrival.lane.slot, 0, memoryview(into))
                     assert into == (sealed / "object.smp").read_bytes()[index * MIB : (index + 1) * MIB]
                     pool.give(arrival.lane)
         with anyio.fail_after(30):
-            while pool.ring_bytes:
+            while pool.processes.ring_bytes:
                 await anyio.lowlevel.checkpoint()
         assert (await bring(pool, source, None))[0] == plaintext
         await all_lanes_are_back(pool)

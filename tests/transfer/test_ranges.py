@@ -287,11 +287,14 @@ async def test_a_cancelled_read_has_let_go_of_its_slot(fake_program):
     fake_program("fake_worker.py")
     async with pools(Path("/"), processes=1) as found:
         pool = await found.get("local")
-        async with pool.hosts[0].use(), pool.lane() as lane:  # it runs already: starting it may take longer than that
+        async with (
+            pool.processes.hosts[0].use(),
+            pool.lane() as lane,
+        ):  # it runs already: starting it may take longer than that
             with anyio.move_on_after(1) as scope:
                 await pool.read(lane, "path", "pin", 0, 4)
             assert scope.cancelled_caught
-            ring = pool.ring(lane)
+            ring = pool.processes.ring(lane)
             assert os.pread(ring.fd, 4, lane.slot * ring.slot_bytes) == b"late"
 
 
@@ -375,7 +378,7 @@ async def test_a_fetch_process_that_is_killed(sealed, plaintext, tmp_path):
             nonlocal killed
             if not killed and done >= MIB:
                 killed = True
-                for host in pool.hosts:
+                for host in pool.processes.hosts:
                     if host.worker:
                         host.worker.process.kill()
 
@@ -384,7 +387,7 @@ async def test_a_fetch_process_that_is_killed(sealed, plaintext, tmp_path):
         await all_lanes_are_back(pool)
         assert plain.data == plaintext
         assert count.fetched_bytes <= source.trailer.payload_bytes + pool.lanes * MIB
-        assert any(host.restarts for host in pool.hosts)
+        assert any(host.restarts for host in pool.processes.hosts)
 
 
 async def test_a_remote_that_is_removed_meanwhile(sealed, tmp_path):
@@ -432,7 +435,7 @@ async def test_a_cancelled_arrival_keeps_no_plaintext(sealed, plaintext, tmp_pat
 
 
 def no_plaintext(pool: RemotePool, plaintext: bytes) -> bool:
-    rings = [ring for ring in pool._rings if ring]
+    rings = [ring for ring in pool.processes._rings if ring]
     parts = [plaintext[at : at + 32] for at in range(0, len(plaintext) - 32, MIB // 4)]
     held = [os.pread(ring.fd, ring.slots * ring.slot_bytes, 0) for ring in rings]
     return bool(held) and not any(part in each for part in parts for each in held)

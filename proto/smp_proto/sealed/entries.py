@@ -17,10 +17,11 @@ COMPONENT_MAX_BYTES = 255
 # Control characters, lone surrogates, line and paragraph separators: nothing a terminal or a log may obey.
 _REFUSED_CATEGORIES = frozenset({"Cc", "Cs", "Zl", "Zp"})
 
-# Some of the names that are valid, and nearly all there are: up to three components of plain characters.
-_USUAL = re.compile(r"[\w-][\w.-]{0,254}(?:/[\w-][\w.-]{0,254}){0,2}", re.ASCII)
-
-_FLAT = re.compile(r"(?:[\w-][\w.-]{0,254}\n)*[\w-][\w.-]{0,254}", re.ASCII)  # such names, a line each
+# Some of the names that are valid, and nearly all there are: up to three components of plain characters. And names of
+# one such component, a line each. Neither looks back, which would take memory: an index may have a million lines.
+_COMPONENT = r"[\w-][\w.-]{0,254}+"
+_USUAL = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT}){{0,2}}+", re.ASCII)
+_FLAT = re.compile(rf"(?:{_COMPONENT}\n)*+{_COMPONENT}", re.ASCII)
 
 PLACE = "smp.place"  # attribute of the first entry: where its sender means the object to lie
 

@@ -1,0 +1,95 @@
+"""What an attempt of a job leaves for the next one: its files in the spool, and what the journal knows of them."""
+
+import os
+from typing import NamedTuple
+
+import anyio
+import msgspec
+
+from smp_proto.control import Result
+from smp_proto.errors import IntegrityError
+from smpd.jobs.job import Source
+from smpd.transfer.box import Box
+from smpd.transfer.sealing import check_sealed, end_digest
+from smpd.transfer.source import naming
+from smpd.transfer.spool import remove
+
+
+class Left(NamedTuple):
+    """What earlier attempts left: what they sealed, whether they refused something, and whether they kept ranges."""
+
+    source: Source | None
+    refused: bool
+    begun: bool
+
+
+class Leavings:
+    """The leavings of all jobs.
+
+    Args:
+        box: whose spool and journal they are in.
+    """
+
+    def __init__(self, box: Box) -> None:
+        self._box = box
+        # In this process, and by which key: what an earlier one sealed is looked at again.
+        self._sealed_here: dict[str, bytes] = {}
+
+    def part(self, job_id: str) -> str:
+        """The spool file of what a job receives."""
+        return os.path.join(self._box.spool_dir, f"{job_id}.part")
+
+    def out(self, job_id: str) -> str:
+        """The spool file of what a job sends or keeps: sealed results, or the bundle of a put."""
+        return os.path.join(self._box.spool_dir, f"{job_id}.out")
+
+    def of(self, job_id: str) -> Left:
+        """What there is of a job; blocking."""
+        refused = bool(self._box.quarantine.list(job_id, limit=1))
+        return Left(self._box.journal.source(job_id), refused, os.path.exists(self.part(job_id)))
+
+    def sealed_source(self, job_id: str, result: Result, sender: bytes = b"") -> Source:
+        """What the journal is to know of what was sealed for a job in this process, by which key; blocking."""
+        end = end_digest(self.out(job_id))
+        self._sealed_here[job_id] = sender
+        return Source(end, 0, msgspec.msgpack.encode(result))
+
+    def signed_by(self, job_id: str) -> bytes:
+        """The key id of who sealed a job's results in this process; empty where that is not known."""
+        return self._sealed_here.get(job_id, b"")
+
+    async def sealed(self, job_id: str, left: Left) -> Result | None:
+        """What an earlier attempt sealed and did not yet deliver.
+
+        Raises:
+            IntegrityError: the disk changed it.
+        """
+        if left.source is None or left.source.envelope is None:
+            return None
+        result = msgspec.msgpack.decode(left.source.envelope, type=Result)
+        adopted = await anyio.to_thread.run_sync(
+            self._box.vault.adopted, job_id
+        )  # then its file is in the vault already
+        if job_id not in self._sealed_here and not adopted:
+            try:
+                await anyio.to_thread.run_sync(check_sealed, self.out(job_id), result, left.source.pin)
+            except IntegrityError as error:
+                error.hint = "look at the disk; then submit it again"
+                raise naming(error, f"job {job_id}") from error
+        return result
+
+    def discard(self, job_id: str) -> None:
+        """Remove the files that a job left; blocking."""
+        self._sealed_here.pop(job_id, None)
+        for name in os.listdir(self._box.spool_dir):
+            if name.startswith(f"{job_id}."):
+                remove(os.path.join(self._box.spool_dir, name))
+
+    async def clean(self, job_id: str) -> None:
+        """Remove what a job left, and what the journal knows of it: the job starts over."""
+
+        def clean() -> None:
+            self.discard(job_id)
+            self._box.journal.clear_ranges(job_id)
+
+        await anyio.to_thread.run_sync(clean)
