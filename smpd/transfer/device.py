@@ -231,9 +231,9 @@ class Compute:
 
     async def _let_go(self) -> None:
         """The process is gone and no run is under way: the rings go, too, and the next start makes others."""
-        rings, self._rings = self._rings, None
-        for ring in rings or ():
+        for ring in self._rings or ():
             await anyio.to_thread.run_sync(ring.close)
+        self._rings = None  # only now: until then they take memory, and no process is started before
 
     @property
     def busy(self) -> bool:

@@ -45,6 +45,7 @@ class Processes:
         self._group = group
         self._next = 0
         self._rings: list[Ring | None] = [None] * settings.processes
+        self._going: list[Ring] = []  # that are being unmapped
         self.walls: dict[str, str] = {}
         self.hosts = [
             WorkerHost(group, "fetch", name, self._set_up(index), settings.idle_s, partial(self._let_go, index))
@@ -53,8 +54,8 @@ class Processes:
 
     @property
     def ring_bytes(self) -> int:
-        """How much memory the rings take that are there."""
-        return sum(ring.slots * ring.slot_bytes for ring in self._rings if ring is not None)
+        """How much memory the rings take that are there, those included that are being unmapped."""
+        return sum(ring.slots * ring.slot_bytes for ring in [*self._rings, *self._going] if ring is not None)
 
     def any(self) -> WorkerHost:
         """One of them, by turns."""
@@ -79,8 +80,8 @@ class Processes:
 
     def given(self, lane: Lane) -> None:
         """A lane was given back: its process may have gone while something waited there, and the ring goes now."""
-        if self.of(lane).absent and (ring := self._take(lane.worker)):
-            self._group.start_soon(_close, ring)
+        if self.of(lane).absent and (ring := self._take(lane.worker)) is not None:
+            self._group.start_soon(self._close, ring)
 
     def hold(self, seconds: float) -> None:
         """Have all of them hold what they do on their own: parts of uploads, pages of listings."""
@@ -110,11 +111,17 @@ class Processes:
         if self._lanes.used_by(index):
             return None
         ring, self._rings[index] = self._rings[index], None
+        self._going += [ring] if ring is not None else []
         return ring
+
+    async def _close(self, ring: Ring) -> None:
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(ring.close)
+        self._going.remove(ring)
 
     async def _let_go(self, index: int) -> None:
         if (ring := self._take(index)) is not None:
-            await _close(ring)
+            await self._close(ring)
 
     def _set_up(self, index: int) -> Callable[[Worker], Awaitable[None]]:
         async def set_up(worker: Worker) -> None:
@@ -127,11 +134,6 @@ class Processes:
             self.walls = await _introduce(worker, ring, partial(self._load, self._name), settings)
 
         return set_up
-
-
-async def _close(ring: Ring) -> None:
-    with anyio.CancelScope(shield=True):
-        await anyio.to_thread.run_sync(ring.close)
 
 
 async def _introduce(worker: Worker, ring: Ring, load: Callable[[], Remote], settings: FetchSettings) -> dict[str, str]:

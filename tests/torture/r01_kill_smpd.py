@@ -15,7 +15,7 @@ AIMS = (
     "after Runner.__call__",
     "after AuditLog._commit",
     "after Meter.reached",
-    "before Runner.discard",
+    "before Leavings.discard",
     "after os.rename",
     "after RemotePool._call",
     "after Database._leave",

@@ -13,6 +13,7 @@ from transfer.test_ranges import ME, MIB, Count, Plain, all_lanes_are_back, open
 
 from smp_proto.errors import RemoteError, SmpError
 from smp_proto.sealed.bundle import BundleWriter
+from smpd.links.ring import Ring
 from smpd.transfer.ahead import Ahead
 from smpd.transfer.lanes import Lane
 from smpd.transfer.pipeline import bring_object
@@ -260,3 +261,26 @@ async def test_what_came_along_is_not_fetched(tmp_path):
         await until_still()
         assert not reads.begun
         assert not pool.lanes_in_use
+
+
+async def test_a_ring_counts_until_it_is_unmapped(sealed, monkeypatch):
+    """What is said of the memory that rings take is true while one of them goes."""
+    async with fetching(sealed) as (pool, source, reads):
+        counted: list[int] = []
+        close = Ring.close
+
+        def closing(ring: Ring) -> None:
+            counted.append(pool.processes.ring_bytes)
+            close(ring)
+
+        monkeypatch.setattr(Ring, "close", closing)
+        async with Ahead(pool, source).running():
+            await reads.until(2)
+            await until_still()
+            for host in pool.processes.hosts:
+                await host.end()
+        with anyio.fail_after(30):
+            while pool.processes.ring_bytes:
+                await anyio.lowlevel.checkpoint()
+        assert len(counted) == 2
+        assert min(counted) >= 2 * MIB

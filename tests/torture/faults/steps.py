@@ -30,7 +30,7 @@ _STEPS = {
         "smpd.transfer.box:Meter.reached",
         "smpd.vault.objects:Vault.adopt",
         "smpd.transfer.runner:Runner.__call__",
-        "smpd.transfer.runner:Runner.discard",
+        "smpd.transfer.leavings:Leavings.discard",
         "smpd.sync.watcher:Watcher._begin",
         "smpd.sync.watcher:Watcher._submit",
         "smpd.sync.watcher:Watcher._take_in",
