@@ -303,13 +303,16 @@ def _compute(config: Config) -> ComputeSettings:
 def _senders(identities: list[Identity], trust: TrustStore) -> Senders:
     """How a sender is believed: this box itself, or whom the trust store names for that location, as it is now."""
     believed = trust.read()
-    parse = lru_cache(PublicIdentity.parse)
     own = {each.public.key_id: each.public for each in identities}
 
     def sender(key_id: bytes, location: str) -> PublicIdentity:
-        return own.get(key_id) or parse(believed.lookup(key_id, location, time.time()))
+        return own.get(key_id) or _parsed(believed.lookup(key_id, location, time.time()))
 
     return sender
+
+
+# Parsing checks that its points are on their curves, which takes longer than a signature.
+_parsed = lru_cache(1024)(PublicIdentity.parse)
 
 
 class _Recorder:

@@ -8,7 +8,6 @@ has read back from the disk exactly what was acknowledged.
 """
 
 import contextlib
-import hmac
 import os
 import sqlite3
 import threading
@@ -19,6 +18,8 @@ from itertools import islice
 from typing import Any
 
 from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.hmac import HMAC
 
 from smp_proto import durable
 from smp_proto.audit.merkle import leaf_hash
@@ -89,6 +90,7 @@ class AuditLog:
         self._sign = sign
         self._keys = (key, *earlier_keys)
         self._pseudonym_key = pseudonym_key
+        self._pseudonyms: HMAC | None = HMAC(pseudonym_key, SHA256())
         self._detail_key = detail_key
         self._clock = clock
         self._checkpoint_records = checkpoint_records
@@ -137,8 +139,16 @@ class AuditLog:
         return self._failure
 
     def pseudonym(self, name: str) -> str:
-        """What stands for an object's name: HMAC-SHA-256 in hex."""
-        return hmac.digest(self._pseudonym_key, name.encode("utf-8", "surrogateescape"), "sha256").hex()
+        """What stands for an object's name: HMAC-SHA-256 in hex.
+
+        Raises:
+            AuditError: ``audit_unwritable``, when the log is closed.
+        """
+        if self._pseudonyms is None:
+            raise self._unwritable("it is closed")
+        mac = self._pseudonyms.copy()  # unlike hmac.digest() it keeps the interpreter lock, which is dear to get back
+        mac.update(name.encode("utf-8", "surrogateescape"))
+        return mac.finalize().hex()
 
     def append(
         self,
@@ -254,6 +264,7 @@ class AuditLog:
                 self._fail("it is closed")
                 self._files.close()
                 self._details.close()
+                self._pseudonyms = None
                 for key in (self._pseudonym_key, self._detail_key):
                     key[:] = bytes(len(key))
 

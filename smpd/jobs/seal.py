@@ -4,15 +4,16 @@ AES-256-GCM (NIST SP 800-38D) with a random 96-bit nonce, so at most 2³² blobs
 associated data: a blob moved to another row or column does not open.
 """
 
-import hmac
 import os
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.hmac import HMAC
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
-from smp_proto.errors import IntegrityError
+from smp_proto.errors import IntegrityError, StateError
+from smp_proto.memory import wipe
 
 KEY_BYTES = 32
 _NONCE_BYTES = 12
@@ -30,9 +31,11 @@ class StateSeal:
         if len(key) != KEY_BYTES:
             raise ValueError("a state key has 32 bytes")
         self._cipher_key = bytearray(KEY_BYTES)
-        self._digest_key = bytearray(KEY_BYTES)
+        digest_key = bytearray(KEY_BYTES)
         HKDFExpand(SHA256(), KEY_BYTES, b"smp state cipher").derive_into(key, self._cipher_key)
-        HKDFExpand(SHA256(), KEY_BYTES, b"smp state digest").derive_into(key, self._digest_key)
+        HKDFExpand(SHA256(), KEY_BYTES, b"smp state digest").derive_into(key, digest_key)
+        self._digests: HMAC | None = HMAC(digest_key, SHA256())
+        wipe(digest_key)
 
     def __repr__(self) -> str:
         return "<StateSeal>"
@@ -61,14 +64,20 @@ class StateSeal:
             ) from None
 
     def digest(self, *parts: str) -> bytes:
-        """Return a keyed digest of 32 bytes, to look something up by without storing it."""
-        mac = hmac.new(self._digest_key, digestmod="sha256")
+        """Return a keyed digest of 32 bytes, to look something up by without storing it.
+
+        Raises:
+            StateError: the keys were wiped.
+        """
+        if self._digests is None:
+            raise StateError("wrong_state", "the state key was wiped")
+        mac = self._digests.copy()
         for part in parts:
             data = part.encode()
             mac.update(len(data).to_bytes(8, "big") + data)
-        return mac.digest()
+        return mac.finalize()
 
     def wipe(self) -> None:
         """Zero the keys; nothing opens afterwards."""
-        self._cipher_key[:] = bytes(KEY_BYTES)
-        self._digest_key[:] = bytes(KEY_BYTES)
+        wipe(self._cipher_key)
+        self._digests = None
