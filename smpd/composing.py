@@ -3,7 +3,7 @@
 import os
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import lru_cache, partial
 from typing import Any
 
@@ -36,7 +36,7 @@ from smpd.reloading import Reloading
 from smpd.state import State
 from smpd.sync.store import SyncStore
 from smpd.sync.syncs import Syncs
-from smpd.transfer.box import Box, Senders
+from smpd.transfer.box import Box
 from smpd.transfer.breaker import BreakerSettings
 from smpd.transfer.device import ComputePools, ComputeSettings
 from smpd.transfer.ends import Ends
@@ -100,7 +100,7 @@ def compose(config: Config, state: State, group: TaskGroup, read: Callable[[], C
 
     counted = Metrics()
     limiter = Limiter(config.limits, config.remote_limits)
-    pools = Pools(remotes.view, remotes.get, _fetch(config), group, health_changed, counted, limiter)
+    pools = Pools(remotes.view, remotes.get, _fetch(config), group, health_changed, counted, limiter, keys.identities)
 
     async def snapshot(actor: Actor, ids: list[str]) -> list[JobView]:
         def views() -> list[JobView]:
@@ -117,7 +117,7 @@ def compose(config: Config, state: State, group: TaskGroup, read: Callable[[], C
 
     box = Box(
         identities=keys.identities,
-        senders=partial(_senders, keys.identities, trust),
+        senders=partial(_Senders, keys.identities, trust),
         journal=journal,
         vault=vault,
         quarantine=Quarantine(database, seal, config.quarantine.max_bytes),
@@ -300,15 +300,18 @@ def _compute(config: Config) -> ComputeSettings:
     )
 
 
-def _senders(identities: list[Identity], trust: TrustStore) -> Senders:
+class _Senders:
     """How a sender is believed: this box itself, or whom the trust store names for that location, as it is now."""
-    believed = trust.read()
-    own = {each.public.key_id: each.public for each in identities}
 
-    def sender(key_id: bytes, location: str) -> PublicIdentity:
-        return own.get(key_id) or _parsed(believed.lookup(key_id, location, time.time()))
+    def __init__(self, identities: list[Identity], trust: TrustStore) -> None:
+        self._believed = trust.read()
+        self._own = {each.public.key_id: each.public for each in identities}
 
-    return sender
+    def __call__(self, key_id: bytes, location: str) -> PublicIdentity:
+        return self._own.get(key_id) or _parsed(self._believed.lookup(key_id, location, time.time()))
+
+    def everyone(self) -> Collection[PublicIdentity]:
+        return [*self._own.values(), *map(_parsed, self._believed.keys)]
 
 
 # Parsing checks that its points are on their curves, which takes longer than a signature.

@@ -69,9 +69,7 @@ class Telling:
     def _lives(self) -> bool:
         """Whether something moves, or has nothing to do, or is entitled to be still for as long as it was."""
         daemon = self._daemon
-        hosts = [host for pool in daemon.pools.open.values() for host in pool.processes.hosts]
-        hosts += [compute.host for compute in daemon.box.compute.all]
-        heard = tuple((host.restarts, host.worker.caller.heard if host.worker else 0) for host in hosts)
+        heard = tuple((host.restarts, host.worker.caller.heard if host.worker else 0) for host in daemon.hosts)
         counts = daemon.scheduler.counts()
         waits = daemon.limiter.waiting  # for its turn, as it was told to
         busy = not waits and bool(counts[0] or (counts[1] and not daemon.scheduler.draining))

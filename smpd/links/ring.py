@@ -7,6 +7,7 @@ drains what it is told. A slot is bytes ``[slot * slot_bytes, (slot + 1) * slot_
 import contextlib
 import ctypes
 import fcntl
+import itertools
 import mmap
 import os
 from collections.abc import AsyncIterator
@@ -18,13 +19,16 @@ from smpd.host.bounds import no_memory, require_memory
 
 _ZEROS = bytes(1 << 20)
 _LITTLE_BYTES = 128 << 10
+_numbers = itertools.count(1)
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
 class Ring:
-    """A mapped ring. ``fd`` may be sent to the process that shares it."""
+    """A mapped ring. ``fd`` may be sent to the process that shares it; ``number`` is another for each ring here."""
 
     def __init__(self, fd: int, slots: int, slot_bytes: int) -> None:
+        self.number = next(_numbers)
+        self.closed = False
         self.fd = fd
         self.slots = slots
         self.slot_bytes = slot_bytes
@@ -93,6 +97,7 @@ class Ring:
 
     def close(self) -> None:
         """Unmap and close. Views still exported keep the memory mapped until they go."""
+        self.closed = True
         self._view.release()
         with contextlib.suppress(BufferError):
             self._map.close()

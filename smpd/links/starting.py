@@ -27,6 +27,7 @@ _ENVIRONMENT_OF = {
         "NO_PROXY",
         "no_proxy",
     ),
+    "opening": (),
     "compute": ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "OMP_NUM_THREADS", "LD_LIBRARY_PATH"),
 }
 

@@ -11,8 +11,8 @@ from smp_proto.errors import UsageError
 from smp_proto.sealed.bundle import BundleInfo, BundleWriter
 from smp_proto.sealed.entries import guess_media_type
 from smpd.host.space import disk_errors
+from smpd.opening.ranges import private_copies
 from smpd.transfer.lanes import Lane
-from smpd.transfer.opening import private_copies
 from smpd.transfer.pool import RemotePool
 from smpd.transfer.source import Tally, no_objects
 from smpd.vault.remotes import is_prefix

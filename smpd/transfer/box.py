@@ -1,6 +1,6 @@
 """What a job is given of this machine, and how it counts what it moves."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -17,7 +17,19 @@ from smpd.vault.objects import Vault
 from smpd.vault.quarantine import Quarantine
 from smpd.vault.versions import Versions
 
-Senders = Callable[[bytes, str], PublicIdentity]
+
+class Senders(Protocol):
+    """Who is believed, as it was when this was read."""
+
+    def __call__(self, key_id: bytes, location: str) -> PublicIdentity:
+        """Whose key that is, at a location.
+
+        Raises:
+            IntegrityError: ``untrusted_sender``.
+        """
+
+    def everyone(self) -> Collection[PublicIdentity]:
+        """All who may be believed somewhere."""
 
 
 def trust_at(senders: Senders, location: str) -> Trust:

@@ -16,7 +16,7 @@ import anyio
 from smp_proto.control import ObjectInfo, Result
 from smp_proto.errors import IntegrityError, SmpError, UsageError
 from smp_proto.sealed.entries import valid_entry_name
-from smp_proto.sealed.envelope import OpenedEnvelope
+from smp_proto.sealed.envelope import CheckedEnvelope
 from smp_proto.sealed.keys import PublicIdentity
 from smpd.jobs.job import Job
 from smpd.transfer.box import Box, Meter
@@ -65,6 +65,7 @@ class Members:
 
     Attributes:
         senders: who sealed what was opened, by key id.
+        believed: who may have, as read last; for those who check signatures elsewhere.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Members:
         self.meter = meter
         self.shelf = shelf
         self.senders: dict[bytes, PublicIdentity] = {}
+        self.believed: Collection[PublicIdentity] = ()
         self.refusals = Refusals(box, job)
         self.acceptance = Acceptance(box, job)
         self._done = done
@@ -158,7 +160,7 @@ class Members:
         subjects = [f"{self.pool.name}:{info.path}" for info in infos]
         return await self.box.audit(event, actor=self.job.owner, job=self.job.id, subjects=subjects, act=act)
 
-    def adoption(self, info: ObjectInfo, envelope: OpenedEnvelope) -> Adoption:
+    def adoption(self, info: ObjectInfo, envelope: CheckedEnvelope) -> Adoption:
         """An object as the vault takes it."""
         signed = envelope.signed
         return Adoption(
@@ -190,11 +192,11 @@ class Members:
             )
         return prefix
 
-    def remember(self, verified: Sequence[tuple[ObjectInfo, OpenedEnvelope]]) -> None:
+    def remember(self, verified: Sequence[tuple[ObjectInfo, CheckedEnvelope]]) -> None:
         """Note what was verified whole; blocking."""
         self.acceptance.remember([(f"{self.pool.name}:{info.path}", each.signed) for info, each in verified])
 
-    def opened(self, envelope: OpenedEnvelope) -> None:
+    def opened(self, envelope: CheckedEnvelope) -> None:
         """Note whose object it was."""
         self.senders[envelope.signed.sender] = envelope.sender
 

@@ -16,9 +16,9 @@ from smpd.host.memory import usage
 from smpd.links import computing
 from smpd.links.ring import Ring
 from smpd.metrics.counting import Metrics
+from smpd.opening.ranges import private_copies
 from smpd.transfer.bounds import LOOK_IDLE_S, LOOK_S, Bounds, believed
 from smpd.transfer.health import Health, HealthSettings
-from smpd.transfer.opening import private_copies
 from smpd.transfer.plain import TO_AUTHOR, PlainRing, nonsense, overdue
 from smpd.transfer.source import naming
 from smpd.transfer.workers import Worker, WorkerHost, kill

@@ -15,7 +15,7 @@ from smp_proto.errors import IntegrityError, ResourceError
 from smp_proto.sealed.envelope import Envelope
 from smp_proto.sealed.layout import SEGMENT_BYTES, TRAILER_BYTES, Trailer
 from smpd.host.space import Space, disk_errors
-from smpd.transfer.opening import Reader, from_memory, write_exact
+from smpd.opening.ranges import Reader, from_memory, write_exact
 
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2  # fallocate(2)
 _libc = ctypes.CDLL(None, use_errno=True)

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -10,14 +10,16 @@ import anyio
 
 from smp_proto.control import ObjectInfo
 from smp_proto.errors import IntegrityError, SmpError
-from smp_proto.sealed.envelope import OpenedEnvelope
+from smp_proto.sealed.envelope import CheckedEnvelope
 from smpd.host.space import disk_errors
 from smpd.links.computing import InputObject
 from smpd.links.fetching import Whole
+from smpd.opening.link import Found, Refused
+from smpd.opening.ranges import Reader, from_ring, open_whole
 from smpd.transfer.box import trust_at
 from smpd.transfer.evidence import Evidence, keep_whole
 from smpd.transfer.lanes import Lane
-from smpd.transfer.opening import from_ring, open_whole
+from smpd.transfer.openers import Sealed, Target
 from smpd.transfer.pipeline import RangeUnit, Unit, input_object, ranges
 from smpd.transfer.source import Source
 from smpd.transfer.spool import Spool, remove
@@ -26,17 +28,21 @@ if TYPE_CHECKING:
     from smpd.transfer.collection import Members
 
 
+class _StrangerError(Exception):
+    """Who opened something elsewhere did not know a sender that is believed."""
+
+
 class Batch:
     """Whole objects that fill one slot."""
 
     def __init__(self, members: "Members", infos: Sequence[ObjectInfo]) -> None:
         self._members = members
         self._infos = infos
-        self._opened: list[tuple[ObjectInfo, OpenedEnvelope]] = []
+        self._opened: list[tuple[ObjectInfo, CheckedEnvelope]] = []
         self._evidence: dict[int, Evidence] = {}
         self._bytes = sum(info.size for info in infos)
 
-    async def bring(self, lane: Lane, plain: memoryview | None) -> int:
+    async def bring(self, lane: Lane, plain: Target | None) -> int:
         """See :class:`Unit`."""
         members = self._members
         await members.audit("object.open", self._infos)
@@ -46,9 +52,7 @@ class Batch:
             at += info.size
         asked, failed = await members.pool.read_many(lane, wanted)
         members.meter.fetched(asked)
-        limiter = members.pool.openers.of(self._bytes // len(self._infos))
-        opening = partial(self._open_in_room, lane, wanted, failed, plain)
-        length, bad = await anyio.to_thread.run_sync(opening, limiter=limiter)
+        length, bad = await self._open(lane, wanted, failed, plain)
         for index, error in {**failed, **bad}.items():
             await members.refuse(self._infos[index], error, self._evidence.get(index))
         return length
@@ -73,14 +77,87 @@ class Batch:
             await members.shelf.add([members.adoption(info, envelope) for info, envelope in self._opened])
         members.meter.advanced(self._bytes)
 
+    async def _open(
+        self, lane: Lane, wanted: Sequence[Whole], failed: Collection[int], plain: Target | None
+    ) -> tuple[int, dict[int, SmpError]]:
+        """Check and open what has come; returns the plaintext's length, and what was refused.
+
+        In a process, if there is one and nothing is written to a file; else in a thread.
+        """
+        members = self._members
+        if members.shelf is None:
+            try:
+                if (found := await self._open_elsewhere(lane, wanted, failed, plain)) is not None:
+                    return found
+            except _StrangerError:
+                pass
+        opening = partial(self._open_in_room, lane, wanted, failed, plain.view if plain else None)
+        return await members.pool.openers.in_thread(self._bytes // len(self._infos), opening)
+
+    async def _open_elsewhere(
+        self, lane: Lane, wanted: Sequence[Whole], failed: Collection[int], plain: Target | None
+    ) -> tuple[int, dict[int, SmpError]] | None:
+        members, openers = self._members, self._members.pool.openers
+        if not members.believed:
+            members.believed = await anyio.to_thread.run_sync(lambda: members.box.senders().everyone())
+        came = {index: whole for index, whole in enumerate(wanted) if index not in failed}
+        places = [(whole.at, whole.size) for whole in came.values()]
+        sealed = Sealed(members.pool.processes.ring(lane), lane.slot, places)
+        opened = await openers.in_process(sealed, plain, members.believed)
+        if opened is None:
+            return None
+        found = dict(zip(came, opened, strict=True))
+        return await anyio.to_thread.run_sync(self._accept, lane, wanted, found, plain is not None)
+
+    def _accept(
+        self, lane: Lane, wanted: Sequence[Whole], found: Mapping[int, Found | Refused], plain: bool
+    ) -> tuple[int, dict[int, SmpError]]:
+        """In a thread: decide whether what was opened elsewhere is to be taken from where it lies.
+
+        Raises:
+            _StrangerError: of a sender that is believed since :attr:`Members.believed` was read.
+        """
+        members = self._members
+        senders = members.box.senders()
+        accept_at = members.acceptance.among([f"{members.pool.name}:{info.path}" for info in self._infos])
+        bad: dict[int, SmpError] = {}
+        filled = 0
+        for index, each in found.items():
+            info = self._infos[index]
+            location = f"{members.pool.name}:{info.path}"
+            try:
+                if isinstance(each, Refused):
+                    if each.error.code == "untrusted_sender" and each.sender:
+                        senders(each.sender, location)  # says why in full
+                        members.believed = senders.everyone()
+                        raise _StrangerError
+                    raise SmpError.from_body(each.error)
+                filled += each.signed.plain_bytes if plain else 0
+                envelope = CheckedEnvelope(each.signed, senders(each.signed.sender, location), each.entries)
+                accept_at(location)(envelope)
+            except IntegrityError as error:
+                bad[index] = error
+                read = from_ring(members.pool.processes.ring(lane), lane.slot, wanted[index].at)
+                self._keep_evidence(index, read)
+                continue
+            members.opened(envelope)
+            self._opened.append((info, envelope))
+        members.remember(self._opened)
+        return filled, bad
+
+    def _keep_evidence(self, index: int, read: Reader) -> None:
+        info = self._infos[index]
+        self._evidence[index] = self._members.evidence(info)
+        keep_whole(self._evidence[index], read, info.size)
+
     def _open_in_room(
         self, lane: Lane, wanted: Sequence[Whole], failed: Collection[int], plain: memoryview | None
     ) -> tuple[int, dict[int, SmpError]]:
         kept = self._bytes if self._members.shelf is not None else 0
         with self._members.box.space.claim(kept, "the spool"):
-            return self._open(lane, wanted, failed, plain)
+            return self._open_here(lane, wanted, failed, plain)
 
-    def _open(
+    def _open_here(
         self, lane: Lane, wanted: Sequence[Whole], failed: Collection[int], plain: memoryview | None
     ) -> tuple[int, dict[int, SmpError]]:
         """In a thread: check and open what has come; returns the plaintext's length, and what was refused."""
@@ -106,8 +183,7 @@ class Batch:
                         envelope = open_it(file, ring.slot_bytes, accept)
             except IntegrityError as error:
                 bad[index] = error
-                self._evidence[index] = members.evidence(info)
-                keep_whole(self._evidence[index], read, info.size)
+                self._keep_evidence(index, read)
                 continue
             members.opened(envelope)
             self._opened.append((info, envelope))
@@ -143,7 +219,7 @@ class Large:
         async for unit in found:
             yield _Part(self, unit)
 
-    async def bring(self, unit: RangeUnit, lane: Lane, plain: memoryview | None) -> int:
+    async def bring(self, unit: RangeUnit, lane: Lane, plain: Target | None) -> int:
         """Bring a range, unless the object is refused already."""
         if self._refused:
             return 0
@@ -206,7 +282,7 @@ class _Part:
         self._large = large
         self._unit = unit
 
-    async def bring(self, lane: Lane, plain: memoryview | None) -> int:
+    async def bring(self, lane: Lane, plain: Target | None) -> int:
         """See :class:`Unit`."""
         return await self._large.bring(self._unit, lane, plain)
 

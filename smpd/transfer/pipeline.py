@@ -14,9 +14,10 @@ from smp_proto.errors import IntegrityError
 from smp_proto.sealed.entries import Entry
 from smpd.host.space import disk_errors
 from smpd.links.computing import InputEntry, InputObject
+from smpd.opening.ranges import from_descriptor, from_memory, from_ring
 from smpd.transfer.ahead import Ahead, Arrival
 from smpd.transfer.lanes import Lane
-from smpd.transfer.opening import from_descriptor, from_memory, from_ring
+from smpd.transfer.openers import Target
 from smpd.transfer.pool import RemotePool
 from smpd.transfer.source import Source, Tally
 from smpd.transfer.spool import Spool
@@ -33,8 +34,8 @@ class PlainSide(Protocol):
     async def take(self) -> int:
         """Wait for a free slot."""
 
-    def view(self, slot: int) -> memoryview:
-        """The slot's memory."""
+    def target(self, slot: int) -> Target:
+        """The slot, to write to; the view is released by whoever asked for it."""
 
     async def announce(self, objects: Sequence[InputObject]) -> None:
         """Name entries whose plaintext comes next."""
@@ -49,7 +50,7 @@ class Unit(Protocol):
     def claim(self) -> Lane | None:
         """The lane that it is in already, or on its way into."""
 
-    async def bring(self, lane: Lane, plain: memoryview | None) -> int:
+    async def bring(self, lane: Lane, plain: Target | None) -> int:
         """Fetch and check; returns how many bytes of plaintext are in ``plain``."""
 
     def objects(self, offset: int) -> Sequence[InputObject]:
@@ -91,7 +92,7 @@ class Pipeline:
                 index += 1
 
     async def _one(self, index: int, unit: Unit, lane: Lane, slot: int | None) -> None:
-        plain = self._plain.view(slot) if self._plain and slot is not None else None
+        plain = self._plain.target(slot) if self._plain and slot is not None else None
         try:
             try:
                 length = await unit.bring(lane, plain)
@@ -107,7 +108,7 @@ class Pipeline:
                 del self._turns[index]
         finally:
             if plain is not None:
-                plain.release()
+                plain.view.release()
         await unit.keep()
         self._room.release()
 
@@ -163,13 +164,13 @@ class RangeUnit:
         self._arrival = self._ahead.claim(self._index) if self._ahead else None
         return self._arrival.lane if self._arrival else None
 
-    async def bring(self, lane: Lane, plain: memoryview | None) -> int:
+    async def bring(self, lane: Lane, plain: Target | None) -> int:
         """See :class:`Unit`."""
         asked = await self._arrival.wait() if self._arrival else 0
-        opener, index = self._source.opener, self._index
-        leaves = await self._from_spool(plain)
+        opener, index, into = self._source.opener, self._index, plain.view if plain else None
+        leaves = await self._from_spool(into)
         if leaves is None:
-            leaves = await self._from_remote(lane, plain, asked)
+            leaves = await self._from_remote(lane, into, asked)
         self._leaves[index] = leaves
         first, last = opener.plain_span(index)
         return last - first

@@ -8,6 +8,7 @@ from smp_proto.aio import Exchange
 from smp_proto.errors import ProcessorError, SmpError
 from smpd.links import computing
 from smpd.links.ring import Ring, Slots
+from smpd.transfer.openers import Target
 
 # The process ends its own overruns; this is for one that no longer answers.
 _GRACE_S = 30.0
@@ -45,9 +46,9 @@ class PlainRing:
         except TimeoutError:
             raise overdue(self._timeout_s) from None
 
-    def view(self, slot: int) -> memoryview:
-        """The slot's memory."""
-        return self._ring.slot(slot)
+    def target(self, slot: int) -> Target:
+        """The slot, to write to; the view is released by whoever asked for it."""
+        return Target(self._ring, slot, self._ring.slot(slot))
 
     async def announce(self, objects: Sequence[computing.InputObject]) -> None:
         """Name entries whose plaintext comes next."""

@@ -23,7 +23,7 @@ from smpd.transfer.counting import RemoteCounts
 from smpd.transfer.gate import Gate
 from smpd.transfer.lanes import Lane, Lanes
 from smpd.transfer.limiting import Limiter, RemoteLimiter
-from smpd.transfer.opening import Openers
+from smpd.transfer.openers import Openers
 from smpd.transfer.pacing import Pacing
 from smpd.transfer.processes import Processes
 from smpd.transfer.settings import FetchSettings

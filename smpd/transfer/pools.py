@@ -1,15 +1,16 @@
 """The pools of all remotes, each made when it is first asked for."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import anyio
 from anyio.abc import TaskGroup
 
 from smp_proto.control import RemoteHealth, RemoteView
 from smp_proto.errors import RemoteError
+from smp_proto.sealed.keys import Identity
 from smpd.metrics.counting import Metrics
 from smpd.transfer.limiting import Limiter
-from smpd.transfer.opening import Openers
+from smpd.transfer.openers import Openers
 from smpd.transfer.pool import FetchSettings, RemotePool
 from smpd.vault.remotes import Remote
 
@@ -25,6 +26,7 @@ class Pools:
         changed: is told when a remote goes down and when it is back.
         metrics: what is counted into.
         limiter: says when a remote may be asked.
+        identities: the box's, for processes that open; without one threads do it all.
     """
 
     def __init__(
@@ -36,6 +38,7 @@ class Pools:
         changed: Callable[[RemoteHealth], None],
         metrics: Metrics | None = None,
         limiter: Limiter | None = None,
+        identities: Sequence[Identity] = (),
     ) -> None:
         self._view = view
         self._load = load
@@ -44,7 +47,7 @@ class Pools:
         self._changed = changed
         self._metrics = metrics or Metrics()
         self._limiter = limiter or Limiter()
-        self._openers = Openers()
+        self.openers = Openers(group, identities, idle_s=settings.idle_s, sandbox=settings.sandbox)
         self._lock = anyio.Lock()
         self.open: dict[str, RemotePool] = {}
 
@@ -62,7 +65,7 @@ class Pools:
                     self._load,
                     self._settings,
                     self._group,
-                    self._openers,
+                    self.openers,
                     self._changed,
                     self._metrics,
                     self._limiter,
@@ -81,6 +84,7 @@ class Pools:
         """Stop all."""
         for name in list(self.open):
             await self.forget(name)
+        self.openers.stop()
 
     def held(self, names: Iterable[str]) -> RemoteError | None:
         """Why a job that needs these remotes had better not begin: one is down, pauses for long, or is left alone."""

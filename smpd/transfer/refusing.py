@@ -14,14 +14,14 @@ import anyio
 from smp_proto.control import ObjectInfo, PutSpec, QuarantineChange, QuarantineItem
 from smp_proto.errors import IntegrityError
 from smp_proto.sealed.entries import misplaced
-from smp_proto.sealed.envelope import OpenedEnvelope, Signed
+from smp_proto.sealed.envelope import CheckedEnvelope, Signed
 from smpd.jobs.job import Job
 from smpd.transfer.box import Box
 from smpd.transfer.evidence import Evidence
 from smpd.transfer.spool import remove
 from smpd.vault.quarantine import item_id
 
-Check = Callable[[OpenedEnvelope], None]
+Check = Callable[[CheckedEnvelope], None]
 
 
 class Refusals:
@@ -115,7 +115,7 @@ class Acceptance:
         stored = self._box.versions.stored(locations)
         return lambda location: partial(self._check, location, stored)
 
-    def _check(self, location: str, stored: Mapping[str, bytes], envelope: OpenedEnvelope) -> None:
+    def _check(self, location: str, stored: Mapping[str, bytes], envelope: CheckedEnvelope) -> None:
         if misplaced(envelope.entries, location.partition(":")[2]):
             raise IntegrityError(
                 "misplaced",

@@ -22,6 +22,7 @@ from smp_proto.sealed.layout import TRAILER_BYTES, Trailer
 from smpd.jobs.job import Job, Progress
 from smpd.jobs.scheduler import RANKS
 from smpd.links import computing
+from smpd.opening.ranges import Opener
 from smpd.transfer.ahead import Ahead
 from smpd.transfer.arriving import find_objects, seal_arriving
 from smpd.transfer.box import Box, Meter
@@ -31,7 +32,6 @@ from smpd.transfer.device import finish_results
 from smpd.transfer.evidence import Evidence
 from smpd.transfer.lanes import rank
 from smpd.transfer.leavings import Leavings, Left
-from smpd.transfer.opening import Opener
 from smpd.transfer.pipeline import bring_object
 from smpd.transfer.plain import PlainRing
 from smpd.transfer.pool import RemotePool

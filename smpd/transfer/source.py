@@ -12,8 +12,8 @@ from smp_proto.sealed.envelope import OpenedEnvelope, Trust, open_envelope
 from smp_proto.sealed.keys import Identity
 from smp_proto.sealed.layout import TRAILER_BYTES, Trailer
 from smpd.jobs.job import Job
+from smpd.opening.ranges import Opener
 from smpd.transfer.evidence import Evidence
-from smpd.transfer.opening import Opener
 from smpd.transfer.pool import RemotePool
 
 if TYPE_CHECKING:

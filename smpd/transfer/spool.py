@@ -13,8 +13,8 @@ import anyio
 
 from smp_proto import durable
 from smpd.host.space import Space, disk_errors
+from smpd.opening.ranges import write_exact
 from smpd.transfer.grouping import GroupCommit
-from smpd.transfer.opening import write_exact
 
 _ALIGNED_BYTES = 4096  # what direct writes have to keep to, on all but odd disks
 

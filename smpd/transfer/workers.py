@@ -1,8 +1,9 @@
 """Worker processes: started on demand, let go when idle, started again after they die.
 
-A worker is ``python -P -m smpd.fetch FD`` or ``python -P -m smpd.compute FD``, run in the root folder, so that nothing
-in the folder that smpd was started in is code of its. FD is its end of a socketpair and the only thing it inherits. It
-learns everything else over that link. A compute process may be had from a keeper instead (``smpd.transfer.keeping``).
+A worker is ``python -P -m smpd.fetch FD``, ``smpd.compute`` or ``smpd.opening``, run in the root folder, so that
+nothing in the folder that smpd was started in is code of its. FD is its end of a socketpair and the only thing it
+inherits. It learns everything else over that link. A compute process may be had from a keeper instead
+(``smpd.transfer.keeping``).
 """
 
 import contextlib
@@ -25,7 +26,11 @@ from smpd.transfer.keeping import Kept, start_kept
 START_TIMEOUT_S = 120.0
 _STOP_TIMEOUT_S = 3.0
 # What a compute process may say depends on what it was asked; see smpd.transfer.device.
-_BELIEVE: dict[str, Callable[[SmpError], SmpError]] = {"fetch": believed_of_fetch, "compute": lambda error: error}
+_BELIEVE: dict[str, Callable[[SmpError], SmpError]] = {
+    "fetch": believed_of_fetch,
+    "compute": lambda error: error,
+    "opening": lambda error: error,  # its code is ours
+}
 
 
 @dataclass(slots=True)
@@ -48,7 +53,7 @@ async def start_worker(role: str, label: str, keeper: str = "") -> AsyncIterator
     """Start ``smpd.{role}`` and stop it at the end: by closing its link, and by SIGKILL if that is not enough.
 
     Args:
-        role: ``fetch`` or ``compute``.
+        role: ``fetch``, ``compute`` or ``opening``.
         label: what it is for, as shown to people.
         keeper: the socket of those who start it; empty to start it ourselves.
 
@@ -66,7 +71,7 @@ async def start_worker(role: str, label: str, keeper: str = "") -> AsyncIterator
             hint="see the limits on processes and open files (ulimit -a)",
         ) from error
     try:
-        async with Caller(Channel(ours), lost=lambda: _died(role, label), believe=_BELIEVE[role]) as caller:
+        async with Caller(Channel(ours), lost=lambda: died(role, label), believe=_BELIEVE[role]) as caller:
             yield Worker(role, label, caller, process)
     finally:
         with anyio.CancelScope(shield=True):
@@ -102,7 +107,8 @@ def kill(process: Process | Kept) -> None:
             process.kill()
 
 
-def _died(role: str, label: str) -> SmpError:
+def died(role: str, label: str) -> SmpError:
+    """What to say of the end of a worker that nobody wanted to end."""
     return ResourceError(
         "worker_died",
         f"the {role} process for {label} ended unexpectedly",
@@ -117,7 +123,7 @@ class WorkerHost:
 
     Args:
         group: where the worker's task lives.
-        role: ``fetch`` or ``compute``.
+        role: ``fetch``, ``compute`` or ``opening``.
         label: what it is for, as shown to people.
         set_up: sends the first request; what it raises is what :meth:`use` raises.
         idle_s: let it go after this long without a use.
@@ -231,7 +237,7 @@ class WorkerHost:
                         self.sample()
                         self.worker = None
             if worker is None:  # stopped before it was ready
-                raise _died(self.role, self.label)
+                raise died(self.role, self.label)
         finally:
             try:
                 if self._let_go is not None and not self._users:
@@ -245,7 +251,7 @@ class WorkerHost:
             with anyio.fail_after(START_TIMEOUT_S):
                 await self._set_up(worker)
         except TimeoutError:
-            raise _died(self.role, self.label) from None
+            raise died(self.role, self.label) from None
 
     async def _until_idle_or_closed(self, worker: Worker) -> None:
         async with anyio.create_task_group() as group:

@@ -152,6 +152,11 @@ class Senders:
     def __init__(self, records: Sequence[_Record]) -> None:
         self._records = records
 
+    @property
+    def keys(self) -> list[str]:
+        """The public keys of those who may be believed somewhere, now or later."""
+        return [record.key for record in self._records if not record.view.removed]
+
     def lookup(self, sender_key_id: bytes, location: str, now: float) -> str:
         """Return the public key to verify an object with.
 

@@ -27,6 +27,7 @@ from smpd.transfer.ends import Ends
 from smpd.transfer.limiting import Limiter
 from smpd.transfer.pools import Pools
 from smpd.transfer.runner import Runner
+from smpd.transfer.workers import WorkerHost
 from smpd.vault.keys import BoxKeys
 from smpd.vault.remotes import RemoteStore
 from smpd.vault.trust import TrustStore
@@ -71,6 +72,12 @@ class Daemon:
     def public(self) -> PublicIdentity:
         """The box's public identity."""
         return self.box.identity.public
+
+    @property
+    def hosts(self) -> list[WorkerHost]:
+        """The places of all workers."""
+        fetching = [host for pool in self.pools.open.values() for host in pool.processes.hosts]
+        return [*fetching, *self.pools.openers.hosts, *self.box.compute.hosts]
 
     @property
     def ring_bytes(self) -> int:

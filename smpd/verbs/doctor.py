@@ -13,6 +13,7 @@ from smpd.control.permissions import Need
 from smpd.control.roles import LEAST_ROLE, RANK
 from smpd.host import descriptors
 from smpd.transfer.device import Compute
+from smpd.transfer.openers import Openers
 from smpd.vault.versions import Versions
 from smpd.verbs import checkup
 from smpd.verbs.daemon import Daemon
@@ -65,6 +66,7 @@ async def doctor(daemon: Daemon, actor: Actor, request: DoctorRequest, exchange:
     checks += await _remote_checks(daemon, actor)
     for pool in pools_of(daemon, actor):
         checks += _wall_checks(f"fetch {pool.name}", pool.processes.walls)
+    checks += _opening_checks(daemon.pools.openers)
     mapped = daemon.ring_bytes
     checks.append(await anyio.to_thread.run_sync(checkup.memory_check, daemon.config, mapped))
     checks.append(await anyio.to_thread.run_sync(checkup.locked_check, mapped))
@@ -192,6 +194,15 @@ def _wall_checks(name: str, walls: dict[str, str]) -> list[Check]:
         Check(f"{name} {wall}", "ok" if state == "on" else "warn", state, hints.get(state, _KERNEL_HINT))
         for wall, state in walls.items()
     ]
+
+
+def _opening_checks(openers: Openers) -> list[Check]:
+    """Nothing, before there was anything for them to do."""
+    checks = _wall_checks("opening", openers.walls)
+    if openers.trouble is not None:
+        text = f"many small objects are opened by one thread only: {openers.trouble.message}"
+        checks.append(Check("opening", "warn", text, openers.trouble.hint))
+    return checks
 
 
 def _health_check(name: str, compute: Compute) -> Check:

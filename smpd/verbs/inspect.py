@@ -40,7 +40,8 @@ async def status(daemon: Daemon, actor: Actor, request: StatusRequest, exchange:
     """What the daemon is doing."""
     box, log = daemon.box, daemon.audit
     pools = pools_of(daemon, actor)
-    workers = [_worker(host) for pool in pools for host in pool.processes.hosts if host.worker or host.peak_rss]
+    hosts = [host for pool in pools for host in pool.processes.hosts] + daemon.pools.openers.hosts
+    workers = [_worker(host) for host in hosts if host.worker or host.peak_rss]
     workers += [_compute_worker(compute) for compute in box.compute.all if compute.host.worker or compute.host.peak_rss]
 
     def look() -> tuple[dict[str, int], list[str], int, tuple[int, int], Room, Rss, list[int]]:

@@ -118,8 +118,7 @@ def _looked_up(daemon: Daemon) -> Iterator[Gauge]:
     yield Gauge("smp_spool_files", files)
     yield Gauge("smp_spool_bytes", taken)
     yield from _process()
-    fetching = [host for pool in [*daemon.pools.open.values()] for host in pool.processes.hosts]
-    for host in [*fetching, *box.compute.hosts]:
+    for host in daemon.hosts:
         label = (host.role, host.label)
         yield Gauge("smp_workers", host.worker is not None, label)
         yield Gauge("smp_worker_resident_bytes", host.sample(), label)

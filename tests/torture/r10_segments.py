@@ -8,7 +8,7 @@ import msgspec
 
 from smp_proto.sealed.envelope import Wire
 from smp_proto.sealed.layout import HEADER_BYTES, TRAILER_BYTES, Layout, Trailer
-from smpd.transfer.opening import Opener
+from smpd.opening.ranges import Opener
 from torture.harness import Experiment, Trials, replaced
 from torture.planted import planting
 from torture.tampering import Readers, S, Sample, new_keys, parts, sealed

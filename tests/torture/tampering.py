@@ -31,7 +31,7 @@ from smp_proto.sealed.layout import HEADER_BYTES, SEGMENT_BYTES, TRAILER_BYTES, 
 from smpctl import Client
 from smpd.host.folders import ensure_dir
 from smpd.links.ring import Ring
-from smpd.transfer.opening import Opener, from_ring, open_whole
+from smpd.opening.ranges import Opener, from_ring, open_whole
 from smpd.vault import keys as box_keys
 from torture.harness import Trial
 

@@ -57,7 +57,7 @@ async def feed(plain: PlainRing) -> None:
     await plain.announce([OBJECT])
     for _ in range(CHUNKS):
         slot = await plain.take()
-        with plain.view(slot) as view:
+        with plain.target(slot).view as view:
             view[:] = b"secret!!" * (SLOT // 8)
         await plain.deliver(slot, SLOT)
 
@@ -189,7 +189,7 @@ async def test_a_cancelled_run(computing, chunks):
                     if index == chunks:
                         scope.cancel()
                     slot = await plain.take()
-                    with plain.view(slot) as view:
+                    with plain.target(slot).view as view:
                         view[:] = b"secret!!" * (SLOT // 8)
                     await plain.deliver(slot, SLOT)
 

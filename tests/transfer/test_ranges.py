@@ -20,6 +20,7 @@ from smpd.host.space import Space
 from smpd.links.computing import InputObject
 from smpd.links.ring import Ring
 from smpd.transfer.arriving import find_objects, seal_arriving
+from smpd.transfer.openers import Target
 from smpd.transfer.pipeline import bring_object
 from smpd.transfer.pool import FetchSettings, RemotePool
 from smpd.transfer.pools import Pools
@@ -68,8 +69,8 @@ class Plain:
         await self._free.acquire()
         return self._ready.pop()
 
-    def view(self, slot: int) -> memoryview:
-        return memoryview(self._slots[slot])
+    def target(self, slot: int) -> Target:
+        return Target(None, slot, memoryview(self._slots[slot]))  # only who opens in a process needs the ring
 
     async def announce(self, objects: Sequence[InputObject]) -> None:
         assert not self.data, "announced late"

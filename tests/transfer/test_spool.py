@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from smpd.host.space import Space
-from smpd.transfer import opening
+from smpd.opening import ranges as opening
 from smpd.transfer.spool import Spool
 
 MIB = 1 << 20

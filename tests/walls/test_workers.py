@@ -31,7 +31,7 @@ finally:
 """
 
 
-@pytest.mark.parametrize("role", ["fetch", "compute"])
+@pytest.mark.parametrize("role", ["fetch", "compute", "opening"])
 async def test_the_working_folder_is_no_code(role: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What lies where the daemon was started is neither imported nor on the path: by the folder, or PYTHONPATH."""
     (tmp_path / "msgspec.py").write_text("raise SystemExit('imported')")

@@ -25,8 +25,8 @@ from smp_proto.sealed.layout import ENVELOPE_MAX_BYTES, SEGMENT_BYTES, Layout, T
 from smp_proto.sealed.payload import PayloadOpener, check_header
 
 __all__ = [
-    "Entry", "Envelope", "OpenedEnvelope", "Signed", "Trust", "Wire", "open_envelope", "rewrap_envelope",
-    "seal_envelope", "valid_entry_name",
+    "CheckedEnvelope", "Entry", "Envelope", "OpenedEnvelope", "Signed", "Trust", "Wire", "open_envelope",
+    "rewrap_envelope", "seal_envelope", "valid_entry_name",
 ]  # fmt: skip
 
 SUITE = "hybrid"
@@ -78,11 +78,13 @@ class Envelope:
         wire: its parts, byte for byte.
         signed: what the sender is said to vouch for.
         recipients: wrapped file keys by key id, in order.
+        layout: where the segments lie.
     """
 
     wire: Wire
     signed: Signed
     recipients: dict[bytes, bytes]
+    layout: Layout
 
     @classmethod
     def parse(cls, data: bytes) -> "Envelope":
@@ -113,17 +115,23 @@ class Envelope:
         }
         if len(recipients) != count:
             raise _corrupt("a recipient is there twice")
-        return cls(wire, signed, recipients)
+        return cls(wire, signed, recipients, layout)
 
 
 @dataclass(frozen=True, slots=True)
-class OpenedEnvelope:
-    """A checked envelope. The caller wipes ``file_key``."""
+class CheckedEnvelope:
+    """What a checked envelope says."""
 
     signed: Signed
     sender: PublicIdentity
-    file_key: FileKey
     entries: tuple[Entry, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedEnvelope(CheckedEnvelope):
+    """A checked envelope, and what opens the payload. The caller wipes ``file_key``."""
+
+    file_key: FileKey
     layout: Layout
 
     def payload(self) -> PayloadOpener:
@@ -211,7 +219,7 @@ def open_envelope(data: bytes, trailer: Trailer, identities: Sequence[Identity],
     except BaseException:
         file_key.wipe()
         raise
-    return OpenedEnvelope(signed, sender, file_key, entries, Layout(signed.plain_bytes))
+    return OpenedEnvelope(signed, sender, entries, file_key, envelope.layout)
 
 
 def rewrap_envelope(

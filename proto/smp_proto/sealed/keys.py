@@ -33,6 +33,7 @@ from smp_proto.sealed.filekey import FileKey, random_secret, take, wipe
 __all__ = ["FileKey", "Identity", "PublicIdentity", "hpke_suite"]
 
 MLKEM_BYTES = 1184
+MLKEM_SEED_BYTES = 64
 ENC_KEY_BYTES = MLKEM_BYTES + 32
 VERIFY_KEY_BYTES = 32
 PUBLIC_BYTES = ENC_KEY_BYTES + VERIFY_KEY_BYTES
@@ -60,6 +61,9 @@ class PublicIdentity:
         verify_key: 32 bytes, Ed25519.
         name: a hint for people, up to 64 printable characters; never compared and never trusted.
 
+    Attributes:
+        key_id: 16 bytes that name this identity: the front of SHA-256 over the label and both keys.
+
     Raises:
         KeyFileError: ``key_invalid``; a length is wrong, or the bytes are no such key.
     """
@@ -67,6 +71,7 @@ class PublicIdentity:
     enc_key: bytes
     verify_key: bytes
     name: str = field(default="", compare=False)
+    key_id: bytes = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if len(self.enc_key) != ENC_KEY_BYTES or len(self.verify_key) != VERIFY_KEY_BYTES:
@@ -82,6 +87,7 @@ class PublicIdentity:
         # Also refuses the points of small order, with which anyone could sign.
         if not crypto_core_ed25519_is_valid_point(self.verify_key):
             raise _invalid("the public key holds no Ed25519 key")
+        object.__setattr__(self, "key_id", _digest(self.blob)[:KEY_ID_BYTES])
 
     def _hpke_key(self) -> MLKEM768X25519PublicKey:
         return MLKEM768X25519PublicKey(
@@ -94,10 +100,14 @@ class PublicIdentity:
         """The 1248 bytes of both keys."""
         return self.enc_key + self.verify_key
 
-    @property
-    def key_id(self) -> bytes:
-        """16 bytes that name this identity: the front of SHA-256 over the label and both keys."""
-        return _digest(self.blob)[:KEY_ID_BYTES]
+    @classmethod
+    def from_blob(cls, blob: bytes, name: str = "") -> "PublicIdentity":
+        """Both keys, as :attr:`blob` joins them.
+
+        Raises:
+            KeyFileError: ``key_invalid``.
+        """
+        return cls(blob[:ENC_KEY_BYTES], blob[ENC_KEY_BYTES:], name)
 
     def fingerprint(self) -> str:
         """The key id for people to compare: eight groups of four hex digits."""
@@ -125,7 +135,7 @@ class PublicIdentity:
         except (binascii.Error, ValueError):
             raise _invalid("the public key is cut short or has a typo") from None
         blob = data[:PUBLIC_BYTES]
-        public = cls(blob[:ENC_KEY_BYTES], blob[ENC_KEY_BYTES:], name.strip())
+        public = cls.from_blob(blob, name.strip())
         # The text is compared, not the checksum alone: base64 has spare bits that decode to nothing.
         if public.text().split(" ")[0] != _PREFIX + encoded:
             raise _invalid("the public key has a typo: its checksum does not match")
@@ -152,7 +162,7 @@ class Identity:
         name: a hint for people.
     """
 
-    __slots__ = ("_hpke", "_secret", "_signing", "public")
+    __slots__ = ("_halves", "_hpke", "_secret", "_signing", "public")
 
     def __init__(self, secret: bytearray, name: str = "") -> None:
         if len(secret) != SECRET_BYTES:
@@ -166,6 +176,7 @@ class Identity:
         finally:
             wipe(expanded)
         self._signing: Ed25519PrivateKey | None = Ed25519PrivateKey.from_private_bytes(view[32:])
+        self._halves: tuple[MLKEM768PrivateKey, X25519PrivateKey] | None = (mlkem, x25519)
         self._hpke: MLKEM768X25519PrivateKey | None = MLKEM768X25519PrivateKey(mlkem, x25519)
         self._secret = secret
         self.public = PublicIdentity(
@@ -205,7 +216,7 @@ class Identity:
         """Overwrite the secrets and let go of OpenSSL's copies; using them afterwards raises."""
         wipe(self._secret)
         self._secret = bytearray()
-        self._hpke = self._signing = None
+        self._halves = self._hpke = self._signing = None
 
     def forget_seed(self) -> None:
         """Overwrite the seeds and keep only what opens and signs; :meth:`to_file` raises afterwards."""
@@ -219,7 +230,43 @@ class Identity:
         """
         other = object.__new__(Identity)
         other._hpke, other._signing, other._secret, other.public = self._hpke, None, bytearray(), self.public
+        other._halves = self._halves
         return other
+
+    def decryption_key(self) -> bytearray:
+        """What :meth:`from_decryption_key` takes: the seed of ML-KEM, then the key of X25519; the caller wipes it.
+
+        Raises:
+            StateError: the identity was wiped.
+        """
+        if self._halves is None:
+            raise _wiped()
+        mlkem, x25519 = (take(each.private_bytes_raw()) for each in self._halves)
+        try:
+            return mlkem + x25519
+        finally:
+            wipe(mlkem)
+            wipe(x25519)
+
+    @classmethod
+    def from_decryption_key(cls, key: bytearray, public: PublicIdentity) -> "Identity":
+        """An identity that opens and does not sign, as :meth:`decrypt_only` makes one; the key stays the caller's.
+
+        Raises:
+            KeyFileError: ``key_invalid``; it is not the key of that public key.
+        """
+        view = memoryview(key)
+        try:
+            mlkem = MLKEM768PrivateKey.from_seed_bytes(view[:MLKEM_SEED_BYTES])
+            x25519 = X25519PrivateKey.from_private_bytes(view[MLKEM_SEED_BYTES:])
+        except ValueError:
+            raise _invalid("a decryption key has 96 bytes") from None
+        if mlkem.public_key().public_bytes_raw() + x25519.public_key().public_bytes_raw() != public.enc_key:
+            raise _invalid("the decryption key is that of another public key")
+        identity = object.__new__(cls)
+        identity._halves, identity._hpke = (mlkem, x25519), MLKEM768X25519PrivateKey(mlkem, x25519)
+        identity._signing, identity._secret, identity.public = None, bytearray(), public
+        return identity
 
     def to_file(self, *, passphrase: bytearray | None = None, credential: bytearray | None = None) -> bytes:
         """The key file, sealed by one of a passphrase (Argon2id) or key material of 32 bytes or more (HKDF).
@@ -257,7 +304,7 @@ class Identity:
             KeyFileError: ``key_invalid``.
         """
         blob, name = keyfile.peek(data)
-        return PublicIdentity(blob[:ENC_KEY_BYTES], blob[ENC_KEY_BYTES:], name)
+        return PublicIdentity.from_blob(blob, name)
 
     def __repr__(self) -> str:
         return f"<Identity {self.public.fingerprint()}>"

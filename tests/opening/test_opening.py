@@ -11,7 +11,8 @@ from sealed.helpers import seal
 from smp_proto.errors import IntegrityError, StateError
 from smp_proto.sealed.layout import SEGMENT_BYTES
 from smpd.links.ring import Ring
-from smpd.transfer.opening import Openers, from_memory, from_ring, open_whole
+from smpd.opening.ranges import from_memory, from_ring, open_whole
+from smpd.transfer.openers import Openers
 
 ALICE, BOB = identity("alice"), identity("bob")
 RANGE = 4 * SEGMENT_BYTES

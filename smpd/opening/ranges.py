@@ -1,4 +1,4 @@
-"""Opening one range in a thread: out of shared memory, checked, and onwards.
+"""Opening one range, or one small object: out of shared memory, checked, and onwards. Blocking, made for threads.
 
 A fetch process keeps its ring mapped while we read it, and it may be hostile. So each segment is first copied to
 private memory, and only that copy is hashed, opened and spooled: what was checked is what is used, whatever the other
@@ -11,17 +11,14 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
-import anyio
-
 from smp_proto.errors import IntegrityError
-from smp_proto.sealed.envelope import OpenedEnvelope, Trust, open_envelope
+from smp_proto.sealed.envelope import CheckedEnvelope, OpenedEnvelope, Trust, open_envelope
 from smp_proto.sealed.keys import Identity
 from smp_proto.sealed.layout import HEADER_BYTES, SEGMENT_BYTES, TRAILER_BYTES, Layout, Trailer
 from smp_proto.sealed.payload import content_digest, leaf
 from smpd.links.ring import Ring, read_exact
 
 LEAF_BYTES = 32
-_SMALL_BYTES = 256 << 10
 # Fills the view with bytes from an offset on; the same place may read otherwise the next time.
 Reader = Callable[[memoryview, int], None]
 # Takes bytes that belong to an offset of the object; blocking.
@@ -32,28 +29,13 @@ class _Buffers(threading.local):
     """Per thread: a segment of ciphertext, and room for plaintext that nobody wants (``get`` only checks)."""
 
     def __init__(self) -> None:
-        self.sealed = memoryview(mmap.mmap(-1, SEGMENT_BYTES))  # at a page's border, as direct writes want it
+        # At a page's border, as direct writes want it.
+        self.sealed = memoryview(mmap.mmap(-1, SEGMENT_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
         self.plain = memoryview(bytearray(SEGMENT_BYTES))
 
 
 _buffers = _Buffers()
 _ZEROS = bytes(SEGMENT_BYTES)
-
-
-class Openers:
-    """Limits the threads that hash and open, those of all remotes together.
-
-    To the cores there are: more only take the cache and the interpreter lock from each other. Small objects need the
-    lock for most of the time that each takes, so of them one thread opens more than several.
-    """
-
-    def __init__(self) -> None:
-        self.large = anyio.CapacityLimiter(len(os.sched_getaffinity(0)))
-        self.small = anyio.CapacityLimiter(1)
-
-    def of(self, mean_bytes: int) -> anyio.CapacityLimiter:
-        """The limit for objects that have so many bytes each."""
-        return self.small if mean_bytes <= _SMALL_BYTES else self.large
 
 
 class Opener:
@@ -184,7 +166,7 @@ def open_whole(
     plain: memoryview | None,
     spool: int | None,
     range_bytes: int,
-    accept: Callable[[OpenedEnvelope], None] | None = None,
+    accept: Callable[[CheckedEnvelope], None] | None = None,
 ) -> OpenedEnvelope:
     """Check and open an object that is there as a whole, at most ``range_bytes`` long; blocking.
 
