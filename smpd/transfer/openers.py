@@ -19,7 +19,7 @@ from smpd.opening import link
 from smpd.transfer.workers import Worker, WorkerHost, died
 
 PROCESSES_MAX = 4  # smpd's own share of a small object is a quarter of the work
-ANSWER_S = 120.0  # some dozen batches may be before it, of some 50 ms each
+ANSWER_S = 30.0  # some dozen batches may be before it, of some 50 ms each
 _RETRY_S = 60.0
 _SMALL_BYTES = 256 << 10
 _SENDERS_AT_ONCE = 256  # of a message, so that it fits a frame

@@ -30,6 +30,7 @@ from torture.planted import planting
 
 SMALL_BYTES = 5_000
 TRIAL_MAX_S = 60.0
+CROWD, CROWD_OBJECTS = "crowd/", 600  # so many that processes open them
 SYNC, WATCHED, RESULTS = "watch", "inbox/", "results/"
 LARGE_BYTES = 9 << 20  # of several ranges, and as a result of several parts
 CONFIG: Mapping[str, Mapping[str, Any]] = {
@@ -119,6 +120,9 @@ class Site:
             return Task(kind, key, GetSpec("lake:study/"), sources=names)
         where = ("lake", "disk")[self.number % 2]
         target = f"{where}:out-{self.number}.smp"
+        if kind == "crowd":
+            spec = RunSpec(f"stream:{CROWD}", "digest", target=target, recipients=[self.doctor.public.text()])
+            return Task(kind, key, spec, target=target, sources=("small.smp",))
         if kind == "run":
             spec = RunSpec(f"lake:{source}", "digest", target=target, recipients=[self.doctor.public.text()])
             return Task(kind, key, spec, target=target, sources=(source,))
@@ -251,6 +255,10 @@ class Site:
         if task.kind in ("run", "sync"):
             found = json.loads(entries["digests.json"])
             assert [each["sha256"] for each in found] == [self.digests[task.sources[0]]]
+        elif task.kind == "crowd":
+            told = [json.loads(entry) for name, entry in entries.items() if name.endswith("digests.json")]
+            digests = [each["sha256"] for found in told for each in found]
+            assert digests == [self.digests[task.sources[0]]] * CROWD_OBJECTS
         else:
             assert task.file
             assert [sha256(each) for each in entries.values()] == [sha256(task.file.read_bytes())]
@@ -333,6 +341,7 @@ def site(folder: Path, *faults: str, conditional: bool = True) -> Iterator[Site]
             public = PublicIdentity.parse(caller.box_key().text)
             caller.trust_add("hospital", sender.public.text())
             caller.remote_add("lake", served.config, secret=served.secret)
+            caller.remote_add("stream", served.config, mode="streaming", secret=served.secret)
             caller.remote_add("disk", LocalConfig(str(folder / "disk")))
             audited = caller.status().audit_size
         made = Site(machine, store, folder / "disk", arrivals, switch, sender, doctor, public, audited=audited)
@@ -343,5 +352,7 @@ def site(folder: Path, *faults: str, conditional: bool = True) -> Iterator[Site]
                 (machine.folder / f"{name}.bin").write_bytes(content)
             made.digests[f"{name}.smp"] = sha256(content)
             store.store(f"{name}.smp", _sealed(content, "scan.bin", sender, public))
+        for number in range(CROWD_OBJECTS):
+            store.store(f"{CROWD}{number:03}.smp", store.objects["small.smp"])
         store.forget()
         yield made

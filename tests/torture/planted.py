@@ -16,7 +16,8 @@ from typing import Any
 
 import box
 
-ROLE = "smpd"  # or smpd.fetch, smpd.compute
+ROLE = "smpd"
+WORKERS = ("smpd.fetch", "smpd.compute", "smpd.opening")  # what else it may be
 TESTS = str(Path(__file__).resolve().parents[1])
 
 
@@ -63,7 +64,7 @@ def main() -> None:
     global ROLE  # noqa: PLW0603 - each process has one
     at = sys.argv.index("--")
     faults, arguments = sys.argv[1:at], sys.argv[at + 1 :]
-    if arguments[:1] in (["smpd.fetch"], ["smpd.compute"]):
+    if arguments and arguments[0] in WORKERS:
         ROLE = arguments.pop(0)
     sys.modules["torture.planted"] = sys.modules[__name__]
     if ROLE == "smpd":

@@ -1,11 +1,13 @@
-"""R2: SIGKILL of a fetch or a compute process at a step of what it does; the daemon stays up, and the work is done once."""
+"""R2: SIGKILL of a worker process at a step of what it does; the daemon stays up, and the work is done once."""
+
+from scene import workers
 
 from torture.harness import Experiment, Trial, Trials
-from torture.killing import Site, site
+from torture.killing import Site, Task, site
 from torture.planted import planting
 
 EACH = 100
-POINTS = {"smpd.fetch": 40, "smpd.compute": 10}
+POINTS = {"smpd.fetch": 40, "smpd.compute": 10, "smpd.opening": 300}
 AIMS = {
     "smpd.fetch": (
         "after Uploader._put",
@@ -16,17 +18,17 @@ AIMS = {
         "",
     ),
     "smpd.compute": ("before Running._take", "after Running._post", "after Running._work", "before Server.handle", ""),
+    "smpd.opening": ("before Server._open", "after Server._open", "after Server._open_one", ""),
 }
 
 
 def run(trials: Trials) -> None:
-    """The first half kills fetch processes, the second compute processes; of a few trials every other."""
-    killed = {"smpd.fetch": 0, "smpd.compute": 0}
+    """Each role by turns."""
+    roles = list(POINTS)
+    killed = dict.fromkeys(roles, 0)
     with site(trials.folder) as made:
         for trial in trials:
-            role = (
-                "smpd.compute" if (trial.number >= EACH or (len(trials) < EACH and trial.number % 2)) else "smpd.fetch"
-            )
+            role = roles[trial.number % len(roles)]
             with trial:
                 _try(made, trial, role)
                 killed[role] += 1
@@ -37,10 +39,16 @@ def _try(made: Site, trial: Trial, role: str) -> None:
     rng, process = trial.rng, made.box.process
     assert process
     large = trial.number % 5 == 4
-    kinds = ["run"] if role == "smpd.compute" else ["put", "put", rng.choice(["get", "prefix"])]
+    kinds = {
+        "smpd.fetch": ["put", "put", rng.choice(["get", "prefix"])],
+        "smpd.compute": ["run"],
+        "smpd.opening": ["crowd", "run"],
+    }[role]
+    if role == "smpd.opening":
+        _have_opening_processes(made)
     tasks = made.tasks(kinds, large=large)
     aims = AIMS[role]
-    only = aims[trial.number // 2 % len(aims)]
+    only = aims[trial.number // len(POINTS) % len(aims)]
     made.switch.arm(1 if only else rng.randrange(1, POINTS[role]), role, only)
     with made.ending():
         made.try_tasks(tasks)
@@ -56,12 +64,23 @@ def _try(made: Site, trial: Trial, role: str) -> None:
     assert process.poll() is None, "the daemon is gone"
 
 
+def _have_opening_processes(made: Site) -> None:
+    """They start when there is more than one thread can do."""
+    while not workers(made.box, "opening"):
+        made.check(_tried(made, made.tasks(["crowd"], large=False)))
+
+
+def _tried(made: Site, tasks: list[Task]) -> list[Task]:
+    made.try_tasks(tasks)
+    return tasks
+
+
 EXPERIMENT = Experiment(
     id="R2",
-    title="SIGKILL of a fetch or a compute process at a step of its work, 100 each",
+    title="SIGKILL of a fetch, a compute or an opening process at a step of its work, 100 each",
     passes="the daemon stays up; the job goes on or is retried, and its result arrives once",
-    trials=2 * EACH,
-    short=1,
+    trials=EACH * len(POINTS),
+    short=len(POINTS),
     run=run,
     plants={"uploads-again": lambda: planting("torture.faults.delivering:upload_without_looking")},
     planted_trials=1,

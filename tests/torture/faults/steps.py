@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 _AREA_BYTES = 256
-_AREAS = {"smpd": 0, "smpd.fetch": 1, "smpd.compute": 2}
+_AREAS = {"smpd": 0, "smpd.fetch": 1, "smpd.compute": 2, "smpd.opening": 3}
 _SYSTEM_CALLS = ("fsync", "fdatasync", "rename", "replace", "unlink", "pwrite", "write", "ftruncate", "posix_fallocate")
 _STEPS = {
     "smpd": (
@@ -50,6 +50,11 @@ _STEPS = {
         "smpd.compute.run:Running._announce",
         "smpd.compute.run:Running._work",
         "smpd.compute.run:Running._post",
+    ),
+    "smpd.opening": (
+        "smpd.opening.server:Server._take",
+        "smpd.opening.server:Server._open",
+        "smpd.opening.server:Server._open_one",
     ),
 }
 
