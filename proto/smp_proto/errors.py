@@ -184,7 +184,7 @@ CODES: dict[str, ErrorCode] = {
     "no_descriptors": ErrorCode(ResourceError, True, "the daemon has no file descriptor left"),
     "spool_corrupt": ErrorCode(ResourceError, True, "a spooled range does not match its journal"),
     "sandbox": ErrorCode(ResourceError, False, 'this kernel lacks what sandbox = "required" needs'),
-    "worker_died": ErrorCode(ResourceError, True, "a fetch or compute process ended unexpectedly"),
+    "worker_died": ErrorCode(ResourceError, True, "a worker process ended unexpectedly"),
     "setup_failed": ErrorCode(ResourceError, False, "the machine could not be set up as a box"),
     "notify_failed": ErrorCode(
         ResourceError, True, "the command or webhook that tells somebody did not take the message"

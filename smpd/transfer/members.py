@@ -153,8 +153,9 @@ class Batch:
     def _open_in_room(
         self, lane: Lane, wanted: Sequence[Whole], failed: Collection[int], plain: memoryview | None
     ) -> tuple[int, dict[int, SmpError]]:
-        kept = self._bytes if self._members.shelf is not None else 0
-        with self._members.box.space.claim(kept, "the spool"):
+        if self._members.shelf is None:
+            return self._open_here(lane, wanted, failed, plain)
+        with self._members.box.space.claim(self._bytes, "the spool"):
             return self._open_here(lane, wanted, failed, plain)
 
     def _open_here(

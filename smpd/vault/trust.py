@@ -43,6 +43,8 @@ class TrustStore:
         self._db = db
         self._seal = seal
         self._wall = wall
+        self._changes = 0
+        self._read: tuple[int, Senders] | None = None  # what was read after so many changes
 
     def add(
         self,
@@ -82,6 +84,7 @@ class TrustStore:
                     raise StateError("exists", f"there is {what} already", hint=hint)
             number = connection.execute("INSERT INTO trust (body) VALUES (x'')").lastrowid
             self._write(connection, int(number or 0), _Record(view, key))
+        self._changes += 1
         return view
 
     def list(self) -> list[TrustView]:
@@ -100,18 +103,27 @@ class TrustStore:
         Raises:
             NotFoundError: ``no_such_key``.
         """
+        found: TrustView | None = None
         with self._db.transaction() as connection:
             for number, record in self._numbered(connection):
                 if record.view.name == name and not record.view.removed:
                     record.view.removed = self._wall()
                     self._write(connection, number, record)
-                    return record.view
-        raise NotFoundError("no_such_key", f"no sender {name[:80]!r} is believed", hint="smpctl trust list shows them")
+                    found = record.view
+                    break
+        if found is None:
+            hint = "smpctl trust list shows them"
+            raise NotFoundError("no_such_key", f"no sender {name[:80]!r} is believed", hint=hint)
+        self._changes += 1
+        return found
 
     def read(self) -> "Senders":
-        """Return the senders as they are now, to look several up."""
-        rows = self._db.rows("SELECT number, body FROM trust ORDER BY number")
-        return Senders([record for _, record in self._opened(rows)])
+        """Return the senders as they are now, to look several up. The database is asked again after a change only."""
+        changes = self._changes  # counted once a change is committed, so what is read now is not older than that
+        if self._read is None or self._read[0] != changes:
+            rows = self._db.rows("SELECT number, body FROM trust ORDER BY number")
+            self._read = changes, Senders([record for _, record in self._opened(rows)])
+        return self._read[1]
 
     def key_of(self, sender_key_id: bytes) -> str:
         """The public key of a sender who is, or once was, believed: for what was verified when it came.

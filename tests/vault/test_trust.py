@@ -77,6 +77,22 @@ def test_removal_is_a_tombstone(store: TrustStore, db: Database, seal: StateSeal
     assert "was removed on 2027-01-17" in refused(again, KEY).message
 
 
+def test_the_database_is_asked_again_after_a_change_only(store: TrustStore, db: Database, monkeypatch) -> None:
+    """Each change is seen at once, by a reader that begins after it; between changes nothing is read."""
+    asked = []
+    rows = db.rows
+    monkeypatch.setattr(db, "rows", lambda *arguments: asked.append(arguments) or rows(*arguments))
+    assert not store.read().keys
+    add(store, "ward")
+    assert store.read().keys == store.read().keys == ["key text of ward"]
+    store.remove("ward")
+    assert store.read().keys == []
+    with pytest.raises(NotFoundError):
+        store.remove("ward")
+    store.read()
+    assert len(asked) == 3
+
+
 def test_a_name_can_pass_to_a_new_key(store: TrustStore) -> None:
     """After removal the name may get another key; the old one stays refused as removed."""
     add(store)
