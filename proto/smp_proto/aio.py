@@ -6,7 +6,7 @@ END); ``serve`` answers. Either side of a link or control connection is one of t
 
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -70,6 +70,10 @@ class Exchange:
     async def send(self, body: Any, fds: Sequence[int] = ()) -> None:
         """Send one DATA message."""
         await self.channel.send(FrameType.DATA, self.stream, encode(body), fds)
+
+    async def send_many(self, bodies: Iterable[Any]) -> None:
+        """Send several DATA messages in one go."""
+        await self.channel.send_many(FrameType.DATA, self.stream, [encode(body) for body in bodies])
 
     async def receive(self, kind: type[T]) -> tuple[T, list[int]]:
         """Return the next DATA message and its descriptors, which the caller must close.

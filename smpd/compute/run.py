@@ -6,6 +6,7 @@ caller ends the process, since a thread cannot be killed.
 """
 
 import asyncio
+import contextlib
 import math
 import queue
 from typing import cast
@@ -34,6 +35,7 @@ from smpd.processors import Context, Processor
 
 GRACE_S = 0.5
 POLL_S = 0.0005
+_TOGETHER = 8  # messages in one go; each is some 64 KiB at most
 
 _TO_COMPUTE = cast("type[ToCompute]", AnyToCompute)  # a union is no class to the type checker
 
@@ -182,7 +184,11 @@ class Running:
     async def _send(self) -> None:
         async with self._to_send:
             async for message in self._to_send:
-                await self._exchange.send(message)
+                together = [message]
+                with contextlib.suppress(anyio.WouldBlock, anyio.EndOfStream):
+                    while len(together) < _TOGETHER:
+                        together.append(self._to_send.receive_nowait())
+                await self._exchange.send_many(together)
 
     async def _reclaim(self) -> None:
         async with self._to_reclaim:

@@ -25,6 +25,7 @@ class PlainRing:
         self._slots = Slots(ring.slots)
         self._lent: dict[int, int] = {}  # slot to how many objects begin in it
         self._announced = 0  # objects, since a slot was last delivered
+        self._unsent: list[computing.ToCompute] = []
         self._filled: dict[int, int] = {}  # how far each slot was ever filled
         self.delivered = 0
         self.finished = False
@@ -51,9 +52,11 @@ class PlainRing:
         return Target(self._ring, slot, self._ring.slot(slot))
 
     async def announce(self, objects: Sequence[computing.InputObject]) -> None:
-        """Name entries whose plaintext comes next."""
+        """Name entries whose plaintext comes next; they go along with it, or with the end."""
         self._announced += len(objects)
-        await self._exchange.send(computing.Objects(list(objects)))
+        if self._unsent:
+            await self._send()
+        self._unsent.append(computing.Objects(list(objects)))
 
     async def deliver(self, slot: int, length: int) -> None:
         """Pass on a slot with the next ``length`` bytes; one that nothing is in is free again at once."""
@@ -63,12 +66,16 @@ class PlainRing:
         self._lent[slot], self._announced = self._announced, 0
         self._filled[slot] = max(length, self._filled.get(slot, 0))
         offset, self.delivered = self.delivered, self.delivered + length
-        await self._exchange.send(computing.Chunk(slot, offset, length))
+        await self._send(computing.Chunk(slot, offset, length))
 
     async def finish(self) -> None:
         """Say that this was all."""
         self.finished = True
-        await self._exchange.send(computing.Finish(self.delivered))
+        await self._send(computing.Finish(self.delivered))
+
+    async def _send(self, *more: computing.ToCompute) -> None:
+        unsent, self._unsent = [*self._unsent, *more], []
+        await self._exchange.send_many(unsent)
 
     @property
     def in_use(self) -> int:
