@@ -48,7 +48,7 @@ class Ready(msgspec.Struct):
     notes: list[str] = []
 
 
-class InputEntry(msgspec.Struct):
+class InputEntry(msgspec.Struct, gc=False):  # no cycle can lead through one, and there may be a million
     """One entry: bytes ``[offset, offset + size)`` of the run's plaintext."""
 
     name: str

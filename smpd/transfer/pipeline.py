@@ -24,6 +24,7 @@ from smpd.transfer.spool import Spool
 
 _ANNOUNCED_BYTES = 512 << 10  # of one message, so that it fits a frame
 _PREFIX_BYTES = 1024 + 64  # the most that an object adds to its entries
+_ENTRY_BYTES = 80  # the most that an entry takes beside its name, media type and attributes
 _UNKEPT = 8  # units beyond the lanes that may be under way: a crash costs them, since nothing says that they are there
 _AT_ONCE_BYTES = 128 << 10  # opened in 50 µs, half of what handing it to a thread takes
 
@@ -300,11 +301,13 @@ async def announce(plain: PlainSide, objects: Sequence[InputObject]) -> None:
 
 
 def _parts(entries: Sequence[InputEntry]) -> Iterator[tuple[list[InputEntry], int]]:
-    """Entries in parts that fit a message, with their encoded length; one part where there are none."""
+    """Entries in parts that fit a message, with the most that each may be encoded; one part where there are none."""
     part: list[InputEntry] = []
     size = _PREFIX_BYTES
     for entry in entries:
-        length = len(encode(entry))
+        length = _ENTRY_BYTES + len(entry.name) * (1 if entry.name.isascii() else 4) + len(entry.media_type)
+        if entry.attributes:
+            length += len(encode(entry.attributes))
         if part and size + length > _ANNOUNCED_BYTES:
             yield part, size
             part, size = [], _PREFIX_BYTES

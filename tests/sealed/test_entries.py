@@ -3,11 +3,12 @@
 import posixpath
 import unicodedata
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smp_proto.sealed.entries import Entry, NameSet, check_entries, guess_media_type, valid_entry_name
+from smp_proto.sealed.entries import Entry, NameSet, check_entries, guess_media_type, unpack_entries, valid_entry_name
 
 ZERO = bytes(32)
 NAMES = st.text(st.sampled_from("aAbBßéE\u0301./\\ \0\n\u2028"), max_size=12) | st.text(max_size=12)
@@ -140,3 +141,12 @@ def test_entries_fill_the_plaintext() -> None:
 def test_media_types(name: str, head: bytes, expected: str) -> None:
     """The first bytes decide, then the ending."""
     assert expected == guess_media_type(name, head)
+
+
+@pytest.mark.parametrize("kind", ["a\nb", "\x7f", "é", "text/plain\n", "a" * 256])
+def test_a_media_type_that_none_is(kind: str) -> None:
+    """Printable ASCII only, 255 characters at most, of every entry."""
+    entries = [Entry(str(number), 0, 0, bytes(32), media_type) for number, media_type in enumerate(["", "a/b ~", kind])]
+    assert unpack_entries(msgspec.msgpack.encode(entries[:2])) == tuple(entries[:2])
+    with pytest.raises(ValueError, match="media type|encoding"):
+        unpack_entries(msgspec.msgpack.encode(entries))

@@ -22,6 +22,7 @@ _REFUSED_CATEGORIES = frozenset({"Cc", "Cs", "Zl", "Zp"})
 _COMPONENT = r"[\w-][\w.-]{0,254}+"
 _USUAL = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT}){{0,2}}+", re.ASCII)
 _FLAT = re.compile(rf"(?:{_COMPONENT}\n)*+{_COMPONENT}", re.ASCII)
+_MEDIA_TYPE = re.compile(r"[ -~]*")
 
 PLACE = "smp.place"  # attribute of the first entry: where its sender means the object to lie
 
@@ -29,7 +30,7 @@ Scalar = str | int | float | bool
 Attributes = dict[str, Scalar | list[Scalar]]
 
 
-class Entry(msgspec.Struct, frozen=True):
+class Entry(msgspec.Struct, frozen=True, gc=False):  # no cycle can lead through one, and there may be a million
     """One file of a bundle.
 
     Attributes:
@@ -45,7 +46,7 @@ class Entry(msgspec.Struct, frozen=True):
     offset: Annotated[int, msgspec.Meta(ge=0)]
     size: Annotated[int, msgspec.Meta(ge=0)]
     sha256: Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
-    media_type: Annotated[str, msgspec.Meta(max_length=255, pattern=r"^[ -~]*\Z")] = ""
+    media_type: Annotated[str, msgspec.Meta(max_length=255)] = ""
     attributes: Attributes = {}
 
 
@@ -109,11 +110,23 @@ def pack_entries(entries: Sequence[Entry]) -> bytes:
     """
     try:
         packed = msgspec.msgpack.encode(entries)
-        decode(tuple[Entry, ...], packed)
+        unpack_entries(packed)
     except (OverflowError, TypeError, ValueError):
         hint = "attributes are text, 64-bit integers, floats, booleans, or lists of these"
         raise UsageError("bad_request", "a media type or an attribute cannot be stored", hint=hint) from None
     return packed
+
+
+def unpack_entries(data: bytes) -> tuple[Entry, ...]:
+    """The entries of an index's plaintext; whether they can be together says :func:`check_entries`.
+
+    Raises:
+        ValueError: it is not the one encoding of entries, or one has a media type that is not printable ASCII.
+    """
+    entries = decode(tuple[Entry, ...], data)
+    if not all(map(_MEDIA_TYPE.fullmatch, {entry.media_type for entry in entries})):
+        raise ValueError("a media type is not printable ASCII")
+    return entries
 
 
 def check_entries(entries: Sequence[Entry], plain_bytes: int) -> None:

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.hmac import HMAC
 
 from smp_proto.errors import IntegrityError, UsageError
 from smp_proto.sealed.canonical import decode
-from smp_proto.sealed.entries import Entry, check_entries, pack_entries, valid_entry_name
+from smp_proto.sealed.entries import Entry, check_entries, pack_entries, unpack_entries, valid_entry_name
 from smp_proto.sealed.filekey import FileKey, wipe
 from smp_proto.sealed.keys import KEY_ID_BYTES, WRAPPED_BYTES, Identity, PublicIdentity
 from smp_proto.sealed.layout import ENVELOPE_MAX_BYTES, SEGMENT_BYTES, Layout, Trailer
@@ -297,7 +297,7 @@ def _open_index(file_key: FileKey, envelope: Envelope) -> tuple[Entry, ...]:
     nonce, sealed = envelope.wire.index[:_NONCE_BYTES], envelope.wire.index[_NONCE_BYTES:]
     try:
         plain = AESGCM(key).decrypt(nonce, sealed, envelope.signed.object_id)
-        entries = decode(tuple[Entry, ...], plain)
+        entries = unpack_entries(plain)
     except (InvalidTag, ValueError):
         raise _corrupt("the index does not open, or is malformed") from None
     finally:
