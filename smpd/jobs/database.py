@@ -254,7 +254,7 @@ class Database:
         with self._named_errors():
             group = self._enter()
             try:
-                with self._savepoint(group):
+                with self._alone(group) if group.size == 1 else self._savepoint(group):
                     yield self._connection
             finally:
                 self._leave(group)
@@ -284,6 +284,19 @@ class Database:
         return self._group
 
     @contextmanager
+    def _alone(self, group: _Group) -> Iterator[None]:
+        """For the first of a group: nobody else's work is undone with its own, so it needs no savepoint."""
+        try:
+            yield
+        except BaseException as error:
+            try:
+                if self._connection.in_transaction:  # SQLite may have undone it by itself, when the disk fails
+                    self._connection.execute("ROLLBACK")
+            except sqlite3.Error as broken:
+                group.error = error if isinstance(error, sqlite3.Error) else broken
+            raise
+
+    @contextmanager
     def _savepoint(self, group: _Group) -> Iterator[None]:
         execute = self._connection.execute
         execute("SAVEPOINT one")
@@ -302,11 +315,12 @@ class Database:
     def _leave(self, group: _Group) -> None:
         """Release the lock; who leaves with nobody behind commits for all."""
         try:
-            if self._waiting and group.size < GROUP_MAX and group.error is None:
+            under_way = group.error is None and self._connection.in_transaction  # else its first one failed
+            if self._waiting and group.size < GROUP_MAX and under_way:
                 return  # whoever waits comes here, too
             self._group = None
             try:
-                if group.error is None:
+                if under_way:
                     self._connection.execute("COMMIT")
             except sqlite3.Error as error:
                 group.error = error

@@ -285,6 +285,44 @@ def test_transactions_that_wait_share_a_commit_and_its_fate(tmp_path: Path, fail
     db.close()
 
 
+@pytest.mark.parametrize("undone", [False, True])
+def test_the_first_of_a_group_fails(tmp_path: Path, undone: bool) -> None:
+    """Its work is undone, by SQLite itself perhaps, and those who waited for it are committed as if it had not been."""
+    db = Database(str(tmp_path / "smp.db"))
+    entered, go = threading.Event(), threading.Event()
+    ended: dict[str, str] = {}
+
+    def fail() -> None:
+        with pytest.raises(KeyError), db.transaction() as connection:
+            connection.execute("INSERT INTO remotes VALUES ('wrong', x'00')")
+            entered.set()
+            go.wait()
+            if undone:
+                connection.execute("ROLLBACK")
+            raise KeyError
+        ended["wrong"] = "wrong"
+
+    def write(name: str) -> None:
+        with db.transaction() as connection:
+            connection.execute("INSERT INTO remotes VALUES (?, x'00')", (name,))
+        ended[name] = "ok"
+
+    threads = [threading.Thread(target=fail)]
+    threads[0].start()
+    assert entered.wait(30)
+    threads += [threading.Thread(target=write, args=(name,)) for name in "ab"]
+    for thread in threads[1:]:
+        thread.start()
+    while db._waiting < 2:
+        os.sched_yield()
+    go.set()
+    for thread in threads:
+        thread.join()
+    assert ended == {"wrong": "wrong", "a": "ok", "b": "ok"}
+    assert sorted(db.rows("SELECT name FROM remotes")) == [("a",), ("b",)]
+    db.close()
+
+
 def test_what_sqlite_undoes_by_itself_is_everybodys_error(tmp_path: Path) -> None:
     """A disk that fails may undo the whole group: then nobody in it was told that it is kept."""
     db = Database(str(tmp_path / "smp.db"))
