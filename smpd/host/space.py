@@ -10,6 +10,7 @@ import contextlib
 import errno
 import os
 import threading
+import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from smp_proto.errors import ResourceError, SmpError
 BALLAST = "ballast"
 # More than a group of transactions writes, or the audit log at once: what the ballast sees to that is free for them.
 COMMIT_BYTES = 2 << 20
+_PLENTY_BYTES, _PLENTY_S = 1 << 30, 0.1  # so much is not filled in that time
 _BLOCK = 512  # the unit of st_blocks, whatever the file system's own is
 _HINT = "free some space (smpctl vault ls, smpctl vault rm ID, smpctl job cancel ID); waiting jobs then go on"
 
@@ -61,6 +63,7 @@ class Space:
         self.reserve = reserve_bytes
         self._lock = threading.Lock()
         self._claimed = 0
+        self._plenty_until = 0.0
         try:
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
             self._fd = os.open(os.path.join(folder, BALLAST), flags, 0o600)
@@ -95,9 +98,15 @@ class Space:
     def spare(self, size: int = COMMIT_BYTES) -> None:
         """See that so many bytes are free for what must be written, out of the ballast where they are not.
 
-        Raises nothing: what is written next finds out whether there was enough.
+        Raises nothing: what is written next finds out whether there was enough. Where there was plenty a moment ago
+        nobody looks again: each small write asks.
         """
-        if self._free() >= size:
+        now = time.monotonic()
+        if now < self._plenty_until:
+            return
+        free = self._free()
+        if free >= size:
+            self._plenty_until = now + _PLENTY_S if free >= size + _PLENTY_BYTES else 0.0
             return
         with self._lock:
             missing = size - self._free()

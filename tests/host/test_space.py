@@ -16,6 +16,7 @@ from smp_proto.errors import ResourceError
 from smpd.configuring import load_config
 from smpd.host import bounds as memory
 from smpd.host import descriptors
+from smpd.host import space as room
 from smpd.host.bounds import Bound
 from smpd.host.space import BALLAST, COMMIT_BYTES, Space, disk_error
 from smpd.links.ring import Ring
@@ -92,6 +93,21 @@ def test_room_that_is_there_costs_nothing(space: Space, disk: Path):
     fill(disk, COMMIT_BYTES)
     space.spare()
     assert space.look().held == RESERVE
+
+
+def test_where_there_is_plenty_nobody_looks_again_at_once(space: Space, monkeypatch):
+    """For a tenth of a second; a disk that might be full by then is looked at each time."""
+    looks, free, now = [], [4 << 30], [100.0]
+    monkeypatch.setattr(space, "_free", lambda: looks.append(1) or free[0])
+    monkeypatch.setattr(room.time, "monotonic", lambda: now[0])
+    for _ in range(5):
+        space.spare()
+    assert len(looks) == 1
+    now[0] += 0.11
+    free[0] = (1 << 30) + COMMIT_BYTES - 1
+    for _ in range(5):
+        space.spare()
+    assert len(looks) == 6
 
 
 def test_it_comes_back(space: Space, disk: Path):
