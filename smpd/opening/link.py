@@ -31,10 +31,13 @@ class Walls(msgspec.Struct):
 
 
 class Keys(Request, tag="keys"):
-    """The keys to open with from now on, and whose they are; ``secrets`` as ``Identity.decryption_key`` gives them."""
+    """Whose keys to open with from now on, and the keys, joined, as ``Identity.decryption_key`` gives each.
 
-    secrets: list[bytes]
+    They come last and at once, so that what is encoded is never copied, by growing, to another place.
+    """
+
     publics: list[bytes]
+    secrets: bytes
 
 
 class Believe(Request, tag="believe"):

@@ -8,7 +8,7 @@ from smp_proto.aio import Exchange, close_all, decode, encode
 from smp_proto.errors import DaemonError, IntegrityError
 from smp_proto.sealed.envelope import OpenedEnvelope
 from smp_proto.sealed.filekey import take, wipe
-from smp_proto.sealed.keys import Identity, PublicIdentity
+from smp_proto.sealed.keys import DECRYPTION_BYTES, Identity, PublicIdentity
 from smpd.links.ring import Ring
 from smpd.opening.link import AnyRequest, Believe, Found, Keys, Map, Open, Opened, Refused, Request, Setup, Unmap, Walls
 from smpd.opening.ranges import from_ring, open_whole
@@ -77,13 +77,15 @@ class Server:
 
     def _take(self, request: Keys) -> None:
         self._forget()
-        secrets = [take(each) for each in request.secrets]
+        secrets = take(request.secrets)
         try:
-            for secret, blob in zip(secrets, request.publics, strict=True):
-                self._identities.append(Identity.from_decryption_key(secret, PublicIdentity.from_blob(blob)))
+            with memoryview(secrets) as view:
+                for at, blob in enumerate(request.publics):
+                    key = view[at * DECRYPTION_BYTES : (at + 1) * DECRYPTION_BYTES]
+                    self._identities.append(Identity.from_decryption_key(key, PublicIdentity.from_blob(blob)))
+                    key.release()
         finally:
-            for secret in secrets:
-                wipe(secret)
+            wipe(secrets)
 
     def _forget(self) -> None:
         for identity in self._identities:

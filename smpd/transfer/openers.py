@@ -13,7 +13,7 @@ from anyio.abc import TaskGroup
 
 from smp_proto.errors import SmpError
 from smp_proto.memory import wipe
-from smp_proto.sealed.keys import Identity, PublicIdentity
+from smp_proto.sealed.keys import DECRYPTION_BYTES, Identity, PublicIdentity
 from smpd.links.ring import Ring
 from smpd.opening import link
 from smpd.transfer.workers import Worker, WorkerHost, died
@@ -221,14 +221,17 @@ class _Place:
 
     async def _hand_keys(self, worker: Worker) -> None:
         identities = list(self._identities)
-        request = link.Keys([], [each.public.blob for each in identities])
-        secrets = [each.decryption_key() for each in identities]
+        secrets = bytearray(DECRYPTION_BYTES * len(identities))
         try:
-            request.secrets = cast("list[bytes]", secrets)  # they are encoded as such, without a copy between
+            for at, each in enumerate(identities):
+                key = each.decryption_key()
+                secrets[at * DECRYPTION_BYTES : (at + 1) * DECRYPTION_BYTES] = key
+                wipe(key)
+            publics = [each.public.blob for each in identities]
+            request = link.Keys(publics, cast("bytes", secrets))  # it is encoded as such, without a copy between
             await worker.caller.call(request, type(None), secret=True)
         finally:
-            for secret in secrets:
-                wipe(secret)
+            wipe(secrets)
         self._keys = [each.public.key_id for each in identities]
 
     async def _introduce(self, worker: Worker, senders: Sequence[PublicIdentity]) -> None:

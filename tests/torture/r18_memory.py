@@ -2,8 +2,8 @@
 
 Searched for: the box's identity (its seeds, and the keys made of them), what unlocks it, the keys of each object and of its
 result, the secret of the remote, and a mark that the content is full of. In smpd the two private keys in use must be
-there exactly once, in OpenSSL's own objects, and of a key before that only the one that opens; in fetch nothing but its remote's secret; in compute no
-key. What a plugin's libraries leave of the content in a compute process is counted, not judged.
+there exactly once, in OpenSSL's own objects, and of a key before that only the one that opens; in fetch nothing but its remote's secret; in
+opening the keys that open, once each, and neither content nor what signs; in compute no key. What a plugin's libraries leave of the content in a compute process is counted, not judged.
 """
 
 import hashlib
@@ -33,7 +33,8 @@ from torture.memory import find
 from torture.planted import planting
 
 MIB = 1 << 20
-KINDS = ("get", "rotate", "put", "open", "run", "standard", "smpctl")
+KINDS = ("get", "rotate", "put", "open", "crowd", "run", "standard", "smpctl")
+CROWD = 600
 IN_USE = {"decryption key", "signing key"}  # in smpd, once each, for as long as it runs
 _CONFIG = {
     "fetch": {"processes": 1, "slots": 3, "slot_bytes": MIB},
@@ -96,6 +97,8 @@ class Scene:
         add_remote(self.box, "s3", Served(self.served.config, S3Secret("AKIAIOSFODNN7EXAMPLE", self.remote_secret)))
         (self.folder / "open").mkdir()
         self.box.ctl("remote", "add", "ward", f"file://{self.folder / 'open'}", "--mode", "standard")
+        (self.folder / "crowd").mkdir()
+        self.box.ctl("remote", "add", "crowd", f"file://{self.folder / 'crowd'}", "--mode", "streaming")
         self.client.trust_add("sender", self.sender.public.text())
 
     def read_key(self) -> None:
@@ -129,7 +132,7 @@ class Scene:
         """All processes there are."""
         assert self.box.process
         yield "smpd", self.box.process.pid
-        for role in ("fetch", "compute"):
+        for role in ("fetch", "compute", "opening"):
             for pid in workers(self.box, role):
                 yield role, pid
 
@@ -153,6 +156,14 @@ def _use(scene: Scene, trial: Trial, kind: str, data: bytes) -> dict[str, bytes]
     if kind == "run":
         view = scene.job(RunSpec(f"s3:{name}", "tensor.stats"))
         return found | keys_of(scene.vaulted(view), scene.sender, scene.public, "result")
+    if kind == "crowd":
+        (folder := scene.folder / "crowd" / str(trial.number)).mkdir()
+        for number in range(CROWD):
+            (folder / f"{number:03}.smp").write_bytes(scene.store.objects[name])
+        while not workers(scene.box, "opening"):
+            scene.job(RunSpec(f"crowd:{trial.number}/", "tensor.stats"))
+        view = scene.job(RunSpec(f"crowd:{trial.number}/", "tensor.stats"))
+        return found | keys_of(scene.vaulted(view), scene.sender, scene.public, "result")
     view = scene.job(GetSpec(f"s3:{name}"))
     if kind == "open":
         scene.box.ctl("vault", "open", view.result.vault_id, "-o", scene.folder / f"out-{trial.number}")
@@ -170,6 +181,9 @@ def _judge(scene: Scene, trials: Trials, needles: dict[str, bytes], content: byt
             assert places == dict.fromkeys(in_use, 1), f"in smpd, besides its keys in use: {found}"
         elif role == "fetch":
             assert set(places) <= {"remote's secret"}, f"in fetch: {found}"
+        elif role == "opening":  # of a key that came since it was given some it knows nothing before the next batch
+            assert set(places) <= in_use - {"signing key"}, f"in opening: {found}"
+            assert set(places.values()) == {1}, f"in opening: {found}"
         else:
             left = places.pop("content", 0)
             trials.figures["pieces of content left in compute, at most"] = max(
@@ -240,6 +254,7 @@ def run(trials: Trials) -> None:
                 kind = KINDS[trial.number % len(KINDS)]
                 mark = trial.rng.randbytes(8)
                 length = trial.rng.choice((trial.rng.randrange(100, 9000), trial.rng.randrange(MIB // 4, 3 * MIB)))
+                length = min(length, 3000) if kind == "crowd" else length
                 data = (mark * (length // 8 + 1))[:length]
                 if kind == "smpctl":
                     _client(scene, trial, mark * 3, data)

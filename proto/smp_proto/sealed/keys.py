@@ -34,6 +34,7 @@ __all__ = ["FileKey", "Identity", "PublicIdentity", "hpke_suite"]
 
 MLKEM_BYTES = 1184
 MLKEM_SEED_BYTES = 64
+DECRYPTION_BYTES = MLKEM_SEED_BYTES + 32  # what opens, without what signs
 ENC_KEY_BYTES = MLKEM_BYTES + 32
 VERIFY_KEY_BYTES = 32
 PUBLIC_BYTES = ENC_KEY_BYTES + VERIFY_KEY_BYTES
@@ -243,24 +244,25 @@ class Identity:
             raise _wiped()
         mlkem, x25519 = (take(each.private_bytes_raw()) for each in self._halves)
         try:
-            return mlkem + x25519
+            key = bytearray(DECRYPTION_BYTES)
+            key[:MLKEM_SEED_BYTES], key[MLKEM_SEED_BYTES:] = mlkem, x25519
+            return key
         finally:
             wipe(mlkem)
             wipe(x25519)
 
     @classmethod
-    def from_decryption_key(cls, key: bytearray, public: PublicIdentity) -> "Identity":
+    def from_decryption_key(cls, key: bytearray | memoryview, public: PublicIdentity) -> "Identity":
         """An identity that opens and does not sign, as :meth:`decrypt_only` makes one; the key stays the caller's.
 
         Raises:
             KeyFileError: ``key_invalid``; it is not the key of that public key.
         """
-        view = memoryview(key)
-        try:
+        if len(key) != DECRYPTION_BYTES:
+            raise _invalid(f"a decryption key has {DECRYPTION_BYTES} bytes")
+        with memoryview(key) as view:
             mlkem = MLKEM768PrivateKey.from_seed_bytes(view[:MLKEM_SEED_BYTES])
             x25519 = X25519PrivateKey.from_private_bytes(view[MLKEM_SEED_BYTES:])
-        except ValueError:
-            raise _invalid("a decryption key has 96 bytes") from None
         if mlkem.public_key().public_bytes_raw() + x25519.public_key().public_bytes_raw() != public.enc_key:
             raise _invalid("the decryption key is that of another public key")
         identity = object.__new__(cls)
