@@ -273,7 +273,7 @@ def _planted(fault: str) -> Callable[[], AbstractContextManager[None]]:
 
 EXPERIMENT = Experiment(
     "R18",
-    "keys, passphrases and content looked for in the memory of smpd, fetch, compute and smpctl after use",
+    "keys, passphrases and content looked for in the memory of smpd, its workers and smpctl after use",
     "0 copies; of the private keys in use one each, in OpenSSL's objects",
     20,
     4,
