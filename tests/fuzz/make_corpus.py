@@ -15,7 +15,7 @@ from smp_proto.aio import End
 from smp_proto.audit.note import Checkpoint, VerifierKey, sign_note
 from smp_proto.audit.record import AuditRecord, encode_line
 from smp_proto.errors import ErrorBody
-from smp_proto.sealed.envelope import Entry, seal_envelope
+from smp_proto.sealed.envelope import Entry, Signed, seal_envelope
 from smp_proto.sealed.filekey import FileKey
 from smp_proto.sealed.keys import Identity
 from smp_proto.sealed.layout import Layout, Trailer
@@ -23,6 +23,7 @@ from smp_proto.wire import FrameType, encode_frame
 from smpd.configuring import check_config, load_config
 from smpd.links import computing as k
 from smpd.links import fetching as f
+from smpd.opening import link as o
 from smpd.vault.remotes import Remote
 from smpd.vault.trust import _Record
 
@@ -85,12 +86,24 @@ def protocol() -> dict[str, list[bytes]]:
         (3, k.Ready("cpu", "cpu", "2", False, {"seccomp": "on"}, [c.ProcessorInfo("digest", "*/*", "smp", "s")])),
         (4, k.Done(1, 2, "cpu", 5, 1.5)),
     ]
+    entry = Entry("a/b.dcm", 0, 10, bytes(32), "application/dicom", {"x": [1, 2.5, "y", True]})
+    signed = Signed("hybrid", SECRET[:16], bytes(40), 1 << 20, 66, 1, 10, bytes(32), bytes(32), SECRET[:16], 5)
+    opening: list[tuple[int, Any]] = [
+        (0, o.Setup("required")),
+        (0, o.Keys([bytes(1248)], bytes(96))),
+        (0, o.Believe([bytes(1248)])),
+        (0, o.Map(1, 2, 1 << 20)),
+        (0, o.Open(1, 0, [(0, 500), (500, 600)], 2, 1)),
+        (1, o.Walls({"seccomp": "on"})),
+        (2, o.Opened([o.Found(signed, (entry,)), o.Refused(ErrorBody("corrupt", "m"), bytes(16))])),
+    ]
     deep = b"\x82\xa2op\xa6submit\xa3job\x83\xa4kind\xa3run\xa6source\xa3a:b\xa6params\x81\xa1a" + DEEP
     return {
         "frame": [b"\xff" + frames, b"\x00" + frames[:40], b"\xff" + frames[:-12] + b"\xff" * 30, b"\x05" + DEEP[:64]],
         "request": [*map(pack, requests), deep, b"\x81\xa2op" + DEEP, pack({"op": "status", "new": [1, 2]})],
         "reply": [*(bytes([kind]) + pack(body) for kind, body in replies), b"\x00\x81\xa2ok" + DEEP],
         "fetch-link": [bytes([kind]) + pack(body) for kind, body in fetching],
+        "opening-link": [bytes([kind]) + pack(body) for kind, body in opening],
         "compute-link": [*(bytes([kind]) + pack(body) for kind, body in computing), b"\x02" + DEEP],
     }
 

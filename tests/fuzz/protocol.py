@@ -85,3 +85,10 @@ def compute_link() -> Parse:
     from smpd.links import computing as k
 
     return _any_of([k.AnyRequest, k.AnyToCompute, k.AnyFromCompute, k.Ready, k.Done])
+
+
+def opening_link() -> Parse:
+    """Both directions of the link to an opening process."""
+    from smpd.opening import link
+
+    return _any_of([link.AnyRequest, link.Walls, link.Opened])

@@ -68,6 +68,7 @@ TARGETS = [
     Target("reply", protocol.reply, _PROTOCOL),
     Target("fetch-link", protocol.fetch_link, _PROTOCOL),
     Target("compute-link", protocol.compute_link, _PROTOCOL),
+    Target("opening-link", protocol.opening_link, _PROTOCOL),
     Target("trailer", sealed.trailer, _OBJECT),
     Target("envelope", sealed.envelope, _OBJECT),
     Target(
