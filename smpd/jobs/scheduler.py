@@ -99,7 +99,7 @@ class Scheduler:
         self._queued: dict[str, Priority] = {}
         self._waiting: dict[str, float] = {}  # due, by the clock
         self._running: dict[str, _Run] = {}
-        self._lock = anyio.Lock()  # held while a job without a slot moves, or gets one
+        self._lock = anyio.Lock(fast_acquire=True)  # held while a job without a slot moves, or gets one
         self._wake = anyio.Event()
         self.draining = False  # whether nothing is started any more
 

@@ -120,7 +120,7 @@ class Slots:
 
     def __init__(self, count: int) -> None:
         self._free = list(range(count))
-        self._tokens = anyio.Semaphore(count, max_value=count)
+        self._tokens = anyio.Semaphore(count, max_value=count, fast_acquire=True)
 
     async def take(self) -> int:
         """Wait for a free slot and take it."""

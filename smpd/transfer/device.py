@@ -62,7 +62,7 @@ class Compute:
         self.distribution = distribution
         self.processors = list(processors)
         self._settings = settings
-        self._busy = anyio.Lock()
+        self._busy = anyio.Lock(fast_acquire=True)
         self._rings: tuple[Ring, Ring] | None = None
         self._results_filled: dict[int, int] = {}
         self.ready: computing.Ready | None = None

@@ -23,7 +23,7 @@ class Ends:
     def __init__(self, box: Box, runner: Runner) -> None:
         self._box = box
         self._runner = runner
-        self._lock = anyio.Lock()
+        self._lock = anyio.Lock(fast_acquire=True)
 
     async def ended(self, job: Job) -> None:
         """A job has just ended.

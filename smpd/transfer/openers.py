@@ -157,7 +157,7 @@ class _Place:
         assert group is not None
         self._identities = identities
         self._sandbox = sandbox
-        self._lock = anyio.Lock()
+        self._lock = anyio.Lock(fast_acquire=True)
         self._keys: list[bytes] = []
         self._senders: set[bytes] = set()
         self._rings: dict[int, Ring] = {}

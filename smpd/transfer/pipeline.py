@@ -74,7 +74,7 @@ class Pipeline:
         self._plain = plain
         self._turns: dict[int, anyio.Event] = {}
         self._delivered = 0
-        self._room = anyio.Semaphore(pool.lanes + _UNKEPT)
+        self._room = anyio.Semaphore(pool.lanes + _UNKEPT, fast_acquire=True)
 
     async def run(self, units: AsyncIterable[Unit]) -> None:
         """Fetch, check, deliver and keep every unit.

@@ -69,7 +69,7 @@ class RemotePool:
         self.processes = Processes(remote.name, load, settings, self._lanes, group)
         self._limits = RemoteLimiter(limiter, remote.name)
         self._closing = anyio.Event()
-        self.ahead = anyio.Lock()
+        self.ahead = anyio.Lock(fast_acquire=True)
         self.gate = Gate(
             remote.name,
             settings.breaker,

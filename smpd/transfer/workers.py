@@ -151,7 +151,7 @@ class WorkerHost:
         self._let_go = let_go
         self._watch = watch
         self._keeper = keeper
-        self._lock = anyio.Lock()
+        self._lock = anyio.Lock(fast_acquire=True)
         self._scope: anyio.CancelScope | None = None
         self._gone = anyio.Event()
         self._gone.set()
