@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.hmac import HMAC
 from smp_proto import durable
 from smp_proto.audit.merkle import leaf_hash
 from smp_proto.audit.note import Checkpoint, VerifierKey, iter_notes, sign_note
-from smp_proto.audit.record import AuditRecord, FieldValue, encode_line, format_time
+from smp_proto.audit.record import AuditRecord, FieldValue, encode_line, encode_lines, format_time
 from smp_proto.audit.verify import LogVerifier, broken
 from smp_proto.errors import AuditError, SmpError, UsageError
 
@@ -178,15 +178,19 @@ class AuditLog:
             UsageError: ``bad_request``, when the record cannot be encoded, or a detail has no subject.
         """
         names = [self.pseudonym(each) if each else "" for each in subjects or (subject,)]
-        blobs = ["" if detail is None else self._sealed(name, detail) for name in names]
+        blobs = [] if detail is None else [self._sealed(name, detail) for name in names]
         with self._changed:
             self._refuse_if_failed()
             first = self._tree.size + len(self._flight) + len(self._queue)
             now = format_time(self._clock())
-            entries = [
-                _Entry(encode_line(AuditRecord(seq, now, event, actor, job, name, outcome, fields, blob)))
-                for seq, (name, blob) in enumerate(zip(names, blobs, strict=True), first)
-            ]
+            if detail is None:
+                lines = encode_lines(AuditRecord(first, now, event, actor, job, names[0], outcome, fields, ""), names)
+            else:
+                lines = [
+                    encode_line(AuditRecord(seq, now, event, actor, job, name, outcome, fields, blob))
+                    for seq, (name, blob) in enumerate(zip(names, blobs, strict=True), first)
+                ]
+            entries = list(map(_Entry, lines))
             self._queue += entries
             entry = entries[-1]  # they go to the disk together
             while self._busy and not entry.synced and not entry.failure:

@@ -6,6 +6,8 @@ floats nor null. The leaf of the tree is that encoding; in a file it is followed
 does not come out the same when decoded and encoded again is not a record.
 """
 
+import re
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Annotated
 
@@ -15,7 +17,9 @@ from msgspec import Meta
 from smp_proto.errors import UsageError
 
 MAX_LINE_BYTES = 65_536
+SEQ_MAX = 2**53 - 1
 
+_SUBJECT = re.compile(r"\A([0-9a-f]{64})?\Z")
 _Text = Annotated[str, Meta(max_length=256)]
 _Whole = Annotated[int, Meta(ge=-(2**53) + 1, le=2**53 - 1)]
 _FieldName = Annotated[str, Meta(pattern=r"\A[a-z][a-z0-9_]{0,31}\Z")]
@@ -37,12 +41,12 @@ class AuditRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         detail: base64 of a blob sealed under the subject's own key, or empty.
     """
 
-    seq: Annotated[int, Meta(ge=0, le=2**53 - 1)]
+    seq: Annotated[int, Meta(ge=0, le=SEQ_MAX)]
     time: Annotated[str, Meta(pattern=r"\A\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z\Z")]
     event: Annotated[str, Meta(pattern=r"\A[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)+\Z", max_length=64)]
     actor: Annotated[str, Meta(min_length=1, max_length=256)]
     job: _Text
-    subject: Annotated[str, Meta(pattern=r"\A([0-9a-f]{64})?\Z")]
+    subject: Annotated[str, Meta(pattern=_SUBJECT.pattern)]
     outcome: _Text
     fields: Annotated[dict[_FieldName, _Text | _Whole | bool], Meta(max_length=16)]
     detail: Annotated[str, Meta(pattern=r"\A[A-Za-z0-9+/]*={0,2}\Z")]
@@ -73,6 +77,21 @@ def encode_line(record: AuditRecord) -> bytes:
             hint="shorten or rename its fields; they are small facts in strings, integers and booleans",
         ) from exc
     return line
+
+
+def encode_lines(first: AuditRecord, subjects: Sequence[str]) -> list[bytes]:
+    """The lines of records that differ in their number, counted on from ``first``, and their subject.
+
+    What they share is looked at once, and of each of the others what it does not share. Raises as :func:`encode_line`.
+    """
+    lines = [encode_line(msgspec.structs.replace(first, subject=subject)) for subject in subjects[:1]]
+    for seq, subject in enumerate(subjects[1:], first.seq + 1):
+        record = msgspec.structs.replace(first, seq=seq, subject=subject)
+        line = _encoder.encode(record) + b"\n"
+        if not _SUBJECT.fullmatch(subject) or seq > SEQ_MAX or len(line) > MAX_LINE_BYTES:
+            line = encode_line(record)  # which says why
+        lines.append(line)
+    return lines
 
 
 def parse_line(line: bytes) -> AuditRecord:
