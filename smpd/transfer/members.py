@@ -4,7 +4,7 @@ import contextlib
 import os
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 import anyio
 
@@ -119,6 +119,10 @@ class Batch:
         """
         members = self._members
         senders = members.box.senders()
+        for each in found.values():
+            if _is_stranger(each) and each.sender in {known.key_id for known in senders.everyone()}:
+                members.believed = senders.everyone()
+                raise _StrangerError
         accept_at = members.acceptance.among([f"{members.pool.name}:{info.path}" for info in self._infos])
         bad: dict[int, SmpError] = {}
         filled = 0
@@ -127,10 +131,8 @@ class Batch:
             location = f"{members.pool.name}:{info.path}"
             try:
                 if isinstance(each, Refused):
-                    if each.error.code == "untrusted_sender" and each.sender:
+                    if _is_stranger(each):
                         senders(each.sender, location)  # says why in full
-                        members.believed = senders.everyone()
-                        raise _StrangerError
                     raise SmpError.from_body(each.error)
                 filled += each.signed.plain_bytes if plain else 0
                 envelope = CheckedEnvelope(each.signed, senders(each.signed.sender, location), each.entries)
@@ -298,6 +300,11 @@ class _Part:
     async def keep(self) -> None:
         """See :class:`Unit`."""
         await self._large.kept(self._unit)
+
+
+def _is_stranger(found: Found | Refused) -> TypeGuard[Refused]:
+    """Whether who opened it did not know its sender."""
+    return isinstance(found, Refused) and found.error.code == "untrusted_sender" and bool(found.sender)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ import pytest
 from box import Box
 from box import box as running
 from scene import client, faults, read_digests, sha256, spool_empties, workers
+from torture.planted import planting
 
 from smp_proto.control import JobView, LocalConfig, RunSpec
 from smp_proto.sealed.bundle import BundleWriter
@@ -71,10 +72,12 @@ def cpu_ns(pid: int) -> int:
     return sum(int(path.read_text().split()[0]) for path in Path(f"/proc/{pid}/task").glob("*/schedstat"))
 
 
+CONFIG = {"fetch": {"slots": 8, "slot_bytes": MIB, "processes": 1}, "compute": {"processors": ["digest"]}}
+
+
 @pytest.fixture(scope="module")
 def ward(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ward]:
-    config = {"fetch": {"slots": 8, "slot_bytes": MIB, "processes": 1}, "compute": {"processors": ["digest"]}}
-    with running(tmp_path_factory.mktemp("ward") / "box", config) as machine:
+    with running(tmp_path_factory.mktemp("ward") / "box", CONFIG) as machine:
         with client(machine) as caller:
             yield Ward(machine, caller)
         assert faults(machine) == []
@@ -166,3 +169,17 @@ def test_the_box_has_another_key(ward):
         ward.seal(f"many/{name}", ward.contents[name])
     ward.good(ward.run("many"))
     assert set(pids) <= set(workers(ward.box, "opening"))
+
+
+def test_a_sender_that_the_processes_have_not_heard_of_yet(tmp_path):
+    """Somebody who is believed since a moment ago: a batch with such an object is opened in a thread, each object once."""
+    with planting("torture.faults.opening:strangers"), running(tmp_path / "box", CONFIG) as machine:
+        with client(machine) as caller:
+            ward = Ward(machine, caller)
+            another = Identity.generate("another")
+            caller.trust_add("another", another.public.text())
+            for name in list(ward.contents)[3::7]:
+                ward.seal(f"many/{name}", ward.contents[name], another)
+            ward.warm()
+            ward.good(ward.run("many"))
+        assert faults(machine) == []
