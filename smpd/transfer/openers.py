@@ -123,8 +123,9 @@ class Openers:
         if sum(size for _, size in sealed.objects) > _SMALL_BYTES * len(sealed.objects):
             return None
         ready = [place for place in self._places if place.ready]
-        if not ready:
+        if all(place.under_way for place in ready) if ready else self._in_threads:  # it would wait for another batch
             self._start()
+        if not ready:
             return None
         place = min(ready, key=lambda each: each.under_way)
         opened = await place.open(sealed, plain, senders)
@@ -136,14 +137,13 @@ class Openers:
             host.stop()
 
     def _start(self) -> None:
-        """Start them, if a batch would wait for the one before it; what keeps them from starting is tried again."""
-        if not self._in_threads or self._group is None or any(place.starting for place in self._places):
-            return
+        """Start those that are not there; what keeps one from starting is tried again after some time."""
+        absent = [place for place in self._places if not place.ready and not place.starting]
         now = anyio.current_time()
-        if self.trouble is not None and now < self._start_after:
+        if not absent or self._group is None or (self.trouble is not None and now < self._start_after):
             return
         self._start_after = now + _RETRY_S
-        for place in self._places:
+        for place in absent:
             place.starting = True
             self._group.start_soon(place.start)
 

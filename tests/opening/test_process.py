@@ -267,6 +267,22 @@ async def test_they_start_when_a_second_batch_would_wait(monkeypatch):
     rings.close()
 
 
+async def test_one_that_is_gone_comes_back_when_the_others_are_busy():
+    """Not before: with little to do the rest are enough."""
+    async with opening([small(b"a")], processes=2) as (openers, rings):
+        first, second = openers._places
+        await second.host.end()
+        assert await opened(openers, rings) == ["scan.bin"]
+        assert not second.starting
+        first.under_way = 1
+        assert await opened(openers, rings) == ["scan.bin"]
+        first.under_way = 0
+        while not second.ready:
+            await anyio.sleep(0.01)
+        assert await opened(openers, rings) == ["scan.bin"]
+        assert first.host.restarts == 0
+
+
 async def test_what_keeps_them_from_starting_is_told_and_threads_go_on(monkeypatch):
     """It is tried again only after some time."""
     tries = 0
