@@ -300,6 +300,10 @@ def _compute(config: Config) -> ComputeSettings:
     )
 
 
+# Parsing checks that its points are on their curves, which takes longer than a signature.
+_parsed = lru_cache(1024)(PublicIdentity.parse)
+
+
 class _Senders:
     """How a sender is believed: this box itself, or whom the trust store names for that location, as it is now."""
 
@@ -311,11 +315,8 @@ class _Senders:
         return self._own.get(key_id) or _parsed(self._believed.lookup(key_id, location, time.time()))
 
     def everyone(self) -> Collection[PublicIdentity]:
+        """See :class:`smpd.transfer.box.Senders`."""
         return [*self._own.values(), *map(_parsed, self._believed.keys)]
-
-
-# Parsing checks that its points are on their curves, which takes longer than a signature.
-_parsed = lru_cache(1024)(PublicIdentity.parse)
 
 
 class _Recorder:

@@ -97,7 +97,7 @@ def _open_audit(folder: str, config: Config, keys: BoxKeys, space: Space) -> Aud
         sign=keys.identity.sign,
         key=key,
         earlier_keys=earlier,
-        pseudonym_key=bytearray(keys.pseudonym),  # the log wipes its own when it is closed
+        pseudonym_key=bytearray(keys.pseudonym),  # the log wipes its own
         detail_key=bytearray(keys.detail),
         checkpoint_records=config.audit.checkpoint_records,
         checkpoint_s=config.audit.checkpoint_s,

@@ -27,6 +27,7 @@ from smp_proto.audit.note import Checkpoint, VerifierKey, iter_notes, sign_note
 from smp_proto.audit.record import AuditRecord, FieldValue, encode_line, encode_lines, format_time
 from smp_proto.audit.verify import LogVerifier, broken
 from smp_proto.errors import AuditError, SmpError, UsageError
+from smp_proto.memory import wipe
 
 from .details import DETAILS_NAME, DetailKeys
 from .files import AppendFile, read_lines
@@ -59,8 +60,8 @@ class AuditLog:
         directory: of the log alone; made with mode 0700.
         sign: Ed25519 over what it is given, 64 bytes.
         key: the public key that belongs to ``sign``; its name is the log's origin.
-        pseudonym_key: HMAC key for subjects, 32 bytes; the log takes it over and wipes it when closed.
-        detail_key: seals the data keys of details, 32 bytes; taken over likewise.
+        pseudonym_key: HMAC key for subjects, 32 bytes; wiped at once.
+        detail_key: seals the data keys of details, 32 bytes; the log takes it over and wipes it when closed.
         clock: seconds since the epoch, for the records only.
         earlier_keys: keys that signed older checkpoints.
         checkpoint_records: sign after so many records.
@@ -89,8 +90,8 @@ class AuditLog:
         self.directory = os.path.abspath(directory)
         self._sign = sign
         self._keys = (key, *earlier_keys)
-        self._pseudonym_key = pseudonym_key
         self._pseudonyms: HMAC | None = HMAC(pseudonym_key, SHA256())
+        wipe(pseudonym_key)
         self._detail_key = detail_key
         self._clock = clock
         self._checkpoint_records = checkpoint_records
@@ -269,8 +270,7 @@ class AuditLog:
                 self._files.close()
                 self._details.close()
                 self._pseudonyms = None
-                for key in (self._pseudonym_key, self._detail_key):
-                    key[:] = bytes(len(key))
+                wipe(self._detail_key)
 
     def _sealed(self, subject: str, detail: dict[str, Any]) -> str:
         try:

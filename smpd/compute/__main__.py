@@ -6,7 +6,6 @@ was lost (after the answer that says so), 76 when smpd broke the protocol.
 
 import os
 import socket
-import stat
 import sys
 
 import anyio
@@ -14,10 +13,11 @@ import anyio
 from smp_proto.aio import Channel, serve
 from smp_proto.errors import DaemonError
 from smpd.compute.server import Server
+from smpd.links.starting import link_fd, usage
 from smpd.walls.sandbox import Kernel
 
 _STREAMS_MAX = 4
-_EXIT_USAGE, _EXIT_PROTOCOL = 2, 76
+_EXIT_PROTOCOL = 76
 
 
 async def _serve(sock: socket.socket, kernel: Kernel) -> int:
@@ -34,14 +34,8 @@ async def _serve(sock: socket.socket, kernel: Kernel) -> int:
 
 def main(argv: list[str], kernel: Kernel | None = None) -> int:
     """Run the process; ``kernel`` stands in for the running one in tests."""
-    try:
-        fd = int(argv[0]) if len(argv) == 1 else -1
-        connected = fd >= 3 and stat.S_ISSOCK(os.fstat(fd).st_mode)
-    except (ValueError, OSError):
-        connected = False
-    if not connected:
-        sys.stderr.write("usage: python -m smpd.compute FD (a socket; started by smpd, not by hand)\n")
-        return _EXIT_USAGE
+    if (fd := link_fd(argv)) < 0:
+        return usage("compute")
     # Nothing else that smpd had open may come along.
     os.closerange(3, fd)
     os.closerange(fd + 1, os.sysconf("SC_OPEN_MAX"))

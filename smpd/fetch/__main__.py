@@ -11,6 +11,7 @@ import anyio
 
 from smp_proto.aio import Channel
 from smpd.fetch.service import Service
+from smpd.links.starting import link_fd, usage
 from smpd.walls.sandbox import Kernel, Sandbox
 
 _GRACE_S = 15  # for aborting uploads and removing temporary files once smpd is gone
@@ -39,7 +40,8 @@ def main(kernel: Kernel | None = None) -> None:
     sandbox.forgo_privileges(signal.SIGTERM)
     sandbox.forgo_io_uring()
     logging.getLogger().addHandler(logging.NullHandler())  # else the libraries' warnings would go to stderr
-    fd = int(sys.argv[1])
+    if (fd := link_fd(sys.argv[1:])) < 0:
+        sys.exit(usage("fetch"))
     os.set_inheritable(fd, False)
     uvloop = importlib.util.find_spec("uvloop") is not None
     anyio.run(run, fd, kernel, backend_options={"use_uvloop": uvloop})

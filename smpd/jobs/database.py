@@ -167,12 +167,13 @@ _DISK = {
 class _Group:
     """Transactions that share one commit."""
 
-    __slots__ = ("done", "error", "size")
+    __slots__ = ("done", "error", "size", "undone")
 
     def __init__(self) -> None:
         self.size = 0
         self.done = threading.Event()
         self.error: sqlite3.Error | None = None
+        self.undone = False  # the first one failed, so there is nothing to commit
 
 
 class Database:
@@ -288,13 +289,9 @@ class Database:
         """For the first of a group: nobody else's work is undone with its own, so it needs no savepoint."""
         try:
             yield
-        except BaseException as error:
-            try:
-                if self._connection.in_transaction:  # SQLite may have undone it by itself, when the disk fails
-                    self._connection.execute("ROLLBACK")
-            except sqlite3.Error as broken:
-                group.error = error if isinstance(error, sqlite3.Error) else broken
-            raise
+        except BaseException:
+            group.undone = True
+            raise  # whoever leaves rolls back what is left of it
 
     @contextmanager
     def _savepoint(self, group: _Group) -> Iterator[None]:
@@ -315,12 +312,12 @@ class Database:
     def _leave(self, group: _Group) -> None:
         """Release the lock; who leaves with nobody behind commits for all."""
         try:
-            under_way = group.error is None and self._connection.in_transaction  # else its first one failed
-            if self._waiting and group.size < GROUP_MAX and under_way:
+            whole = group.error is None and not group.undone
+            if self._waiting and group.size < GROUP_MAX and whole:
                 return  # whoever waits comes here, too
             self._group = None
             try:
-                if under_way:
+                if whole:
                     self._connection.execute("COMMIT")
             except sqlite3.Error as error:
                 group.error = error

@@ -7,10 +7,12 @@ closes the connection, or sends anything more.
 
 import os
 import socket
+import stat
 import struct
 import sys
 
 START, STARTED = b"s", b"p"
+EXIT_USAGE = 2
 _UCRED = struct.Struct("=iII")
 # What a worker's environment may hold: nothing of ours, and no credential that happens to be exported.
 _ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "PYTHONPATH", "VIRTUAL_ENV", "XDG_RUNTIME_DIR", "TMPDIR")
@@ -35,6 +37,21 @@ _ENVIRONMENT_OF = {
 def command(role: str, fd: int) -> list[str]:
     """The command line of a worker that inherits ``fd``, its end of the link."""
     return [sys.executable, "-P", "-m", f"smpd.{role}", str(fd)]
+
+
+def link_fd(argv: list[str]) -> int:
+    """The descriptor that a worker's command line names, or -1 where it names no socket."""
+    try:
+        fd = int(argv[0]) if len(argv) == 1 else -1
+        return fd if fd >= 3 and stat.S_ISSOCK(os.fstat(fd).st_mode) else -1
+    except (ValueError, OSError):
+        return -1
+
+
+def usage(role: str) -> int:
+    """Say how a worker is not to be called, and return the exit status for that."""
+    sys.stderr.write(f"usage: python -m smpd.{role} FD (a socket; started by smpd, not by hand)\n")
+    return EXIT_USAGE
 
 
 def environment(role: str) -> dict[str, str]:

@@ -9,6 +9,7 @@ import anyio
 
 from smp_proto.aio import Channel, serve
 from smp_proto.errors import DaemonError
+from smpd.links.starting import link_fd, usage
 from smpd.opening.server import Server
 from smpd.walls.sandbox import Kernel, Sandbox
 
@@ -31,7 +32,8 @@ def main(kernel: Kernel | None = None) -> None:
     sandbox = Sandbox("required", kernel := kernel or Kernel.probe())
     sandbox.forgo_privileges(signal.SIGKILL)
     sandbox.forgo_io_uring()
-    fd = int(sys.argv[1])
+    if (fd := link_fd(sys.argv[1:])) < 0:
+        sys.exit(usage("opening"))
     os.set_inheritable(fd, False)
     anyio.run(run, fd, kernel)
 

@@ -4,6 +4,8 @@ import os
 import traceback
 from typing import Any, cast
 
+import msgspec
+
 from smp_proto.aio import Exchange, close_all, decode, encode
 from smp_proto.errors import DaemonError, IntegrityError
 from smp_proto.sealed.envelope import OpenedEnvelope
@@ -55,8 +57,7 @@ class Server:
                     sender = PublicIdentity.from_blob(blob)
                     self._senders[sender.key_id] = sender
             case Map():
-                self._unmap(request.number)
-                self._rings[request.number] = Ring(fds[0], request.slots, request.slot_bytes)
+                self._map(request, fds)
             case Unmap():
                 self._unmap(request.number)
             case Open():
@@ -92,6 +93,14 @@ class Server:
             identity.wipe()
         self._identities.clear()
 
+    def _map(self, request: Map, fds: list[int]) -> None:
+        self._unmap(request.number)
+        try:
+            self._rings[request.number] = Ring(fds[0], request.slots, request.slot_bytes)
+        except BaseException:
+            close_all(fds)
+            raise
+
     def _unmap(self, number: int) -> None:
         if ring := self._rings.pop(number, None):
             ring.close()
@@ -100,7 +109,8 @@ class Server:
         self._asked = key_id
         return self._senders.get(key_id)
 
-    def _open(self, request: Open) -> Opened:
+    def _open(self, request: Open) -> msgspec.Raw:
+        """The reply, encoded."""
         try:
             cipher = self._rings[request.cipher]
             plain = None if request.plain is None else self._rings[request.plain].slot(request.plain_slot)
@@ -124,8 +134,8 @@ class Server:
         finally:
             if plain is not None:
                 plain.release()
-        opened = Opened(found)
-        return opened if len(encode(opened)) <= _REPLY_BYTES else Opened([], too_long=True)
+        opened = encode(Opened(found))
+        return msgspec.Raw(opened if len(opened) <= _REPLY_BYTES else encode(Opened([], too_long=True)))
 
     def _open_one(self, cipher: Ring, slot: int, at: int, size: int, into: memoryview | None) -> OpenedEnvelope:
         self._asked = b""

@@ -28,10 +28,6 @@ if TYPE_CHECKING:
     from smpd.transfer.collection import Members
 
 
-class _StrangerError(Exception):
-    """Who opened something elsewhere did not know a sender that is believed."""
-
-
 class Batch:
     """Whole objects that fill one slot."""
 
@@ -85,12 +81,9 @@ class Batch:
         In a process, if there is one and nothing is written to a file; else in a thread.
         """
         members = self._members
-        if members.shelf is None:
-            try:
-                if (found := await self._open_elsewhere(lane, wanted, failed, plain)) is not None:
-                    return found
-            except _StrangerError:
-                pass
+        found = await self._open_elsewhere(lane, wanted, failed, plain) if members.shelf is None else None
+        if found is not None:
+            return found
         opening = partial(self._open_in_room, lane, wanted, failed, plain.view if plain else None)
         return await members.pool.openers.in_thread(self._bytes // len(self._infos), opening)
 
@@ -111,18 +104,17 @@ class Batch:
 
     def _accept(
         self, lane: Lane, wanted: Sequence[Whole], found: Mapping[int, Found | Refused], plain: bool
-    ) -> tuple[int, dict[int, SmpError]]:
+    ) -> tuple[int, dict[int, SmpError]] | None:
         """In a thread: decide whether what was opened elsewhere is to be taken from where it lies.
 
-        Raises:
-            _StrangerError: of a sender that is believed since :attr:`Members.believed` was read.
+        None, where one is of a sender that is believed since :attr:`Members.believed` was read: nothing was noted.
         """
         members = self._members
         senders = members.box.senders()
         for each in found.values():
             if _is_stranger(each) and each.sender in {known.key_id for known in senders.everyone()}:
                 members.believed = senders.everyone()
-                raise _StrangerError
+                return None
         accept_at = members.acceptance.among([f"{members.pool.name}:{info.path}" for info in self._infos])
         bad: dict[int, SmpError] = {}
         filled = 0

@@ -4,6 +4,7 @@ A range of a large object is opened without the interpreter lock, but a small ob
 one thread opens small objects; when more than it can do is waiting, processes are started and take over.
 """
 
+import contextlib
 import os
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import NamedTuple, TypeVar, cast
@@ -67,15 +68,13 @@ class Openers:
         cores = len(os.sched_getaffinity(0))
         self.large = anyio.CapacityLimiter(cores)
         self.small = anyio.CapacityLimiter(1)
-        self._group = group
         self._in_threads = 0
         self._start_after = 0.0
         count = min(cores, PROCESSES_MAX) if processes is None else processes
-        self._places = [
-            _Place(group, f"batches {number}", identities, idle_s, sandbox)
-            for number in range(1, count + 1)
-            if group is not None and identities
-        ]
+        self._places: list[_Place] = []
+        if group is not None and identities:
+            labels = [f"batches {number}" for number in range(1, count + 1)]
+            self._places = [_Place(group, label, identities, idle_s, sandbox) for label in labels]
 
     @property
     def hosts(self) -> list[WorkerHost]:
@@ -131,6 +130,11 @@ class Openers:
         opened = await place.open(sealed, plain, senders)
         return None if opened.too_long else opened.objects
 
+    async def tidy(self) -> None:
+        """Have the processes let go of rings that are closed, and not only with their next batch."""
+        for place in self._places:
+            await place.tidy()
+
     def stop(self) -> None:
         """Let all processes go."""
         for host in self.hosts:
@@ -140,21 +144,20 @@ class Openers:
         """Start those that are not there; what keeps one from starting is tried again after some time."""
         absent = [place for place in self._places if not place.ready and not place.starting]
         now = anyio.current_time()
-        if not absent or self._group is None or (self.trouble is not None and now < self._start_after):
+        if self.trouble is not None and now < self._start_after:
             return
         self._start_after = now + _RETRY_S
         for place in absent:
-            place.starting = True
-            self._group.start_soon(place.start)
+            place.begin()
 
 
 class _Place:
     """A place for one process, and what the process there knows."""
 
     def __init__(
-        self, group: TaskGroup | None, label: str, identities: Sequence[Identity], idle_s: float, sandbox: str
+        self, group: TaskGroup, label: str, identities: Sequence[Identity], idle_s: float, sandbox: str
     ) -> None:
-        assert group is not None
+        self._group = group
         self._identities = identities
         self._sandbox = sandbox
         self._lock = anyio.Lock(fast_acquire=True)
@@ -171,6 +174,19 @@ class _Place:
     def ready(self) -> bool:
         """Whether a process is there."""
         return self.host.worker is not None and self.host.worker.caller.alive
+
+    def begin(self) -> None:
+        """Start one, and wait for nothing."""
+        self.starting = True
+        self._group.start_soon(self.start)
+
+    async def tidy(self) -> None:
+        """See :meth:`Openers.tidy`."""
+        worker = self.host.worker
+        if worker is not None:
+            with contextlib.suppress(SmpError, TimeoutError), anyio.fail_after(ANSWER_S):
+                async with self._lock:
+                    await self._map(worker, [])
 
     async def start(self) -> None:
         """Have a process there, if it can be: threads do its work where it cannot."""

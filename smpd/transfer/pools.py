@@ -78,6 +78,7 @@ class Pools:
             pool = self.open.pop(name, None)
         if pool:
             await pool.aclose()
+            await self.openers.tidy()
             pool.counts.forget()
 
     async def aclose(self) -> None:

@@ -51,6 +51,15 @@ class Ward:
         """Run the processor over a folder, to its end."""
         return self.client.wait(self.client.submit(RunSpec(f"ward:{prefix}/", "digest")).id)
 
+    def caught(self) -> tuple[list[int], str]:
+        """Opening processes that are stopped, and a job whose objects have come."""
+        for pid in (pids := self.warm()):
+            os.kill(pid, signal.SIGSTOP)
+        job = self.client.submit(RunSpec("ward:many/", "digest")).id
+        while not self.client.job(job).transfer.fetched_bytes:
+            pass
+        return pids, job
+
     def warm(self) -> list[int]:
         """Have opening processes there: what many batches at once lead to."""
         while not (found := workers(self.box, "opening")):
@@ -98,12 +107,7 @@ def test_they_are_opened_by_processes_that_status_and_doctor_show(ward):
 
 def test_a_process_that_is_killed_costs_an_attempt_at_most(ward):
     """The job is tried again by itself and every object arrives; smpd stays."""
-    pids = ward.warm()
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
-    job = ward.client.submit(RunSpec("ward:many/", "digest")).id
-    while not ward.client.job(job).transfer.fetched_bytes:
-        pass
+    pids, job = ward.caught()
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
     view = ward.client.wait(job)
@@ -114,12 +118,7 @@ def test_a_process_that_is_killed_costs_an_attempt_at_most(ward):
 
 def test_a_cancelled_job_leaves_the_processes_and_the_next_one_is_right(ward):
     """Also in the middle of a batch."""
-    pids = ward.warm()
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
-    job = ward.client.submit(RunSpec("ward:many/", "digest")).id
-    while not ward.client.job(job).transfer.fetched_bytes:
-        pass
+    pids, job = ward.caught()
     with ward.box.ctl_begun("job", "cancel", job) as cancel:  # which waits for the batch
         for pid in pids:
             os.kill(pid, signal.SIGCONT)

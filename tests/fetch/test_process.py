@@ -34,11 +34,13 @@ async def test_it_is_hardened(tmp_path: Path) -> None:
         assert b"in-test" not in (proc / "cmdline").read_bytes() + (proc / "environ").read_bytes()
 
 
-def test_it_is_not_dumpable() -> None:
+@pytest.mark.parametrize("role", ["fetch", "opening"])
+def test_it_is_not_dumpable(role: str) -> None:
     """Neither a core dump nor a debugger of the same user gets at its memory, before it is told anything."""
     code = (
-        "import ctypes, sys; from smpd.fetch import __main__ as fetch; sys.argv = ['', '0'];"
-        "fetch.anyio.run = lambda *a, **k: print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0)); fetch.main()"
+        f"import ctypes, socket, sys; from smpd.{role} import __main__ as worker; ours, theirs = socket.socketpair();"
+        "sys.argv = ['', str(theirs.fileno())];"
+        "worker.anyio.run = lambda *a, **k: print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0)); worker.main()"
     )
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "0\n"
 

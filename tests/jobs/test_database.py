@@ -323,6 +323,19 @@ def test_the_first_of_a_group_fails(tmp_path: Path, undone: bool) -> None:
     db.close()
 
 
+def test_a_transaction_that_was_undone_unnoticed_is_an_error(tmp_path: Path) -> None:
+    """Also of one that is alone: nobody is told that something is kept which is not."""
+    db = Database(str(tmp_path / "smp.db"))
+    with pytest.raises(SmpError, match="no transaction"), db.transaction() as connection:
+        connection.execute("INSERT INTO remotes VALUES ('gone', x'00')")
+        connection.execute("ROLLBACK")
+    assert db.rows("SELECT name FROM remotes") == []
+    with db.transaction() as connection:
+        connection.execute("INSERT INTO remotes VALUES ('kept', x'00')")
+    assert db.rows("SELECT name FROM remotes") == [("kept",)]
+    db.close()
+
+
 def test_what_sqlite_undoes_by_itself_is_everybodys_error(tmp_path: Path) -> None:
     """A disk that fails may undo the whole group: then nobody in it was told that it is kept."""
     db = Database(str(tmp_path / "smp.db"))

@@ -143,7 +143,7 @@ async def test_many_senders_need_several_messages(monkeypatch):
 
 
 async def test_a_ring_that_is_closed_is_let_go_of():
-    """Its memory is given back with the next batch."""
+    """When somebody says so, or with the next batch: its memory is given back."""
 
     def mapped(pid: int) -> list[str]:
         return re.findall(r"memfd:(\w+)", Path(f"/proc/{pid}/maps").read_text())
@@ -155,9 +155,15 @@ async def test_a_ring_that_is_closed_is_let_go_of():
         assert sorted(mapped(worker.pid)) == ["cipher", "plain"]
         later = Rings([small(b"b")])
         rings.close()
+        await openers.tidy()
+        assert mapped(worker.pid) == []
         assert await opened(openers, later) == ["scan.bin"]
         assert sorted(mapped(worker.pid)) == ["cipher", "plain"]
+        again = Rings([small(b"c")])
         later.close()
+        assert await opened(openers, again) == ["scan.bin"]
+        assert sorted(mapped(worker.pid)) == ["cipher", "plain"]
+        again.close()
 
 
 async def test_an_index_that_fits_no_message_is_for_a_thread():

@@ -46,6 +46,16 @@ async def test_the_working_folder_is_no_code(role: str, tmp_path: Path, monkeypa
             await worker.caller.call({"op": "none"}, type(None), timeout=60)
 
 
+@pytest.mark.parametrize("arguments", [[], ["0"], ["999"], ["x"], ["3", "4"]])
+@pytest.mark.parametrize("role", ["fetch", "compute", "opening"])
+def test_a_worker_that_a_person_starts_says_that_it_is_not_for_that(role: str, arguments: list[str]) -> None:
+    """By one line, whatever they give it."""
+    command = [sys.executable, "-m", f"smpd.{role}", *arguments]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == f"usage: python -m smpd.{role} FD (a socket; started by smpd, not by hand)\n"
+
+
 @pytest.mark.skipif(not (KERNEL.landlock_abi and KERNEL.seccomp), reason="this kernel lacks a wall")
 def test_doctor_shows_the_walls_of_a_remote(tmp_path: Path) -> None:
     """Each wall of a remote is listed: it is tried with all of them required."""
