@@ -16,7 +16,16 @@ import msgspec
 from smp_proto import __version__
 from smp_proto.control import Hello
 from smp_proto.errors import DaemonError, ErrorBody, SmpError, UsageError
-from smp_proto.wire import BODY_MAX_BYTES, PROTOCOL_MAX, PROTOCOL_MIN, Frame, FrameDecoder, FrameType, encode_frame
+from smp_proto.wire import (
+    BODY_MAX_BYTES,
+    PROTOCOL_MAX,
+    PROTOCOL_MIN,
+    Frame,
+    FrameDecoder,
+    FrameType,
+    decoder,
+    encode_frame,
+)
 from smpctl.address import START_HINT, connect
 
 HELLO_TIMEOUT_S = 10.0
@@ -70,7 +79,8 @@ def too_slow(timeout: float) -> DaemonError:
 def decode(body: bytes | msgspec.Raw, kind: type[T]) -> T:
     """Decode a message body; ``protocol`` when it is no ``kind``."""
     try:
-        return msgspec.msgpack.decode(body, type=kind)
+        decoded: T = decoder(kind).decode(body)
+        return decoded
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         message = f"an answer of smpd does not fit the protocol: {error}"
         raise _violation(message) from None

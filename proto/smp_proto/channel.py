@@ -17,7 +17,7 @@ import msgspec
 
 from smp_proto.errors import DaemonError
 from smp_proto.memory import wipe_bytes
-from smp_proto.wire import FDS_MAX, Frame, FrameDecoder, FrameType, encode_frame
+from smp_proto.wire import FDS_MAX, Frame, FrameDecoder, FrameType, decoder, encode_frame
 
 STALL_S = 30.0
 UNREAD_BYTES_MAX = 32 << 20
@@ -41,7 +41,8 @@ def decode(body: bytes | msgspec.Raw, kind: type[T]) -> T:
         DaemonError: ``protocol`` when the body is not a ``kind``.
     """
     try:
-        return msgspec.msgpack.decode(body, type=kind)
+        decoded: T = decoder(kind).decode(body)
+        return decoded
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         raise DaemonError(
             "protocol", f"a message does not fit the protocol: {error}", hint="update the older side"

@@ -6,31 +6,27 @@ from typing import NamedTuple
 _FIELDS = frozenset((b"VmRSS", b"VmHWM", b"RssAnon", b"RssShmem", b"VmSwap", b"Threads"))
 
 
-class Rss(NamedTuple):
-    """Resident set of a process in bytes; zero when it is gone."""
-
-    now: int
-    peak: int
-
-
 class Usage(NamedTuple):
-    """What a process takes from others: private and shared memory, swapped out or not; zero when it is gone."""
+    """What a process uses, in bytes; zero when it is gone.
+
+    Args:
+        memory_bytes: what it takes from others: private and shared memory, swapped out or not. Not mapped files, which
+            can be dropped: RssAnon, RssShmem and VmSwap of proc_pid_status(5).
+        threads: how many it has.
+        resident_bytes, peak_bytes: its resident set, now and at most: VmRSS and VmHWM.
+    """
 
     memory_bytes: int
     threads: int
-
-
-def rss(pid: int) -> Rss:
-    """VmRSS and VmHWM of proc_pid_status(5)."""
-    found = _status(pid)
-    return Rss(found.get(b"VmRSS", 0), found.get(b"VmHWM", 0))
+    resident_bytes: int
+    peak_bytes: int
 
 
 def usage(pid: int) -> Usage:
-    """RssAnon, RssShmem, VmSwap and Threads of proc_pid_status(5). Not mapped files, which can be dropped."""
+    """What /proc/PID/status says of a process."""
     found = _status(pid)
     sizes = (found.get(name, 0) for name in (b"RssAnon", b"RssShmem", b"VmSwap"))
-    return Usage(sum(sizes), found.get(b"Threads", 0))
+    return Usage(sum(sizes), *(found.get(name, 0) for name in (b"Threads", b"VmRSS", b"VmHWM")))
 
 
 def machine_bytes(root: str = "/") -> int:

@@ -24,7 +24,7 @@ class Ending(NamedTuple):
 
 
 class Endings:
-    """Those not yet recorded.
+    """Those not yet recorded; what the database holds of them when it is opened is known from then on.
 
     Args:
         db: an open database.
@@ -33,28 +33,38 @@ class Endings:
     def __init__(self, db: Database) -> None:
         self._db = db
         self._lock = threading.Lock()
+        rows = db.rows("SELECT number, job, owner, state, outcome FROM endings ORDER BY number")
+        self._pending = {row[0]: Ending(*row) for row in rows}
         self._recorded: set[int] = set()
 
-    def add(self, connection: sqlite3.Connection, job: Job) -> None:
-        """Note a job's end, in the transaction that moves it, and strike out what was recorded since the last one."""
+    def add(self, connection: sqlite3.Connection, job: Job) -> Ending:
+        """Write down a job's end in the transaction that moves it, and strike out what was recorded since the last.
+
+        Once that is committed, :meth:`noted` is to be called.
+        """
         values = (job.id, job.owner, job.state, job.error.code if job.error else "ok")
-        connection.execute("INSERT INTO endings (job, owner, state, outcome) VALUES (?, ?, ?, ?)", values)
+        found = connection.execute("INSERT INTO endings (job, owner, state, outcome) VALUES (?, ?, ?, ?)", values)
         with self._lock:
-            # If this transaction fails they stay noted, and are recorded twice after the next start.
+            # If this transaction fails they stay written down, and are recorded twice after the next start.
             recorded, self._recorded = self._recorded, set()
         connection.executemany("DELETE FROM endings WHERE number=?", [(number,) for number in recorded])
+        return Ending(found.lastrowid or 0, *values)
+
+    def noted(self, ending: Ending) -> None:
+        """It is on the disk."""
+        with self._lock:
+            self._pending[ending.number] = ending
 
     def pending(self, job_id: str = "") -> list[Ending]:
         """Those of a job, or of all when it is empty, whose record is not known to be written; oldest first."""
-        sql = "SELECT number, job, owner, state, outcome FROM endings WHERE ?1='' OR job=?1 ORDER BY number"
-        found = [Ending(*row) for row in self._db.rows(sql, (job_id,))]
         with self._lock:
-            return [ending for ending in found if ending.number not in self._recorded]
+            return sorted(ending for ending in self._pending.values() if job_id in ("", ending.job))
 
     def recorded(self, ending: Ending) -> None:
         """Its record is synced."""
         with self._lock:
-            self._recorded.add(ending.number)
+            if self._pending.pop(ending.number, None):
+                self._recorded.add(ending.number)
 
     def flush(self) -> None:
         """Strike out what was recorded."""

@@ -27,6 +27,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         due: when a waiting job is due, on the system's monotonic clock.
         error: why it is waiting, failed or quarantined.
         stages: where its time went.
+        first: the attempt that has just begun is known to be its first, so that there is nothing of an earlier one.
     """
 
     id: str
@@ -47,6 +48,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     result: Result | None = None
     transfer: Transfer = msgspec.field(default_factory=Transfer)
     stages: Stages = ()
+    first: bool = False
 
 
 class Source(msgspec.Struct, frozen=True):

@@ -14,28 +14,21 @@ from typing import Any, get_args
 import msgspec
 
 from smp_proto.control import FINAL_STATES, AnyJobSpec, JobState, JobView, Priority, Result
-from smp_proto.errors import DaemonError, ErrorBody, IntegrityError, NotFoundError, StateError
+from smp_proto.errors import DaemonError, ErrorBody, IntegrityError, NotFoundError, SmpError, StateError
 from smpd.jobs.database import Database
 from smpd.jobs.deliveries import Deliveries, Delivery
 from smpd.jobs.endings import Endings
 from smpd.jobs.job import Job, Progress, Source, new_job_id, view
+from smpd.jobs.rows import INSERT, NUMBER, SELECT, UPDATE, JobRows
 from smpd.jobs.seal import StateSeal
 from smpd.jobs.states import ENDED, STATES, Move, next_state
 from smpd.jobs.timeline import Stages, added, left
 
-# Both groups are associated data of the row's sealed columns, so that a flipped bit in any of them is seen.
-_FIXED = ("id", "owner", "priority", "created")
-_CHANGING = ("state", "attempt", "delay", "due", "updated", "total_bytes", "done_bytes", "phase")
-_PLAIN = (*_FIXED, *_CHANGING)
-_SELECT = f"SELECT {', '.join(_PLAIN)}, number, token, spec, ending FROM jobs"  # noqa: S608 - the names above
-_INSERT = f"INSERT INTO jobs ({', '.join(_PLAIN)}, ending, token, spec) VALUES ({'?, ' * len(_PLAIN)}?, ?, ?)"  # noqa: S608
 # ``owner`` is compared row by row: a user's unfinished jobs are bounded by the limit that this is for.
 _UNFINISHED = "SELECT count(*) FROM jobs WHERE owner=? AND state IN ('queued', 'waiting', 'running', 'paused')"
+_SOURCE = "SELECT body FROM sources WHERE job=?"
 _PAGE = 500
-_UPDATE = f"UPDATE jobs SET {'=?, '.join(_CHANGING)}=?, ending=? WHERE id=?"  # noqa: S608
 
-# An error's details come from many hands: what msgpack cannot say is named by its type only.
-_encode = msgspec.msgpack.Encoder(enc_hook=lambda value: f"<{type(value).__name__}>").encode
 _decode = msgspec.msgpack.decode
 
 
@@ -58,7 +51,9 @@ class Journal:
         self._wall = wall
         self.deliveries = Deliveries(db, seal)
         self.endings = Endings(db)
+        self._jobs = JobRows(seal)
         self._live: dict[str, Progress] = {}
+        self._untried: set[str] = set()  # added here with nothing kept for them, and never started
 
     def add(
         self,
@@ -93,9 +88,9 @@ class Journal:
         job_id = job_id or new_job_id(now)
         token = self._seal.digest("job key", owner, key)
         with self._db.transaction() as connection:
-            found = connection.execute(f"{_SELECT} WHERE token=?", (token,)).fetchone()
+            found = connection.execute(f"{SELECT} WHERE token=?", (token,)).fetchone()
             if found is not None:
-                job = self._job(found)
+                job = self._opened(found)
                 if job.spec != spec:
                     raise StateError("exists", f"this key was used before, for job {job.id}", hint="use another key")
                 return job, False
@@ -112,13 +107,12 @@ class Journal:
                 created=now,
                 updated=now,
             )
-            fixed = [getattr(job, name) for name in _FIXED]
-            sealed = self._seal.seal(_encode(spec), _context("spec", [*fixed, token]))
-            values = (*fixed, *self._changing(job), token, sealed)
-            number = connection.execute(_INSERT, values).lastrowid or 0
+            number = connection.execute(INSERT, self._jobs.whole(job, spec, token)).lastrowid or 0
             if source is not None:
                 self._pin(connection, job_id, source)
-            return msgspec.structs.replace(job, number=number), True
+        if source is None:
+            self._untried.add(job_id)
+        return msgspec.structs.replace(job, number=number), True
 
     def get(self, job_id: str) -> Job:
         """Return one job.
@@ -127,10 +121,10 @@ class Journal:
             NotFoundError: ``no_such_job``.
             IntegrityError: ``corrupt``, when its record is damaged.
         """
-        rows = self._db.rows(f"{_SELECT} WHERE id=?", (job_id,))
+        rows = self._db.rows(f"{SELECT} WHERE id=?", (job_id,))
         if not rows:
             raise unknown_job(job_id)
-        return self._job(rows[0])
+        return self._opened(rows[0])
 
     def list(
         self, states: Iterable[JobState] = (), limit: int = -1, wanted: Callable[[Job], bool] | None = None
@@ -148,7 +142,7 @@ class Journal:
         before = 0
         while rows := self._rows(states, _PAGE, before):
             found += filter(wanted, self._read(rows)[0])
-            before = rows[-1][len(_PLAIN)]
+            before = rows[-1][NUMBER]
             if 0 <= limit <= len(found):
                 break
         return found[:limit] if limit >= 0 else found
@@ -156,7 +150,7 @@ class Journal:
     def _rows(self, states: Iterable[JobState], limit: int, before: int = 0) -> Sequence[tuple[Any, ...]]:
         chosen = tuple(states) or STATES
         marks = ",".join("?" * len(chosen))
-        sql = f"{_SELECT} WHERE state IN ({marks}) AND (?=0 OR number<?) ORDER BY number DESC LIMIT ?"
+        sql = f"{SELECT} WHERE state IN ({marks}) AND (?=0 OR number<?) ORDER BY number DESC LIMIT ?"
         return self._db.rows(sql, (*chosen, before, before, limit))
 
     def ids(self) -> frozenset[str]:
@@ -165,7 +159,7 @@ class Journal:
 
     def damaged(self) -> tuple[str, ...]:
         """Return the ids of jobs whose record does not open."""
-        return tuple(self._read(self._db.rows(_SELECT))[1])
+        return tuple(self._read(self._db.rows(SELECT))[1])
 
     @property
     def waiting(self) -> int:
@@ -184,6 +178,17 @@ class Journal:
         sql = f"SELECT state, priority, count(*) FROM jobs WHERE state IN ({marks}) GROUP BY state, priority"  # noqa: S608
         found = {(state, priority): count for state, priority, count in self._db.rows(sql, states)}
         return {(state, each): found.get((state, each), 0) for state in states for each in get_args(Priority)}
+
+    def start(self, job_id: str, room: Callable[[Job], SmpError | None]) -> Job | SmpError:
+        """Move a job to ``running``, unless ``room`` says why it had better not. Errors as :meth:`move`."""
+        with self._db.transaction() as connection:
+            job = self._find(connection, job_id)
+            short = room(job)
+            if short is not None:
+                return short
+            moved = self._move(connection, job, "start", first=job_id in self._untried)
+        self._untried.discard(job_id)
+        return moved
 
     def move(
         self,
@@ -214,35 +219,39 @@ class Journal:
             StateError: ``wrong_state``.
             NotFoundError: ``no_such_job``.
         """
+        ending = None
+        facts = {"error": error, "result": result, "delay": delay, "due": due}
         with self._db.transaction() as connection:
-            job = self._find(connection, job_id)
-            state = next_state(job.state, move, job_id)
-            attempt = {"start": job.attempt + 1, "resume": 0, "recover": max(0, job.attempt - 1)}.get(move, job.attempt)
-            if not counted:
-                attempt = max(0, attempt - 1)
-            now = self._wall()
-            moved = msgspec.structs.replace(
-                job,
-                state=state,
-                attempt=attempt,
-                delay=delay,
-                due=due,
-                updated=now,
-                error=error,
-                result=result,
-                stages=self._left(job, now),
-            )
-            self._write(connection, moved)
-            if state in ENDED:
+            moved = self._move(connection, self._find(connection, job_id), move, counted=counted, **facts)
+            if moved.state in ENDED:
                 connection.execute("DELETE FROM ranges WHERE job=?", (job_id,))
                 connection.execute("DELETE FROM sources WHERE job=?", (job_id,))
                 connection.execute("DELETE FROM quarantine WHERE job=?", (job_id,))
                 # What a cancelled upload left behind is still to be cleared away.
-                connection.execute("DELETE FROM deliveries WHERE job=? AND (?='done' OR NOT left)", (job_id, state))
-            if state in FINAL_STATES:
-                self.endings.add(connection, moved)
-        if state != "running":
+                left = "DELETE FROM deliveries WHERE job=? AND (?='done' OR NOT left)"
+                connection.execute(left, (job_id, moved.state))
+            if moved.state in FINAL_STATES:
+                ending = self.endings.add(connection, moved)
+        if ending is not None:
+            self.endings.noted(ending)
+        if moved.state != "running":
             self._live.pop(job_id, None)
+        self._untried.discard(job_id)
+        return moved
+
+    def _move(self, connection: sqlite3.Connection, job: Job, move: Move, *, counted: bool = True, **facts: Any) -> Job:
+        attempt = {"start": job.attempt + 1, "resume": 0, "recover": max(0, job.attempt - 1)}.get(move, job.attempt)
+        now = self._wall()
+        fresh = {"delay": 0.0, "due": 0.0, "error": None, "result": None, "first": False}  # unless it is said again
+        moved = msgspec.structs.replace(
+            job,
+            state=next_state(job.state, move, job.id),
+            attempt=attempt if counted else max(0, attempt - 1),
+            updated=now,
+            stages=self._left(job, now),
+            **(fresh | facts),
+        )
+        self._write(connection, moved)
         return moved
 
     def _left(self, job: Job, now: float) -> Stages:
@@ -278,10 +287,14 @@ class Journal:
     def keep_result(self, job_id: str, sealed: Source, delivery: Delivery | None = None) -> None:
         """Note that a job's results are sealed in the spool, and with that how far their delivery is."""
         with self._db.transaction() as connection:
-            self._find(connection, job_id)
-            self._pin(connection, job_id, sealed)
+            self.keep_result_in(connection, job_id, sealed)
             if delivery is not None:
                 self.deliveries.keep_in(connection, job_id, delivery)
+
+    def keep_result_in(self, connection: sqlite3.Connection, job_id: str, sealed: Source) -> None:
+        """Note within a transaction what :meth:`keep_result` does."""
+        self._find(connection, job_id)
+        self._pin(connection, job_id, sealed)
 
     def result(self, job_id: str) -> Result | None:
         """What an earlier attempt sealed and did not yet deliver."""
@@ -293,22 +306,24 @@ class Journal:
 
         Ranges without a pin belong to an object that nobody knows any more: they are forgotten.
         """
-        pinned = self.source(job_id)
-        if pinned is not None:
-            return pinned.pin
         with self._db.transaction() as connection:
+            pinned = self._source(job_id, connection.execute(_SOURCE, (job_id,)).fetchall())
+            if pinned is not None:
+                return pinned.pin
             self._find(connection, job_id)
             connection.execute("DELETE FROM ranges WHERE job=?", (job_id,))
             self._pin(connection, job_id, Source(pin, size))
         return pin
 
     def _pin(self, connection: sqlite3.Connection, job_id: str, source: Source) -> None:
-        body = self._seal.seal(_encode(source), f"job {job_id} source")
+        body = self._seal.seal(msgspec.msgpack.encode(source), f"job {job_id} source")
         connection.execute("INSERT OR REPLACE INTO sources (job, body) VALUES (?, ?)", (job_id, body))
 
     def source(self, job_id: str) -> Source | None:
         """Return what a job is pinned to, None before it is. A damaged record counts as none: it is asked for again."""
-        rows = self._db.rows("SELECT body FROM sources WHERE job=?", (job_id,))
+        return self._source(job_id, self._db.rows(_SOURCE, (job_id,)))
+
+    def _source(self, job_id: str, rows: Sequence[tuple[Any, ...]]) -> Source | None:
         if not rows:
             return None
         try:
@@ -348,49 +363,24 @@ class Journal:
         jobs, damaged = [], []
         for row in rows:
             try:
-                jobs.append(self._job(row))
+                jobs.append(self._opened(row))
             except IntegrityError:
                 damaged.append(str(row[0]))
         return jobs, damaged
 
     def _find(self, connection: sqlite3.Connection, job_id: str) -> Job:
-        row = connection.execute(f"{_SELECT} WHERE id=?", (job_id,)).fetchone()
+        row = connection.execute(f"{SELECT} WHERE id=?", (job_id,)).fetchone()
         if row is None:
             raise unknown_job(job_id)
-        return self._job(row)
+        return self._opened(row)
 
-    def _job(self, values: tuple[Any, ...]) -> Job:
-        """Open a row.
-
-        Raises:
-            IntegrityError: ``corrupt``.
-        """
-        *plain, number, token, spec, ending = values
-        stored = {**dict(zip(_PLAIN, plain, strict=True)), "number": number}
-        job_id, changing = plain[0], plain[len(_FIXED) :]
-        try:
-            stored["spec"] = _decode(self._seal.open(spec, _context("spec", [*plain[: len(_FIXED)], token])))
-            stored |= _decode(self._seal.open(ending, _context("ending", [job_id, *changing])))
-            job = msgspec.convert(stored, Job)
-        except (msgspec.MsgspecError, IntegrityError) as error:
-            message, hint = f"the record of job {job_id} is damaged", "submit the job again under a new key"
-            raise IntegrityError("corrupt", message, hint=hint) from error
-        live = self._live.get(job_id)
+    def _opened(self, values: tuple[Any, ...]) -> Job:
+        job = self._jobs.job(values)
+        live = self._live.get(job.id)
         return live.of(job) if live else job
 
     def _write(self, connection: sqlite3.Connection, job: Job) -> None:
-        connection.execute(_UPDATE, (*self._changing(job), job.id))
-
-    def _changing(self, job: Job) -> Sequence[object]:
-        """The values of the columns that a move may change, the sealed one last."""
-        kept = {"error": job.error, "result": job.result, "transfer": job.transfer, "stages": job.stages}
-        changing = [getattr(job, name) for name in _CHANGING]
-        return [*changing, self._seal.seal(_encode(kept), _context("ending", [job.id, *changing]))]
-
-
-def _context(kind: str, values: Sequence[object]) -> str:
-    """Associated data of a sealed column. SQLite may give 5.0 for 5, and 0.0 for -0.0: here they are one."""
-    return f"job {kind} {[value + 0.0 if isinstance(value, int | float) else value for value in values]}"
+        connection.execute(UPDATE, (*self._jobs.changing(job), job.id))
 
 
 def unknown_job(job_id: str) -> NotFoundError:

@@ -335,8 +335,7 @@ class Scheduler:
 
     def _start(self, job_id: str) -> Job | SmpError:
         """In a thread: start a job, or say why it had better not start."""
-        short = self._room(self._journal.get(job_id))
-        return self._journal.move(job_id, "start") if short is None else short
+        return self._journal.start(job_id, self._room)
 
     async def _failed(self, run: _Run, job: Job, failure: Exception) -> Job:
         """Make the move that an attempt's exception calls for."""

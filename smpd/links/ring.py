@@ -17,7 +17,6 @@ import anyio
 from smp_proto.errors import ResourceError
 from smpd.host.bounds import no_memory, require_memory
 
-_ZEROS = bytes(1 << 20)
 _LITTLE_BYTES = 128 << 10
 _numbers = itertools.count(1)
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
@@ -88,12 +87,14 @@ class Ring:
             del first, target
 
     def wipe(self, index: int, length: int | None = None) -> None:
-        """Zero the first ``length`` bytes of a slot, or all of it."""
+        """Zero the first ``length`` bytes of a slot, or all of it, without the interpreter lock."""
         length = self.slot_bytes if length is None else length
-        with self.slot(index) as view, memoryview(_ZEROS) as zeros:
-            for start in range(0, length, len(zeros)):
-                part = min(len(zeros), length - start)
-                view[start : start + part] = zeros[:part]
+        if not 0 <= length <= self.slot_bytes:
+            raise ValueError("a slot is not so long")
+        with self.slot(index) as view:
+            first = ctypes.c_char.from_buffer(view)  # it stays exported, and so mapped, until all is zero
+            ctypes.memset(ctypes.addressof(first), 0, length)
+            del first
 
     def close(self) -> None:
         """Unmap and close. Views still exported keep the memory mapped until they go."""

@@ -12,7 +12,6 @@ from anyio.abc import TaskGroup
 from smp_proto.aio import Exchange
 from smp_proto.errors import NotFoundError, ProcessorError, SmpError, UsageError, one_error
 from smp_proto.sealed.bundle import BundleInfo, BundleWriter
-from smpd.host.memory import usage
 from smpd.links import computing
 from smpd.links.ring import Ring
 from smpd.metrics.counting import Metrics
@@ -116,7 +115,7 @@ class Compute:
                         # Its own answer; one that was refused here is still at work.
                         clean = exchange.ended and error.code != "processor_timeout"
                         raise
-                outcome, clean = "ok", self._healthy(worker, done)
+                outcome, clean = "ok", self._healthy(done)
                 return done
             except SmpError as error:
                 outcome = error.code
@@ -127,9 +126,9 @@ class Compute:
                 self._plain = None
                 self._metrics.count("smp_compute_runs_total", self.distribution, outcome)
                 self._metrics.observe("smp_compute_run_seconds", time.monotonic() - began, self.distribution)
-                self.host.sample()
                 with anyio.CancelScope(shield=True):
                     if not clean:
+                        self.host.sample()
                         await self.host.end()  # first, or it could write to the rings again
                     filled = sum(self._results_filled.values()) + (plain.filled if plain is not None else 0)
                     if clean and filled <= _AT_ONCE_BYTES:
@@ -137,10 +136,10 @@ class Compute:
                     else:
                         await anyio.to_thread.run_sync(self._wipe, plain if clean else None)
 
-    def _healthy(self, worker: Worker, done: computing.Done) -> bool:
+    def _healthy(self, done: computing.Done) -> bool:
         """Whether the process should do the next run as well."""
         assert self.health is not None
-        verdict = self.health.after_run(usage(worker.pid).memory_bytes, done.device_bytes)
+        verdict = self.health.after_run(self.host.sample().memory_bytes, done.device_bytes)
         if verdict:
             self.recycled += 1
             self._metrics.count("smp_compute_recycled_total", self.distribution, verdict)

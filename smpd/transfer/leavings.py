@@ -1,6 +1,7 @@
 """What an attempt of a job leaves for the next one: its files in the spool, and what the journal knows of them."""
 
 import os
+import sqlite3
 from typing import NamedTuple
 
 import anyio
@@ -10,7 +11,7 @@ from smp_proto.control import Result
 from smp_proto.errors import IntegrityError
 from smpd.jobs.job import Source
 from smpd.transfer.box import Box
-from smpd.transfer.sealing import check_sealed, end_digest
+from smpd.transfer.sealing import check_sealed, end_digest, sync_file
 from smpd.transfer.source import naming
 from smpd.transfer.spool import remove
 
@@ -23,6 +24,16 @@ class Left(NamedTuple):
     begun: bool
 
 
+NOTHING_LEFT = Left(None, refused=False, begun=False)
+
+
+class _Sealed(NamedTuple):
+    """What was sealed for a job in this process: by which key, and what the journal is to know of it."""
+
+    sender: bytes
+    source: Source
+
+
 class Leavings:
     """The leavings of all jobs.
 
@@ -32,8 +43,7 @@ class Leavings:
 
     def __init__(self, box: Box) -> None:
         self._box = box
-        # In this process, and by which key: what an earlier one sealed is looked at again.
-        self._sealed_here: dict[str, bytes] = {}
+        self._sealed_here: dict[str, _Sealed] = {}  # what an earlier process sealed is looked at again
 
     def part(self, job_id: str) -> str:
         """The spool file of what a job receives."""
@@ -50,13 +60,26 @@ class Leavings:
 
     def sealed_source(self, job_id: str, result: Result, sender: bytes = b"") -> Source:
         """What the journal is to know of what was sealed for a job in this process, by which key; blocking."""
-        end = end_digest(self.out(job_id))
-        self._sealed_here[job_id] = sender
-        return Source(end, 0, msgspec.msgpack.encode(result))
+        source = Source(end_digest(self.out(job_id)), 0, msgspec.msgpack.encode(result))
+        self._sealed_here[job_id] = _Sealed(sender, source)
+        return source
 
     def signed_by(self, job_id: str) -> bytes:
         """The key id of who sealed a job's results in this process; empty where that is not known."""
-        return self._sealed_here.get(job_id, b"")
+        found = self._sealed_here.get(job_id)
+        return found.sender if found else b""
+
+    def note_in(self, connection: sqlite3.Connection, job_id: str) -> None:
+        """Write down in the journal what was sealed for a job in this process, if something was."""
+        if found := self._sealed_here.get(job_id):
+            self._box.journal.keep_result_in(connection, job_id, found.source)
+
+    def note(self, job_id: str) -> None:
+        """The same on its own, once the file is durable; blocking."""
+        if found := self._sealed_here.get(job_id):
+            if os.path.exists(self.out(job_id)):  # else it is in the vault's folder, synced
+                sync_file(self.out(job_id))
+            self._box.journal.keep_result(job_id, found.source)
 
     async def sealed(self, job_id: str, left: Left) -> Result | None:
         """What an earlier attempt sealed and did not yet deliver.

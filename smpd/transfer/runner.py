@@ -31,7 +31,7 @@ from smpd.transfer.delivery import Courier
 from smpd.transfer.device import finish_results
 from smpd.transfer.evidence import Evidence
 from smpd.transfer.lanes import rank
-from smpd.transfer.leavings import Leavings, Left
+from smpd.transfer.leavings import NOTHING_LEFT, Leavings, Left
 from smpd.transfer.pipeline import bring_object
 from smpd.transfer.plain import PlainRing
 from smpd.transfer.pool import RemotePool
@@ -67,7 +67,7 @@ class Runner:
         rank.set(RANKS[job.priority])
         refusals = Refusals(self._box, job)
         try:
-            left = await self._thread(self.leavings.of, job.id)
+            left = NOTHING_LEFT if job.first else await self._thread(self.leavings.of, job.id)
             with one_error():
                 result = await self._do(job, meter, left)
             if left.refused:
@@ -138,7 +138,14 @@ class Runner:
             result.entries,
             result.plain_bytes,
         )
-        await self._audit(job, "object.store", result.object_id, act=partial(self._box.vault.adopt, job.id, [item]))
+        also = partial(self.leavings.note_in, job_id=job.id)
+        adopt = partial(self._box.vault.adopt, job.id, [item], also)
+        try:
+            await self._audit(job, "object.store", result.object_id, act=adopt)
+        except BaseException:
+            with anyio.CancelScope(shield=True), contextlib.suppress(SmpError):  # else it is computed once more
+                await self._thread(self.leavings.note, job.id)
+            raise
         result.vault_id = item.id
         return result
 
@@ -215,14 +222,16 @@ class Runner:
             meter.transfer.device = done.device
             meter.stage("seal")
             writer.recipients = named or [*senders(), self._box.identity.public]
-            return await anyio.to_thread.run_sync(self._finish, job, writer)
+            return await anyio.to_thread.run_sync(self._finish, job, writer, bool(spec.target))
 
-    def _finish(self, job: Job, writer: SealedFile) -> Result:
-        """In a thread: make the results durable, then note that they are."""
+    def _finish(self, job: Job, writer: SealedFile, delivered: bool) -> Result:
+        """In a thread: finish the results. Those to be delivered become durable and noted here; the vault does that."""
+        writer.syncs = delivered
         result = result_of(finish_results(writer))
         writer.kept = True  # it may be noted even where the disk fails to say so
         source = self.leavings.sealed_source(job.id, result, writer.signed_by)
-        self._box.journal.keep_result(job.id, source, self.courier.begin(job))
+        if delivered:
+            self._box.journal.keep_result(job.id, source, self.courier.begin(job))
         return result
 
     # ── put ────────────────────────────────────────────────────────────────────────────────────────────

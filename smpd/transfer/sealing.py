@@ -53,7 +53,8 @@ class SealedFile(BundleWriter):
     """Writes to a file, which is made when its first bytes come: that is in a thread already.
 
     Attributes:
-        finished: the file is whole and durable: a job may count on it.
+        syncs: finishing makes the file durable. Not to be where it is moved to the vault next, which does that.
+        finished: the file is whole, and durable if it ``syncs``: a job may count on it.
         signed_by: the key id of who signed it then.
         kept: a job does: it stays, whatever becomes of who wrote it.
     """
@@ -66,19 +67,19 @@ class SealedFile(BundleWriter):
         self._space = space
         self._path = path
         self._fd = -1
+        self.syncs = True
         self.finished = self.kept = False
         self.signed_by = b""
 
     def finish(self) -> BundleInfo:
-        """See :meth:`BundleWriter.finish`; the file is durable then."""
+        """See :meth:`BundleWriter.finish`."""
         self.sender = sender = self._own[0]
         if self._for_own:
             self.recipients = [sender.public]
         info = super().finish()
-        with disk_errors("the spool"):
-            durable.sync(self._fd)
-            durable.sync_folder(os.path.dirname(self._path))
         self._close()
+        if self.syncs:
+            sync_file(self._path)
         self.signed_by = sender.public.key_id
         self.finished = True
         return info
@@ -158,6 +159,17 @@ def sealed_by(path: str) -> bytes:
         trailer = _trailer(file, path)
         file.seek(trailer.payload_bytes)
         return Envelope.parse(file.read(trailer.envelope_bytes)).signed.sender
+
+
+def sync_file(path: str) -> None:
+    """Make a file durable, and its name; blocking.
+
+    Raises:
+        ResourceError: ``disk_full``, ``disk_failed``.
+    """
+    with disk_errors("the spool"), open(path, "rb") as file:
+        durable.sync(file.fileno())
+        durable.sync_folder(os.path.dirname(path))
 
 
 def end_digest(path: str) -> str:

@@ -18,7 +18,7 @@ from anyio.abc import Process, TaskGroup, TaskStatus
 
 from smp_proto.aio import Caller, Channel
 from smp_proto.errors import ResourceError, SmpError
-from smpd.host.memory import rss
+from smpd.host.memory import Usage, usage
 from smpd.links.starting import command, environment
 from smpd.transfer.bounds import believed_of_fetch
 from smpd.transfer.keeping import Kept, start_kept
@@ -204,12 +204,10 @@ class WorkerHost:
         """Wait until no worker is there, nor one that is starting."""
         await self._gone.wait()
 
-    def sample(self) -> int:
-        """Note the worker's peak memory while it can still be read; return what it uses now, in bytes."""
-        if self.worker is None:
-            return 0
-        now, peak = rss(self.worker.pid)
-        self.peak_rss = max(self.peak_rss, peak)
+    def sample(self) -> Usage:
+        """Note the worker's peak memory while it can still be read; return what it uses now."""
+        now = usage(self.worker.pid if self.worker is not None else 0)
+        self.peak_rss = max(self.peak_rss, now.peak_bytes)
         return now
 
     async def _get(self) -> Worker:

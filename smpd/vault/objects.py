@@ -92,8 +92,15 @@ class Vault:
         except OSError as error:
             raise disk_error(error, f"the vault {self._path}") from error
 
-    def adopt(self, job: str, items: Sequence[Adoption]) -> None:
+    def adopt(
+        self, job: str, items: Sequence[Adoption], also: Callable[[sqlite3.Connection], None] = lambda connection: None
+    ) -> None:
         """Take over complete, verified sealed objects of a job. Idempotent by their ids; durable on return.
+
+        Args:
+            job: whose they are.
+            items: which; their files need not be synced.
+            also: what else is to be true once they are the vault's; written in the same transaction.
 
         Raises:
             IntegrityError: ``truncated``, when a file has another size.
@@ -116,6 +123,7 @@ class Vault:
                 f"INSERT INTO vault ({_PROVED}, proof) VALUES (?,?,?,?,?,?,?,?,?,?)",  # noqa: S608 - the names above
                 [(*row, self._proof(row)) for row in rows],
             )
+            also(connection)
 
     def _part(self, job: str, item: Adoption) -> str:
         path = item.part

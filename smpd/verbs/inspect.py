@@ -24,7 +24,7 @@ from smp_proto.control import (
 )
 from smpd.control.actor import Actor
 from smpd.control.permissions import Need
-from smpd.host.memory import Rss, rss
+from smpd.host.memory import Usage, usage
 from smpd.host.space import Room
 from smpd.jobs.journal import Journal
 from smpd.transfer.device import Compute
@@ -44,11 +44,11 @@ async def status(daemon: Daemon, actor: Actor, request: StatusRequest, exchange:
     workers = [_worker(host) for host in hosts if host.worker or host.peak_rss]
     workers += [_compute_worker(compute) for compute in box.compute.all if compute.host.worker or compute.host.peak_rss]
 
-    def look() -> tuple[dict[str, int], list[str], int, tuple[int, int], Room, Rss, list[int]]:
+    def look() -> tuple[dict[str, int], list[str], int, tuple[int, int], Room, Usage, list[int]]:
         counts = box.journal.counts()
         short = short_jobs(box.journal) if counts["waiting"] else []
         refused = (box.quarantine.count(), box.quarantine.kept_bytes())
-        return counts, daemon.remotes.names(), box.vault.count(), refused, box.space.look(), rss(os.getpid()), short
+        return counts, daemon.remotes.names(), box.vault.count(), refused, box.space.look(), usage(os.getpid()), short
 
     counts, remotes, items, refused, room, memory, short = await anyio.to_thread.run_sync(look)
     return Status(
@@ -63,13 +63,13 @@ async def status(daemon: Daemon, actor: Actor, request: StatusRequest, exchange:
         jobs=counts,
         remotes=[name for name in remotes if actor.rights.allow(Need("any", name))],
         workers=workers,
-        peak_rss_bytes=memory.peak,
+        peak_rss_bytes=memory.peak_bytes,
         audit_size=log.size,
         audit_ok=not log.failure,
         vault_items=items,
         free_bytes=room.free,
         state_dir=daemon.state_dir,
-        rss_bytes=memory.now,
+        rss_bytes=memory.resident_bytes,
         ring_bytes=daemon.ring_bytes,
         loads=[_load(pool) for pool in pools],
         audit_unsigned=log.unsigned,
@@ -116,7 +116,7 @@ def _worker(host: WorkerHost) -> Worker:
         peak_rss_bytes=host.peak_rss,
         restarts=max(host.restarts, 0),
         state="up" if running else "idle",
-        rss_bytes=now,
+        rss_bytes=now.resident_bytes,
     )
 
 

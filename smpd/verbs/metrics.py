@@ -13,7 +13,7 @@ from smpd.control.actor import Actor
 from smpd.control.permissions import Need, remotes_of
 from smpd.host import descriptors
 from smpd.host.bounds import bounds
-from smpd.host.memory import rss
+from smpd.host.memory import usage
 from smpd.metrics.counting import Gauge, gathered
 from smpd.transfer.device import Compute
 from smpd.transfer.pool import RemotePool
@@ -121,13 +121,13 @@ def _looked_up(daemon: Daemon) -> Iterator[Gauge]:
     for host in daemon.hosts:
         label = (host.role, host.label)
         yield Gauge("smp_workers", host.worker is not None, label)
-        yield Gauge("smp_worker_resident_bytes", host.sample(), label)
+        yield Gauge("smp_worker_resident_bytes", host.sample().resident_bytes, label)
         yield Gauge("smp_worker_starts_total", host.restarts + 1, label)
 
 
 def _process() -> Iterator[Gauge]:
     spent = os.times()
-    yield Gauge("smp_process_resident_bytes", rss(os.getpid()).now)
+    yield Gauge("smp_process_resident_bytes", usage(os.getpid()).resident_bytes)
     yield Gauge("smp_process_cpu_seconds_total", spent.user + spent.system)
     yield Gauge("smp_process_open_files", len(os.listdir("/proc/self/fd")))
     yield Gauge("smp_process_open_files_limit", descriptors.limit())

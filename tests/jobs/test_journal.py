@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from smp_proto.control import GetSpec, JobView, PutSpec, Result, RunSpec, Transfer
-from smp_proto.errors import ErrorBody, IntegrityError, NotFoundError, SmpError, StateError
+from smp_proto.errors import ErrorBody, IntegrityError, NotFoundError, ResourceError, SmpError, StateError
 from smpd.jobs.job import Progress, Source, new_job_id
 
 SECRET = "pacs:MUELLER^HANS/1961-03-04/ct-thorax.smp"
@@ -47,6 +47,61 @@ def test_a_job_is_never_there_without_its_source(store, monkeypatch) -> None:
     with pytest.raises(OSError, match="cut off"):
         store.journal.add(GetSpec("a:c"), owner="1:x", key="l", source=source)
     assert [job.id] == [each.id for each in store.journal.list()]
+
+
+def test_a_job_is_started_where_there_is_room(store) -> None:
+    """Else it stays as it was. Only a job added here that never ran is known to have nothing of an earlier attempt."""
+    job = store.add()
+    short = ResourceError("disk_full", "there is no room")
+    assert store.journal.start(job.id, lambda found: short) is short
+    assert store.journal.get(job.id) == job
+    seen = []
+    started = store.journal.start(job.id, seen.append)
+    assert (started.state, started.attempt, started.first) == ("running", 1, True)
+    assert seen == [job]
+    with pytest.raises(StateError):
+        store.journal.start(job.id, lambda found: None)
+    store.journal.move(job.id, "retry")
+    store.journal.move(job.id, "due")
+    assert not store.journal.start(job.id, lambda found: None).first
+    sealed = store.add("a:c", source=Source("", 0, b"what was sealed"))
+    paused, other = store.add("a:d"), store.add("a:e")
+    store.journal.move(paused.id, "pause")
+    store.journal.move(paused.id, "resume")
+    for each in (sealed, paused):
+        assert not store.journal.start(each.id, lambda found: None).first
+    store.reopen()
+    assert not store.journal.start(other.id, lambda found: None).first
+
+
+def test_an_end_is_pending_until_it_is_recorded(store, monkeypatch) -> None:
+    """Also after a restart; one whose transaction failed is not."""
+    jobs = [store.add(name) for name in ("a:b", "a:c", "a:d")]
+    for job in jobs[:2]:
+        store.journal.move(job.id, "start")
+        store.journal.move(job.id, "succeed", result=Result())
+    with monkeypatch.context() as patch:
+        patch.setattr(store.db, "_leave", lambda group, leave=store.db._leave: (leave_undone(group), leave(group)))
+        with pytest.raises(ResourceError):
+            store.journal.move(jobs[2].id, "cancel")
+    pending = store.journal.endings.pending
+    assert [(each.job, each.state, each.outcome) for each in pending()] == [(job.id, "done", "ok") for job in jobs[:2]]
+    assert pending(jobs[1].id) == pending()[1:]
+    assert pending(jobs[2].id) == []
+    store.journal.endings.recorded(pending()[0])
+    assert [each.job for each in pending()] == [jobs[1].id]
+    store.reopen()  # the first one was not struck out yet: it may be recorded twice
+    assert [each.job for each in store.journal.endings.pending()] == [jobs[0].id, jobs[1].id]
+    store.journal.endings.recorded(store.journal.endings.pending()[0])
+    store.journal.move(jobs[2].id, "cancel")  # strikes it out, too
+    store.reopen()
+    assert [each.job for each in store.journal.endings.pending()] == [jobs[1].id, jobs[2].id]
+
+
+def leave_undone(group: object) -> None:
+    """The disk says no to a commit."""
+    group.error = sqlite3.OperationalError("disk I/O error")
+    group.error.sqlite_errorcode = sqlite3.SQLITE_IOERR
 
 
 def _moved(store, job_id: str, transfer: Transfer) -> None:

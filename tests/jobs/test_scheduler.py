@@ -354,15 +354,23 @@ async def test_a_job_without_room_can_be_cancelled(store) -> None:
 async def test_a_journal_that_cannot_write_is_waited_for(store, monkeypatch) -> None:
     """A result that cannot be recorded yet is recorded once there is space, announced once."""
     monkeypatch.setattr(scheduling, "DISK_RETRY_S", 0.001)
-    move, left = store.journal.move, {"start": 2, "succeed": 3, "due": 1, "retry": 1}
+    move, start, left = store.journal.move, store.journal.start, {"start": 2, "succeed": 3, "due": 1, "retry": 1}
 
-    def flaky(job_id, name, **facts):
+    def fail(name):
         if left.get(name, 0):
             left[name] -= 1
             raise ResourceError("disk_full", "journal")
+
+    def flaky_move(job_id, name, **facts):
+        fail(name)
         return move(job_id, name, **facts)
 
-    monkeypatch.setattr(store.journal, "move", flaky)
+    def flaky_start(job_id, room):
+        fail("start")
+        return start(job_id, room)
+
+    monkeypatch.setattr(store.journal, "move", flaky_move)
+    monkeypatch.setattr(store.journal, "start", flaky_start)
     async with Bench(store).on() as bench:
         job = bench.add("a:b", BUSY)
         await bench.until(job, "waiting")
@@ -738,13 +746,13 @@ async def test_submitting_twice_runs_once(store) -> None:
 
 async def test_submitting_again_while_it_starts(store, monkeypatch) -> None:
     """A job told of again between getting its slot and starting gets no second slot."""
-    gate, move = threading.Event(), store.journal.move
+    gate, start = threading.Event(), store.journal.start
 
-    def slow(job_id, name, **facts):
-        assert name != "start" or gate.wait(10)
-        return move(job_id, name, **facts)
+    def slow(job_id, room):
+        assert gate.wait(10)
+        return start(job_id, room)
 
-    monkeypatch.setattr(store.journal, "move", slow)
+    monkeypatch.setattr(store.journal, "start", slow)
     async with Bench(store).on() as bench:
         job = bench.add("a:b")
         with anyio.fail_after(10):

@@ -28,7 +28,7 @@ from smp_proto.wire import FrameDecoder, FrameType, encode_frame
 from smpctl import Client
 from smpd.control import limits, roles, server
 from smpd.control.actor import Actor
-from smpd.host.memory import rss
+from smpd.host.memory import usage
 from torture.harness import Experiment, Trial, Trials, replaced
 from torture.hostile_frames import DEEPEST, HELLO, Piece, conversations
 from torture.role_cells import CELLS, GROUPS, STRANGER, TABLES, TELLING, Cell, documented
@@ -75,7 +75,7 @@ class Scene:
         with Client(str(self._real.socket)) as client:
             client.box_key()
         pid = self._real.process.pid
-        now = rss(pid).now, len(os.listdir(f"/proc/{pid}/fd"))
+        now = usage(pid).resident_bytes, len(os.listdir(f"/proc/{pid}/fd"))
         if self._calm is None:
             self._calm = now
         grown = now[0] - self._calm[0]

@@ -17,7 +17,7 @@ from smp_proto.control import JobView, LocalConfig, RunSpec
 from smp_proto.sealed.bundle import BundleReader, BundleWriter
 from smp_proto.sealed.keys import Identity, PublicIdentity
 from smpctl import Client
-from smpd.host.memory import rss
+from smpd.host.memory import usage
 from smpd.walls.sandbox import Kernel
 from torture.harness import Experiment, Trials
 from torture.planted import planting
@@ -94,7 +94,7 @@ class Scene:
         """What the daemon uses, in bytes."""
         assert self.box.process
         assert self.box.process.poll() is None
-        return rss(self.box.process.pid).now
+        return usage(self.box.process.pid).resident_bytes
 
 
 def run(trials: Trials) -> None:

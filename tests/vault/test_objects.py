@@ -5,6 +5,7 @@ import errno
 import os
 import re
 import shutil
+import sqlite3
 import stat
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 
 from smp_proto import durable
 from smp_proto.control import VaultItem
-from smp_proto.errors import IntegrityError, NotFoundError, ResourceError, SmpError, UsageError
+from smp_proto.errors import IntegrityError, NotFoundError, ResourceError, SmpError, StateError, UsageError
 from smpd.jobs.database import Database
 from smpd.jobs.seal import StateSeal
 from smpd.vault.objects import Adoption, Vault
@@ -117,6 +118,22 @@ def test_many_are_adopted_as_one(place: Place) -> None:
     found = place.vault.summary(JOB)
     assert (found.objects, found.entries, found.plain_bytes, found.sealed_bytes) == (9, 18, 9000, 9 * len(BODY))
     assert all((place.files / f"{number}.smp").read_bytes() == BODY for number in ids)
+
+
+def test_what_else_is_to_be_true_is_written_with_it(place: Place) -> None:
+    """Or neither is; the file is there then, and adopting goes on from it."""
+    item = Adoption(JOB, place.part(), **FACTS)
+
+    def fail(connection: sqlite3.Connection) -> None:
+        raise StateError("wrong_state", "no")
+
+    with pytest.raises(StateError):
+        place.vault.adopt(JOB, [item], fail)
+    assert place.vault.list() == []
+    seen = []
+    place.vault.adopt(JOB, [item], lambda connection: seen.append(connection.in_transaction))
+    assert seen == [True]
+    assert [each.id for each in place.vault.list()] == [JOB]
 
 
 def test_one_of_many_that_is_cut_keeps_all_out(place: Place) -> None:
