@@ -162,7 +162,7 @@ class Feed:
 
 
 class Results:
-    """What a run gives back, through the slots of the result ring.
+    """What a run gives back, through the slots of the result ring, which are all free when it begins.
 
     Args:
         slots: the slots, uint8 on the host.
@@ -182,7 +182,6 @@ class Results:
         self.prefix = ""  # of the object that the next results are of
         self._slots = slots
         self._free = list(range(len(slots)))
-        self._filled: dict[int, int] = {}  # how far each slot was ever filled
         self._freed = freed
         self._send = send
         self._clock = clock
@@ -208,16 +207,6 @@ class Results:
             self._write(part)
         self._send(OutputEnd())
         self.count += 1
-
-    def finish(self) -> None:
-        """Wait until smpd has taken everything."""
-        while len(self._free) < len(self._slots):
-            self._take_freed()
-
-    def wipe(self) -> None:
-        """Zero what was used of the result ring."""
-        for slot, length in self._filled.items():
-            self._slots[slot][:length].zero_()
 
     def _check(self, output: Output, name: str) -> None:
         if name in self._names:
@@ -259,7 +248,6 @@ class Results:
                 self._take_freed()
             slot = self._free.pop()
             part = data[start : start + slot_bytes]
-            self._filled[slot] = max(part.numel(), self._filled.get(slot, 0))
             self._slots[slot][: part.numel()].copy_(part)
             self._send(OutputChunk(slot, part.numel()))
 

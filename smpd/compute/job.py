@@ -72,7 +72,6 @@ class Job:
                 if not self._taken:
                     raise self._none_taken()
                 feed.skip_to(self._objects.plain_bytes)
-                results.finish()
             outcome.entries, outcome.outputs = self._taken, results.count
         except Stopped:
             outcome.error = SmpError("cancelled", "the run was ended")
@@ -80,7 +79,7 @@ class Job:
             outcome.error = SmpError.from_body(error.body())  # without the frames, which hold tensors
         except BaseException as error:  # noqa: BLE001 - SystemExit and KeyboardInterrupt are the processor's too
             outcome.error, outcome.fatal = self._explain(error), is_fatal(error)
-        return self._clean_up(outcome, results)
+        return self._clean_up(outcome)
 
     def _call(self, item: InputObject, feed: Feed, results: Results) -> None:
         processor = self._processor
@@ -135,9 +134,8 @@ class Job:
             start += entry.size
         return items
 
-    def _clean_up(self, outcome: Outcome, results: Results) -> Outcome:
+    def _clean_up(self, outcome: Outcome) -> Outcome:
         try:
-            results.wipe()
             self._device.end_job()
         except Exception as error:  # noqa: BLE001 - whatever it is, this device can no longer be cleaned
             outcome.fatal = True

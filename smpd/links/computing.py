@@ -6,7 +6,9 @@ their entries in :class:`Objects`, each before the first byte of it, and sends a
 the plain ring, in order and without gaps; the process answers each with :class:`Freed` as soon as the slot may be
 reused. :class:`Finish` says that all was sent.
 When it has results it fills slots of the result ring, which it owns, and announces them; smpd answers each
-:class:`OutputChunk` with :class:`OutputFreed`. The reply that ends the exchange is :class:`Done`.
+:class:`OutputChunk` with :class:`OutputFreed`. The reply that ends the exchange is :class:`Done`. It comes behind the
+last chunk and waits for no answer to it: smpd asks for the next run once it has taken all results of this one, and
+zeroes both rings.
 """
 
 from typing import Any

@@ -1,8 +1,10 @@
 """The first ranges of an object, fetched before anybody has room for their plaintext: while its job waits for the
 processor, which runs one job at a time.
 
-What waits is ciphertext, in lanes: half of them at most, of one object of a remote at a time, and they do not count for
+What waits is ciphertext, in lanes: half of them at most, of few objects of a remote at a time. They do not count for
 the window. So whoever has the processor always gets lanes, and whoever comes next has a part of its object at once.
+While a job's results are on their way nothing of it is left to fetch or to open: with one object ahead a fifth of two
+cores was idle then.
 """
 
 import contextlib
@@ -11,11 +13,9 @@ from collections.abc import AsyncIterator
 import anyio
 
 from smp_proto.errors import SmpError
-from smpd.transfer.lanes import Lane
+from smpd.transfer.lanes import RANGES_AHEAD, Lane
 from smpd.transfer.pool import RemotePool
 from smpd.transfer.source import Source
-
-_RANGES = 4
 
 
 class Arrival:
@@ -91,7 +91,7 @@ class Ahead:
 
     async def _run(self) -> None:
         opener = self._source.opener
-        count = min(_RANGES, self._pool.lanes // 2, opener.range_count)
+        count = min(RANGES_AHEAD, self._pool.lanes // 2, opener.range_count)
         wanted = [index for index in range(count) if self._source.came(*opener.range_span(index)) is None]
         async with self._pool.ahead:
             try:

@@ -114,6 +114,8 @@ class Compute:
                     except (ProcessorError, UsageError) as error:
                         # Its own answer; one that was refused here is still at work.
                         clean = exchange.ended and error.code != "processor_timeout"
+                        results = self._rings[1]  # it may have filled more than it told of
+                        self._results_filled = dict.fromkeys(range(results.slots), results.slot_bytes)
                         raise
                 outcome, clean = "ok", self._healthy(done)
                 return done

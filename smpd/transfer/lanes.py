@@ -15,9 +15,16 @@ import anyio
 from smpd.transfer.pacing import Pacing
 
 NORMAL = 2
+RANGES_AHEAD = 4  # of an object
+_OBJECTS_AHEAD = 3
 
 # Of the job that a task works for: 0 is the most urgent. The runner sets it for all that an attempt does.
 rank: ContextVar[int] = ContextVar("rank", default=NORMAL)
+
+
+def objects_ahead(lanes: int) -> int:
+    """Of how many objects a remote with so many lanes may fetch ahead: together they take half of the lanes at most."""
+    return max(1, min(_OBJECTS_AHEAD, lanes // 2 // RANGES_AHEAD))
 
 
 class Lane(NamedTuple):

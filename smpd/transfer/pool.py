@@ -21,7 +21,7 @@ from smpd.transfer.asking import ATTEMPTS, messages, persist, until_answered
 from smpd.transfer.bounds import believed_of_fetch
 from smpd.transfer.counting import RemoteCounts
 from smpd.transfer.gate import Gate
-from smpd.transfer.lanes import Lane, Lanes
+from smpd.transfer.lanes import Lane, Lanes, objects_ahead
 from smpd.transfer.limiting import Limiter, RemoteLimiter
 from smpd.transfer.openers import Openers
 from smpd.transfer.pacing import Pacing
@@ -42,7 +42,7 @@ class RemotePool:
 
     Attributes:
         processes: those that speak to it, and their rings.
-        ahead: held by whoever fetches before there is room for the plaintext.
+        ahead: taken by whoever fetches before there is room for the plaintext.
         openers: limits the threads that hash and open.
     """
 
@@ -69,7 +69,7 @@ class RemotePool:
         self.processes = Processes(remote.name, load, settings, self._lanes, group)
         self._limits = RemoteLimiter(limiter, remote.name)
         self._closing = anyio.Event()
-        self.ahead = anyio.Lock(fast_acquire=True)
+        self.ahead = anyio.Semaphore(objects_ahead(len(lanes)), fast_acquire=True)
         self.gate = Gate(
             remote.name,
             settings.breaker,

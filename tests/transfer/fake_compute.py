@@ -74,6 +74,10 @@ async def run(request: Run, exchange: Exchange) -> Done:
         slot[:5] = b"hello"
     length = rings[1].slot_bytes + 1 if act == "too long" else 5
     await exchange.send(OutputChunk(99 if act == "outside" else 0, length))
+    if act == "fails late":
+        with rings[1].slot(1) as slot:
+            slot[:5] = b"never"
+        raise ProcessorError("processor_failed", "line 8")
     while not isinstance((await exchange.receive(cast("type[ToCompute]", AnyToCompute)))[0], OutputFreed):
         pass
     if act != "unended":

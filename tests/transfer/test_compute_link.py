@@ -96,6 +96,7 @@ async def test_a_process_that_keeps_to_the_protocol_is_kept(computing):
         ("hangs", "processor_timeout", "ran past its limit"),
         ("stops", "processor_timeout", "ran past its limit"),
         ("fails", "processor_failed", "line 7"),
+        ("fails late", "processor_failed", "line 8"),
         ("nonsense", "protocol", "does not fit the protocol"),
         ("floods", None, ""),
         ("accuses", "processor_output", "an error that is not its to give (corrupt)"),
@@ -115,7 +116,7 @@ async def test_what_goes_wrong_ends_the_job_and_no_more(computing, act, code, me
             assert message in caught.value.message
         done, _ = await run(compute, "echo")
         assert done.outputs == 1
-        assert compute.host.restarts == (0 if act in ("fails", "early", "accuses") else 1)
+        assert compute.host.restarts == (0 if act in ("fails", "fails late", "early", "accuses") else 1)
 
 
 async def test_what_it_says_is_cut_to_size(computing):
