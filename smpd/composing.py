@@ -38,7 +38,8 @@ from smpd.sync.store import SyncStore
 from smpd.sync.syncs import Syncs
 from smpd.transfer.box import Box
 from smpd.transfer.breaker import BreakerSettings
-from smpd.transfer.device import ComputePools, ComputeSettings
+from smpd.transfer.device import ComputeSettings
+from smpd.transfer.distributions import ComputePools
 from smpd.transfer.ends import Ends
 from smpd.transfer.health import HealthSettings
 from smpd.transfer.limiting import Limiter

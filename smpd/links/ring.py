@@ -10,7 +10,7 @@ import fcntl
 import itertools
 import mmap
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Container
 
 import anyio
 
@@ -127,6 +127,18 @@ class Slots:
         """Wait for a free slot and take it."""
         await self._tokens.acquire()
         return self._free.pop()
+
+    def take_those(self, wanted: Container[int]) -> list[int]:
+        """Take those of these slots that are free, at once."""
+        taken: list[int] = []
+        for index in [each for each in self._free if each in wanted]:
+            try:
+                self._tokens.acquire_nowait()
+            except anyio.WouldBlock:  # what is left is promised to somebody who waits
+                break
+            self._free.remove(index)
+            taken.append(index)
+        return taken
 
     def give(self, index: int) -> None:
         """Return a slot."""

@@ -11,7 +11,7 @@ from smpd.host.space import Space
 from smpd.jobs.job import Job, Progress
 from smpd.jobs.journal import Journal
 from smpd.metrics.counting import Metrics
-from smpd.transfer.device import ComputePools
+from smpd.transfer.distributions import ComputePools
 from smpd.transfer.pool import RemotePool
 from smpd.vault.objects import Vault
 from smpd.vault.quarantine import Quarantine

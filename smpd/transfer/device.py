@@ -1,16 +1,15 @@
 """The compute processes: one for each plugin distribution, with rings of its own, running one job at a time."""
 
-import importlib.metadata
+import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from difflib import get_close_matches
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, NamedTuple, TypeVar, cast
 
 import anyio
 from anyio.abc import TaskGroup
 
 from smp_proto.aio import Exchange
-from smp_proto.errors import NotFoundError, ProcessorError, SmpError, UsageError, one_error
+from smp_proto.errors import ProcessorError, SmpError, UsageError, one_error
 from smp_proto.sealed.bundle import BundleInfo, BundleWriter
 from smpd.links import computing
 from smpd.links.ring import Ring
@@ -18,12 +17,11 @@ from smpd.metrics.counting import Metrics
 from smpd.opening.ranges import private_copies
 from smpd.transfer.bounds import LOOK_IDLE_S, LOOK_S, Bounds, believed
 from smpd.transfer.health import Health, HealthSettings
-from smpd.transfer.plain import TO_AUTHOR, PlainRing, nonsense, overdue
+from smpd.transfer.plain import TO_AUTHOR, PlainRing, PlainSlots, nonsense, overdue, wipe
+from smpd.transfer.preparing import Feed, Preparation, Turn
 from smpd.transfer.source import naming
 from smpd.transfer.workers import Worker, WorkerHost, kill
 
-ENTRY_POINTS = "smpd.processors"
-_AT_ONCE_BYTES = 1 << 20  # zeroed in 50 µs, half of what handing it to a thread takes
 T = TypeVar("T")
 _FROM_COMPUTE = cast("type[computing.FromCompute]", computing.AnyFromCompute)
 
@@ -62,7 +60,9 @@ class Compute:
         self.processors = list(processors)
         self._settings = settings
         self._busy = anyio.Lock(fast_acquire=True)
+        self._getting_ready = anyio.Lock(fast_acquire=True)
         self._rings: tuple[Ring, Ring] | None = None
+        self._slots: PlainSlots  # of the first of them
         self._results_filled: dict[int, int] = {}
         self.ready: computing.Ready | None = None
         self._bounds: Bounds | None = None
@@ -90,26 +90,30 @@ class Compute:
             return self.ready
 
     async def run(
-        self, request: computing.Run, writer: BundleWriter, feed: Callable[[PlainRing], Awaitable[None]]
+        self, request: computing.Run, writer: BundleWriter, feed: Feed, *, again: bool = False
     ) -> computing.Done:
         """Run a processor: ``feed`` brings entries and plaintext, ``writer`` takes the results.
 
-        The process is ended unless the run ended cleanly, and what was used of its rings is zeroed in any case.
+        The process is ended unless the run ended cleanly, and what was used of its rings is zeroed in any case, but for
+        what the next run has filled anew.
+
+        Args:
+            again: ``feed`` may be called a second time: then this run gets ready while another has the process.
 
         Raises:
             SmpError: what the processor did wrong, or ``worker_died``.
         """
-        async with self._busy, self.host.use() as worker:
-            assert self._rings is not None
+        async with self._turn(request, feed, again=again) as turn:
+            worker, plain = turn.worker, turn.plain
             assert self._bounds is not None
+            assert self._rings is not None
             self._begun.set()
             clean, outcome, began = False, "stopped", time.monotonic()
-            plain: PlainRing | None = None
+            self._plain = plain
             try:
                 async with worker.caller.open(request) as exchange:
                     try:
-                        plain = self._plain = PlainRing(self._rings[0], exchange, request.timeout_s)
-                        done = await self._exchange(exchange, request, plain, writer, feed)
+                        done = await self._exchange(exchange, request, plain, writer, turn.feed)
                         clean = True
                     except (ProcessorError, UsageError) as error:
                         # Its own answer; one that was refused here is still at work.
@@ -129,14 +133,64 @@ class Compute:
                 self._metrics.count("smp_compute_runs_total", self.distribution, outcome)
                 self._metrics.observe("smp_compute_run_seconds", time.monotonic() - began, self.distribution)
                 with anyio.CancelScope(shield=True):
-                    if not clean:
-                        self.host.sample()
-                        await self.host.end()  # first, or it could write to the rings again
-                    filled = sum(self._results_filled.values()) + (plain.filled if plain is not None else 0)
-                    if clean and filled <= _AT_ONCE_BYTES:
-                        self._wipe(plain)
-                    else:
-                        await anyio.to_thread.run_sync(self._wipe, plain if clean else None)
+                    await self._tidy(turn, clean=clean)
+
+    @contextlib.asynccontextmanager
+    async def _turn(self, request: computing.Run, feed: Feed, *, again: bool) -> AsyncIterator[Turn]:
+        """Wait until the process is free; meanwhile get ready, where another run has it."""
+        if not (again and self._busy.locked()):
+            async with self._busy, self.host.use() as worker:
+                yield Turn(worker, PlainRing(self._slots, request.timeout_s), feed)
+            return
+        with one_error():
+            async with anyio.create_task_group() as group, contextlib.AsyncExitStack() as held:
+                async with self._getting_ready:
+                    ready = await self._prepare(request, feed, held)
+                    try:
+                        if ready is not None:
+                            group.start_soon(ready.run)
+                        await held.enter_async_context(self._busy)
+                    except BaseException:
+                        await self._drop(ready)
+                        raise
+                worker = await held.enter_async_context(self.host.use())
+                if ready is not None and ready.counts_for(worker):
+                    yield Turn(worker, ready.plain, ready.fed, ready)
+                else:
+                    await self._drop(ready)
+                    yield Turn(worker, PlainRing(self._slots, request.timeout_s), feed)
+
+    async def _prepare(self, request: computing.Run, feed: Feed, held: contextlib.AsyncExitStack) -> Preparation | None:
+        """What is to get ready in the ring that is there, if it is; ``held`` keeps it there."""
+        worker = self.host.worker
+        if not self._busy.locked() or worker is None or not worker.caller.alive or not self._slots.behind:
+            return None
+        worker = await held.enter_async_context(self.host.use())
+        return Preparation(feed, PlainRing(self._slots, request.timeout_s), worker)
+
+    async def _drop(self, ready: Preparation | None) -> None:
+        with anyio.CancelScope(shield=True):
+            if ready is not None:
+                await ready.drop()
+                await self._slots.zero()
+
+    async def _tidy(self, turn: Turn, *, clean: bool) -> None:
+        """After a run: end the process unless that ended cleanly, and zero what nobody holds."""
+        if turn.ready is not None:
+            await turn.ready.stop()
+        if not clean:
+            self.host.sample()
+            await self.host.end()  # first, or it could write to the rings again
+        turn.plain.close()
+        assert self._rings is not None
+        results = self._rings[1]
+        filled, self._results_filled = self._results_filled, {}
+        if clean:
+            await self._slots.zero()
+            await wipe(results, filled)
+        else:
+            await self._slots.zero_all()
+            await wipe(results, dict.fromkeys(range(results.slots), results.slot_bytes))
 
     def _healthy(self, done: computing.Done) -> bool:
         """Whether the process should do the next run as well."""
@@ -153,12 +207,13 @@ class Compute:
         request: computing.Run,
         plain: PlainRing,
         writer: BundleWriter,
-        feed: Callable[[PlainRing], Awaitable[None]],
+        feed: Feed,
     ) -> computing.Done:
         done = anyio.Event()
         with one_error():
             async with anyio.create_task_group() as group:
                 group.start_soon(self._receive, exchange, plain, writer, done)
+                await plain.begin(exchange)
                 await feed(plain)
                 await plain.finish()
                 with anyio.move_on_after(plain.patience_s):
@@ -198,6 +253,7 @@ class Compute:
         settings = self._settings
         if self._rings is None:
             self._rings = await anyio.to_thread.run_sync(self._make_rings)
+            self._slots = PlainSlots(self._rings[0])
         plain, results = self._rings
         request = computing.Setup(
             plain.slots,
@@ -249,7 +305,7 @@ class Compute:
     @property
     def slots_in_use(self) -> int:
         """How many of them are taken."""
-        return self._plain.in_use if self._plain is not None else 0
+        return self._slots.in_use if self._rings is not None else 0
 
     @property
     def patience_s(self) -> float:
@@ -272,65 +328,6 @@ class Compute:
         return (
             Ring.create("smp-plain", settings.slots, settings.slot_bytes),
             Ring.create("smp-results", settings.result_slots, settings.result_slot_bytes),
-        )
-
-    def _wipe(self, plain: PlainRing | None) -> None:
-        """Zero what a clean run used; None: all, as the process may have written anywhere."""
-        assert self._rings is not None
-        ring, results = self._rings
-        if plain is not None:
-            plain.wipe()
-        filled = self._results_filled if plain is not None else dict.fromkeys(range(results.slots), results.slot_bytes)
-        for slot, length in filled.items():
-            results.wipe(slot, length)
-        self._results_filled.clear()
-        for slot in range(ring.slots) if plain is None else ():
-            ring.wipe(slot)
-
-
-class ComputePools:
-    """Which compute process runs which processor.
-
-    Only names that the configuration lists are known. What distribution a name belongs to is read from installed
-    metadata: nothing of a plugin is imported here.
-    """
-
-    def __init__(
-        self, enabled: Sequence[str], settings: ComputeSettings, group: TaskGroup, metrics: Metrics | None = None
-    ) -> None:
-        self.settings = settings
-        self._enabled = list(enabled)
-        owners = {
-            point.name: point.dist.name if point.dist else ""
-            for point in importlib.metadata.entry_points(group=ENTRY_POINTS)
-        }
-        #: Names that are enabled but not installed; ``doctor`` shows them.
-        self.missing = [name for name in enabled if name not in owners]
-        by_owner: dict[str, list[str]] = {}
-        for name in enabled:
-            if name in owners:
-                by_owner.setdefault(owners[name], []).append(name)
-        self.all = [Compute(owner, names, settings, group, metrics) for owner, names in sorted(by_owner.items())]
-
-    @property
-    def hosts(self) -> list[WorkerHost]:
-        """The places of all compute processes."""
-        return [compute.host for compute in self.all]
-
-    def of(self, processor: str) -> Compute:
-        """The process that has a processor.
-
-        Raises:
-            NotFoundError: ``no_such_processor``.
-        """
-        for compute in self.all:
-            if processor in compute.processors:
-                return compute
-        near = get_close_matches(processor, self._enabled, n=1)
-        raise NotFoundError(
-            "no_such_processor",
-            f"no processor is called {processor[:80]!r}" + (f"; did you mean {near[0]}?" if near else ""),
-            hint="run: smpctl processors; a new one must be installed and listed in compute.processors",
         )
 
 

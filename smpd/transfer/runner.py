@@ -218,7 +218,7 @@ class Runner:
         async with sealed_file(self._box.space, self.leavings.out(job.id), self._box.identities, []) as writer:
             # All objects are verified whole when feed returns; only then may a result be finished.
             meter.stage("device")
-            done = await compute.of(spec.processor).run(request, writer, fed)
+            done = await compute.of(spec.processor).run(request, writer, fed, again=single)
             meter.transfer.device = done.device
             meter.stage("seal")
             writer.recipients = named or [*senders(), self._box.identity.public]

@@ -35,6 +35,7 @@ from smpd.links.ring import Ring
 FLOOD = 20_000
 rings: list[Ring] = []
 kept: list[bytearray] = []
+exchange_job: dict[int, bytes] = {}  # of "checks": eight bytes that its plaintext repeats
 
 
 async def handle(body: bytes, fds: list[int], exchange: Exchange) -> object:
@@ -50,6 +51,7 @@ async def handle(body: bytes, fds: list[int], exchange: Exchange) -> object:
 
 async def run(request: Run, exchange: Exchange) -> Done:
     act = request.processor
+    exchange_job[exchange.stream] = request.job.encode()
     done = Done(1, 1, "cpu", 0, 0.0)
     while True:
         message, _ = await exchange.receive(cast("type[ToCompute]", AnyToCompute))
@@ -100,6 +102,10 @@ async def misbehave(act: str, exchange: Exchange, chunk: Chunk) -> bool:
             await anyio.sleep_forever()
         case "stops":
             os.kill(os.getpid(), signal.SIGSTOP)
+        case "checks":
+            with rings[0].slot(chunk.slot) as slot:
+                if bytes(slot[: chunk.length]) != exchange_job[exchange.stream] * (chunk.length // 8):
+                    raise ProcessorError("processor_failed", "these are not its bytes")
         case "fails":
             raise ProcessorError("processor_failed", "line 7")
         case "accuses":

@@ -1,77 +1,21 @@
 """A compute process that misbehaves costs its job and itself; its rings are zero and the next job runs."""
 
-import contextlib
-import os
 import signal
-from collections.abc import AsyncIterator
 
 import anyio
 import pytest
+from transfer.compute_box import CHUNKS, SLOT, Computing, boxes, run
 
 from smp_proto.errors import IntegrityError, ProcessorError, SmpError
-from smp_proto.sealed.bundle import BundleWriter
-from smp_proto.sealed.keys import Identity
-from smpd.links.computing import Done, InputEntry, InputObject, Run
+from smpd.links.computing import Done
 from smpd.metrics.counting import Metrics
-from smpd.transfer import plain as plain_room
-from smpd.transfer.device import Compute, ComputeSettings, finish_results
 from smpd.transfer.health import HealthSettings
 from smpd.transfer.plain import PlainRing
 
-KIB = 1 << 10
-SLOT = 64 * KIB
-CHUNKS = 9
-MEMORY = 256 << 20
-TAKING = ("hoards", "hides", "multiplies", "keeps", "leaks", "echo")
-HALF = HealthSettings(kept_bytes=-1)
-ME = Identity.generate("box")
-OBJECT = InputObject("", [InputEntry("scan.bin", 0, CHUNKS * SLOT, "application/octet-stream")])
-
 
 @pytest.fixture
-def computing(fake_program, monkeypatch):
-    """A compute whose process is ``fake_compute.py``, with rings of three small slots."""
-    fake_program("fake_compute.py")
-    monkeypatch.setattr(plain_room, "_GRACE_S", 0.3)
-
-    @contextlib.asynccontextmanager
-    async def compute(metrics: Metrics | None = None, health: HealthSettings = HALF) -> AsyncIterator[Compute]:
-        settings = ComputeSettings(3, SLOT, 2, SLOT, "cpu", "off", MEMORY, 0.2, 60.0, health=health)
-        async with anyio.create_task_group() as group:
-            found = Compute("fake", ["echo"], settings, group, metrics)
-            try:
-                with anyio.fail_after(60):
-                    yield found
-                if found._rings:
-                    held = b"".join(os.pread(ring.fd, ring.slots * SLOT, 0) for ring in found._rings)
-                    assert not held.strip(b"\0"), "the rings hold data after the job"
-            finally:
-                group.cancel_scope.cancel()
-        for ring in found._rings or ():
-            ring.close()
-
-    return compute
-
-
-async def feed(plain: PlainRing) -> None:
-    await plain.announce([OBJECT])
-    for _ in range(CHUNKS):
-        slot = await plain.take()
-        with plain.target(slot).view as view:
-            view[:] = b"secret!!" * (SLOT // 8)
-        await plain.deliver(slot, SLOT)
-
-
-async def run(compute: Compute, act: str, feeding=feed) -> tuple[Done, bytes]:
-    written = bytearray()
-    writer = BundleWriter(written.extend, sender=ME, recipients=[ME.public])
-    try:
-        request = Run("job", act, {}, 20 if act in TAKING else 0.2)
-        done = await compute.run(request, writer, feeding)
-        finish_results(writer)
-        return done, bytes(written)
-    finally:
-        writer.abort()
+def computing(fake_program, monkeypatch) -> Computing:
+    return boxes(fake_program, monkeypatch)
 
 
 async def test_a_process_that_keeps_to_the_protocol_is_kept(computing):
