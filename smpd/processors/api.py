@@ -34,7 +34,7 @@ class Item:
     size: int
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(slots=True)  # not frozen: that makes it three times as dear, and there may be a million
 class StreamItem:
     """One entry that need not fit into memory.
 
