@@ -90,6 +90,15 @@ class PlainRing:
         if self._lent:
             await self._send()
 
+    @property
+    def begun(self) -> bool:
+        """Whether the process has the run."""
+        return self._exchange is not None
+
+    async def turn(self) -> None:
+        """Wait until the process has the run."""
+        await self._begun.wait()
+
     def close(self) -> None:
         """Give all slots back, once nobody writes to them any more."""
         for slot in self._written:  # whoever wrote there failed, or was stopped
@@ -110,10 +119,10 @@ class PlainRing:
         Raises:
             ProcessorError: ``processor_timeout`` when it lets go of none for far longer than its objects may take.
         """
-        while self._exchange is None and len(self._held) >= self._slots.behind:
-            await self._begun.wait()
+        while not self.begun and len(self._held) >= self._slots.behind:
+            await self.turn()
         try:
-            with anyio.fail_after(None if self._exchange is None else self.patience_s):
+            with anyio.fail_after(self.patience_s if self.begun else None):
                 slot = await self._slots.slots.take()
         except TimeoutError:
             raise overdue(self._timeout_s) from None
@@ -128,7 +137,7 @@ class PlainRing:
     async def announce(self, objects: Sequence[computing.InputObject]) -> None:
         """Name entries whose plaintext comes next; they go along with it, or with the end."""
         self._announced += len(objects)
-        if self._unsent and self._exchange is not None:
+        if self._unsent and self.begun:
             await self._send()
         self._unsent.append(computing.Objects(list(objects)))
 

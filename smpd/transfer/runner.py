@@ -213,6 +213,9 @@ class Runner:
 
         async def fed(plain: PlainRing) -> None:
             await feed(plain)
+            if not plain.begun:  # it got ready before its turn
+                meter.stage("device")
+                await plain.turn()
             meter.stage("compute")
 
         async with sealed_file(self._box.space, self.leavings.out(job.id), self._box.identities, []) as writer:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import anyio
@@ -113,6 +114,29 @@ async def test_the_next_run_gets_ready(computing: Computing) -> None:
         await second.until(lambda part: part.ended)
     assert first.ended == second.ended == [None]
     assert (first.calls, second.calls) == (1, 1)
+
+
+async def test_one_that_is_ready_waits_for_its_turn(computing: Computing) -> None:
+    """What brings its plaintext can tell that it waits for the processor, and when that works on it."""
+    first, second = Part("firstrun", stop_at=1), Part("secondrn", stop_at=0)
+    told: list[str] = []
+
+    async def feed(plain: PlainRing) -> None:
+        second.gate.set()
+        await second.feed(compute, plain)
+        told.append("begun" if plain.begun else "ready")
+        await plain.turn()
+        told.append("begun" if plain.begun else "ready")
+
+    async with behind(computing, first, second, slots=2 * CHUNKS) as compute:
+        second.scope.cancel()
+        async with anyio.create_task_group() as group:
+            group.start_soon(partial(run, compute, "checks", feed, job=second.name, again=True))
+            await second.until(lambda part: part.delivered == CHUNKS)
+            await anyio.wait_all_tasks_blocked()
+            assert told == ["ready"]
+            first.gate.set()
+    assert told == ["ready", "begun"]
 
 
 async def test_many_runs_follow_each_other(computing: Computing) -> None:
