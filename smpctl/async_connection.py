@@ -1,5 +1,6 @@
 """What the client for anyio does with its connection: greet the daemon, hold the connection, take messages from it."""
 
+import contextlib
 from collections.abc import AsyncGenerator
 from typing import TypeVar
 
@@ -20,7 +21,8 @@ async def greet(channel: Channel) -> c.Hello:
     """Say HELLO, and return what the daemon said of itself."""
     try:
         with anyio.fail_after(HELLO_TIMEOUT_S):
-            await channel.send(FrameType.HELLO, 0, encode(our_hello()))
+            with contextlib.suppress(anyio.BrokenResourceError):  # turned away already: why is there to be read
+                await channel.send(FrameType.HELLO, 0, encode(our_hello()))
             frame, fds = await channel.receive()
     except TimeoutError:
         raise too_slow(HELLO_TIMEOUT_S) from None

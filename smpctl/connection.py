@@ -100,7 +100,7 @@ class Connection:
         self._next = 1
         self.alive = True
         try:
-            self.send(FrameType.HELLO, 0, msgspec.msgpack.encode(our_hello()), timeout=HELLO_TIMEOUT_S)
+            self._greet()
             frame = self._read_frame(HELLO_TIMEOUT_S)
             if frame.type is not FrameType.HELLO:
                 raise DaemonError("protocol", f"the peer began with {frame.type.name}", hint="is this smpd's socket?")
@@ -108,6 +108,14 @@ class Connection:
         except BaseException:
             self.close()
             raise
+
+    def _greet(self) -> None:
+        try:
+            self._socket.settimeout(HELLO_TIMEOUT_S)
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # turned away already: why can be read
+                self._socket.sendall(encode_frame(FrameType.HELLO, 0, msgspec.msgpack.encode(our_hello())))
+        except OSError as error:
+            raise _broken(error, HELLO_TIMEOUT_S) from None
 
     def open(self, request: Any, *, timeout: float | None) -> "Exchange":
         """Send REQUEST; the exchange is a context manager, and leaving it before END sends CANCEL.

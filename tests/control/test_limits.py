@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import socket
 import time
 from collections import Counter
 from unittest.mock import patch
@@ -13,10 +14,12 @@ from whole import OPERATORS, VIEWERS, whole
 
 from smp_proto import control as c
 from smp_proto.aio import decode, encode
-from smp_proto.channel import CLIENT_UNREAD_BYTES_MAX
+from smp_proto.channel import CLIENT_UNREAD_BYTES_MAX, Channel
 from smp_proto.errors import DaemonError
-from smp_proto.wire import FrameType
+from smp_proto.wire import PROTOCOL_MAX, PROTOCOL_MIN, FrameType, encode_frame
 from smpctl import AsyncClient, Client
+from smpctl.async_connection import greet
+from smpctl.connection import Connection
 from smpctl.watching import pause_after
 from smpd.config import Control
 from smpd.control.actor import Peer
@@ -201,3 +204,21 @@ async def test_our_own_clients_wait(tmp_path):
     for other, until in ((error, time.monotonic() + 1), (DaemonError("busy", "m", details={"retry_after": 0.1}), 1e12)):
         with pytest.raises(DaemonError):
             pause_after(other, until)
+
+
+@pytest.mark.parametrize("client", ["blocking", "asynchronous"])
+async def test_one_that_was_turned_away_before_it_spoke_learns_why(client, monkeypatch):
+    """The daemon may say so and close the connection before the client has said anything."""
+    ours, theirs = socket.socketpair()
+    why = DaemonError("rate_limited", "ask later", details={"retry_after": 0.5})
+    hello = c.Hello(PROTOCOL_MIN, PROTOCOL_MAX, "0", error=why.body())
+    with theirs:
+        theirs.sendall(encode_frame(FrameType.HELLO, 0, encode(hello)))
+    with ours, pytest.raises(DaemonError) as caught:
+        if client == "blocking":
+            monkeypatch.setattr("smpctl.connection.connect", lambda path: ours)
+            Connection("nowhere")
+        else:
+            await greet(Channel(ours))
+    assert caught.value.code == "rate_limited"
+    assert caught.value.details == {"retry_after": 0.5}
