@@ -83,11 +83,9 @@ class Job:
 
     def _call(self, item: InputObject, feed: Feed, results: Results) -> None:
         processor = self._processor
-        accepted = [
-            (number, entry)
-            for number, entry in enumerate(item.entries, self._seen + 1)
-            if processor.takes(entry.media_type)
-        ]
+        taken = {kind for kind in {entry.media_type for entry in item.entries} if processor.takes(kind)}
+        numbered = enumerate(item.entries, self._seen + 1)
+        accepted = [(number, entry) for number, entry in numbered if entry.media_type in taken]
         self._seen += len(item.entries)
         self._taken += len(accepted)
         if not accepted:

@@ -5,6 +5,7 @@ object; other rooms' units are in :mod:`smpd.transfer.collection`.
 """
 
 from collections.abc import AsyncIterable, AsyncIterator, Iterator, Mapping, Sequence
+from operator import attrgetter
 from typing import Protocol
 
 import anyio
@@ -25,6 +26,8 @@ from smpd.transfer.spool import Spool
 _ANNOUNCED_BYTES = 512 << 10  # of one message, so that it fits a frame
 _PREFIX_BYTES = 1024 + 64  # the most that an object adds to its entries
 _ENTRY_BYTES = 80  # the most that an entry takes beside its name, media type and attributes
+_TOGETHER = 2000  # entries that are looked at as one
+_NAME, _MEDIA_TYPE, _ATTRIBUTES = attrgetter("name"), attrgetter("media_type"), attrgetter("attributes")
 _UNKEPT = 8  # units beyond the lanes that may be under way: a crash costs them, since nothing says that they are there
 _AT_ONCE_BYTES = 128 << 10  # opened in 50 µs, half of what handing it to a thread takes
 
@@ -300,8 +303,23 @@ async def announce(plain: PlainSide, objects: Sequence[InputObject]) -> None:
         await plain.announce(batch)
 
 
-def _parts(entries: Sequence[InputEntry]) -> Iterator[tuple[list[InputEntry], int]]:
+def _parts(entries: list[InputEntry]) -> Iterator[tuple[list[InputEntry], int]]:
     """Entries in parts that fit a message, with the most that each may be encoded; one part where there are none."""
+    for start in range(0, max(len(entries), 1), _TOGETHER):
+        part = entries[start : start + _TOGETHER]
+        if any(map(_ATTRIBUTES, part)):
+            yield from _one_by_one(part)
+            continue
+        texts = 4 * sum(map(len, map(_NAME, part))) + sum(map(len, map(_MEDIA_TYPE, part)))
+        size = _PREFIX_BYTES + len(part) * _ENTRY_BYTES + texts
+        if size <= _ANNOUNCED_BYTES:
+            yield part, size
+        else:
+            yield from _one_by_one(part)
+
+
+def _one_by_one(entries: list[InputEntry]) -> Iterator[tuple[list[InputEntry], int]]:
+    """The same with a look at each of them, which takes five times as long."""
     part: list[InputEntry] = []
     size = _PREFIX_BYTES
     for entry in entries:
