@@ -173,7 +173,7 @@ def test_each_object_of_a_prefix_is_its_own_item(bench: Bench) -> None:
     spool = {path.read_bytes() for path in (bench.box.state / "spool").glob(f"{view.id}.*")}
     assert {bad["small.smp"], bad["theirs.smp"]} <= spool
     assert len(spool) == 3
-    done = bench.box.ctl("quarantine", "ls", "--json", "--job", view.id[:8]).stdout.splitlines()
+    done = bench.box.ctl("quarantine", "ls", "--json", "--job", view.id[:14]).stdout.splitlines()
     assert {json.loads(line)["id"] for line in done} == {item.id for item in items}
     assert view.id[:8] in bench.box.ctl("quarantine", "ls").stdout.decode()
     first, *others = items
