@@ -144,20 +144,23 @@ class Compute:
             return
         with one_error():
             async with anyio.create_task_group() as group, contextlib.AsyncExitStack() as held:
-                async with self._getting_ready:
-                    ready = await self._prepare(request, feed, held)
-                    try:
+                ready = None
+                try:
+                    async with self._getting_ready:
+                        ready = await self._prepare(request, feed, held)
                         if ready is not None:
                             group.start_soon(ready.run)
                         await held.enter_async_context(self._busy)
-                    except BaseException:
+                    worker = await held.enter_async_context(self.host.use())
+                    if ready is not None and not ready.counts_for(worker):
                         await self._drop(ready)
-                        raise
-                worker = await held.enter_async_context(self.host.use())
-                if ready is not None and ready.counts_for(worker):
+                        ready = None
+                except BaseException:
+                    await self._drop(ready)  # its turn will not come
+                    raise
+                if ready is not None:
                     yield Turn(worker, ready.plain, ready.fed, ready)
                 else:
-                    await self._drop(ready)
                     yield Turn(worker, PlainRing(self._slots, request.timeout_s), feed)
 
     async def _prepare(self, request: computing.Run, feed: Feed, held: contextlib.AsyncExitStack) -> Preparation | None:

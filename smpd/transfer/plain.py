@@ -13,6 +13,7 @@ from smpd.transfer.openers import Target
 # The process ends its own overruns; this is for one that no longer answers.
 _GRACE_S = 30.0
 _AT_ONCE_BYTES = 1 << 20  # zeroed in 20 µs, a fraction of what handing it to a thread takes
+_TOGETHER = 8  # messages in one go; each of entries is half a MiB at most
 TO_AUTHOR = "report it to the processor's author"
 
 
@@ -160,9 +161,10 @@ class PlainRing:
         await self._send()
 
     async def _send(self) -> None:
-        if self._exchange is not None:
-            unsent, self._unsent = self._unsent, []
-            await self._exchange.send_many(unsent)
+        # Piece by piece, since very many entries may have waited here; in order, whoever else sends meanwhile.
+        while self._exchange is not None and self._unsent:
+            some, self._unsent = self._unsent[:_TOGETHER], self._unsent[_TOGETHER:]
+            await self._exchange.send_many(some)
 
     def _give(self, slot: int) -> None:
         self._held.discard(slot)

@@ -61,20 +61,27 @@ async def test_results_are_noted_with_their_place_in_the_vault(tmp_path: Path) -
         assert await anyio.to_thread.run_sync(vault.adopted, job.id) == {kept.vault_id}
 
 
-async def test_results_that_cannot_be_kept_yet_are_not_computed_again(tmp_path: Path, monkeypatch) -> None:
-    """They are noted when the record of their keeping cannot be written, and kept by the next attempt."""
+@pytest.mark.parametrize("moved", [False, True])
+async def test_results_that_cannot_be_kept_yet_are_not_computed_again(tmp_path: Path, monkeypatch, moved: bool) -> None:
+    """They are noted when the record of their keeping, or the row, cannot be written, and kept by the next attempt.
+
+    Without the row their file has its name in the vault already.
+    """
     async with whole(tmp_path) as box:
         job, result = await computed(box)
         inside, leavings = box.daemon.box, box.daemon.runner.leavings
 
         def broken(*_: object, **__: object) -> None:
-            raise AuditError("audit_broken", "the log cannot be written")
+            raise AuditError("audit_broken", "it cannot be written")
 
         with monkeypatch.context() as patch:
-            patch.setattr(box.daemon.audit, "append", broken)
+            if moved:
+                patch.setattr(leavings, "note_in", broken)
+            else:
+                patch.setattr(box.daemon.audit, "append", broken)
             with pytest.raises(AuditError):
                 await keep(box, job, result)
-        assert Path(leavings.out(job.id)).exists()
+        assert Path(leavings.out(job.id)).exists() != moved
         left = await anyio.to_thread.run_sync(leavings.of, job.id)
         found = await leavings.sealed(job.id, left)
         assert found is not None
@@ -82,24 +89,3 @@ async def test_results_that_cannot_be_kept_yet_are_not_computed_again(tmp_path: 
         kept = await keep(box, job, found)
         items = await anyio.to_thread.run_sync(inside.vault.list)
         assert [(each.id, each.object_id) for each in items] == [(kept.vault_id, result.object_id)]
-
-
-async def test_results_that_moved_before_it_failed_are_kept_by_the_next_attempt(tmp_path: Path, monkeypatch) -> None:
-    """Their file has its name in the vault, without a row."""
-    async with whole(tmp_path) as box:
-        job, result = await computed(box)
-        inside, leavings = box.daemon.box, box.daemon.runner.leavings
-
-        def full(*_: object, **__: object) -> None:
-            raise AuditError("disk_full", "no space for the row")
-
-        with monkeypatch.context() as patch:
-            patch.setattr(leavings, "note_in", full)
-            with pytest.raises(AuditError):
-                await keep(box, job, result)
-        assert not Path(leavings.out(job.id)).exists()
-        left = await anyio.to_thread.run_sync(leavings.of, job.id)
-        found = await leavings.sealed(job.id, left)
-        assert found is not None
-        await keep(box, job, found)
-        assert [each.object_id for each in await anyio.to_thread.run_sync(inside.vault.list)] == [result.object_id]

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transfer.compute_box import CHUNKS, OBJECT, SLOT, Computing, boxes, held, run
 
-from smp_proto.errors import IntegrityError, SmpError
+from smp_proto.errors import IntegrityError, ResourceError, SmpError
 from smpd.links.ring import Ring, Slots
 from smpd.transfer.device import Compute
 from smpd.transfer.plain import PlainRing, PlainSlots
@@ -184,6 +184,25 @@ async def test_a_process_that_went_by_itself(computing: Computing) -> None:
         await second.until(lambda part: part.ended)
     assert first.ended == second.ended == [None]
     assert second.calls == 2
+
+
+async def test_one_whose_turn_cannot_come(computing: Computing) -> None:
+    """The process is gone and no other can be started: what got ready is zeroed, and its slots are given back."""
+    first, second = Part("firstrun", act="dies", stop_at=0), Part("secondrn", stop_at=2)
+    async with behind(computing, first, second) as compute:
+        get = compute.host._get
+
+        async def refuse() -> Any:
+            compute.host._get = get  # type: ignore[method-assign]
+            raise ResourceError("worker_died", "no process can be started")
+
+        compute.host._get = refuse  # type: ignore[method-assign]  # the next to ask is the second run, in its turn
+        first.gate.set()
+        second.gate.set()
+        await second.until(lambda part: part.ended)
+        assert compute.slots_in_use == 0
+        assert not held(compute).strip(b"\0")
+    assert [error and error.code for error in second.ended] == ["worker_died"]
 
 
 async def test_one_that_is_cancelled_while_it_gets_ready(computing: Computing) -> None:
