@@ -26,10 +26,10 @@ from benchmarks.server import SENT  # noqa: E402
 from benchmarks.servers import own_server  # noqa: E402
 from smp_proto.control import GetSpec  # noqa: E402
 from smp_proto.sealed.keys import Identity, PublicIdentity  # noqa: E402
-from smp_proto.sealed.layout import RANGE_BYTES  # noqa: E402
 from smpctl import Client, job_of  # noqa: E402
 
 CONNECTIONS = 8
+RANGE_BYTES = 8 * MIB  # the most that a range is
 
 
 @contextmanager

@@ -69,13 +69,13 @@ def _bar(done: int, total: int) -> RenderableType:
 
 
 def _remotes(remotes: list[RemoteRate], style: Style) -> Table:
-    table = _table(style, "remote", "lanes", ">in use", ">window", ">of", ">ranges/s", ">bytes/s")
+    table = _table(style, "remote", "lanes", ">in use", ">window", ">of", ">range", ">ranges/s", ">bytes/s")
     for each in remotes:
         load = each.remote
         _row(
             table,
             *(load.name, _bar(load.in_use, load.lanes), str(load.in_use), str(load.window), str(load.lanes)),
-            *(f"{each.ranges_per_s:.0f}", size(each.bytes_per_s)),
+            *(size(load.range_bytes), f"{each.ranges_per_s:.0f}", size(each.bytes_per_s)),
         )
     return table
 

@@ -164,7 +164,7 @@ def lines(found: Look) -> list[str]:
     ]
     said += [
         f"remote {each.remote.name}: {each.remote.in_use} of {each.remote.lanes} lanes, window {each.remote.window}, "
-        f"{each.ranges_per_s:.0f} ranges/s, {size(each.bytes_per_s)}/s"
+        f"ranges of {size(each.remote.range_bytes)}, {each.ranges_per_s:.0f} ranges/s, {size(each.bytes_per_s)}/s"
         for each in found.remotes
     ]
     said += [f"remote {remote_health(each)}" for each in status.health if each.state != "up"]

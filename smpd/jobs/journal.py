@@ -332,18 +332,21 @@ class Journal:
             return None
 
     def mark_ranges(self, job_id: str, ranges: Mapping[int, bytes]) -> None:
-        """Record spooled ranges, by index, with the leaves (digests) of their segments. Durable on return."""
-        rows = [(job_id, i, self._seal.seal(leaves, f"job {job_id} range {i}")) for i, leaves in ranges.items()]
+        """Record spooled ranges: the leaves (digests) of their segments, by the first one. Durable on return."""
+        rows = [(job_id, i, self._seal.seal(leaves, _marked(job_id, i))) for i, leaves in ranges.items()]
         with self._db.transaction() as connection:
             self._find(connection, job_id)
             connection.executemany("INSERT OR REPLACE INTO ranges (job, range, leaves) VALUES (?, ?, ?)", rows)
 
     def ranges(self, job_id: str) -> dict[int, bytes]:
-        """Return the leaves of each spooled range by index. One that is damaged is left out, to be fetched again."""
+        """Return what :meth:`mark_ranges` recorded. A record that is damaged is left out: it is fetched again.
+
+        So are those of versions in which ranges had numbers.
+        """
         found = {}
-        for index, leaves in self._db.rows("SELECT range, leaves FROM ranges WHERE job=? ORDER BY range", (job_id,)):
+        for first, leaves in self._db.rows("SELECT range, leaves FROM ranges WHERE job=? ORDER BY range", (job_id,)):
             try:
-                found[index] = self._seal.open(leaves, f"job {job_id} range {index}")
+                found[first] = self._seal.open(leaves, _marked(job_id, first))
             except IntegrityError:
                 continue
         return found
@@ -381,6 +384,10 @@ class Journal:
 
     def _write(self, connection: sqlite3.Connection, job: Job) -> None:
         connection.execute(UPDATE, (*self._jobs.changing(job), job.id))
+
+
+def _marked(job_id: str, first: int) -> str:
+    return f"job {job_id} segments from {first}"
 
 
 def unknown_job(job_id: str) -> NotFoundError:

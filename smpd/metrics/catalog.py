@@ -53,6 +53,7 @@ _ALL = (
     Family("smp_lanes", "gauge", "Slots of the rings that a remote's bytes come in through.", ("remote",)),
     Family("smp_lanes_in_use", "gauge", "Those slots that are in use.", ("remote",)),
     Family("smp_lanes_window", "gauge", "How many slots may be in use at once, as the throughput has it.", ("remote",)),
+    Family("smp_range_bytes", "gauge", "How large a range of a large object is that is begun now.", ("remote",)),
     # what was refused
     Family("smp_tags_failed_total", "counter", "Segments whose authentication tag did not match.", ("remote",)),
     Family("smp_objects_refused_total", "counter", "Objects that were put into quarantine.", ("code",)),

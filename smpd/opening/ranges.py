@@ -1,4 +1,4 @@
-"""Opening one range, or one small object: out of shared memory, checked, and onwards. Blocking, made for threads.
+"""Opening segments, or a small object: out of shared memory, checked, and onwards. Blocking, made for threads.
 
 A fetch process keeps its ring mapped while we read it, and it may be hostile. So each segment is first copied to
 private memory, and only that copy is hashed, opened and spooled: what was checked is what is used, whatever the other
@@ -38,17 +38,51 @@ _buffers = _Buffers()
 _ZEROS = bytes(SEGMENT_BYTES)
 
 
+class Leaves:
+    """The leaves of an object's segments, as far as they are known: 33 bytes for each segment there is.
+
+    Args:
+        segments: how many the object has.
+    """
+
+    def __init__(self, segments: int) -> None:
+        self._leaves = bytearray(LEAF_BYTES * segments)
+        self._known = bytearray(segments)
+
+    def put(self, first: int, leaves: bytes) -> None:
+        """Note those of the segments from ``first`` on.
+
+        Raises:
+            ValueError: they are no whole number, or of segments that the object does not have.
+        """
+        count, odd = divmod(len(leaves), LEAF_BYTES)
+        if odd or not 0 <= first <= first + count <= len(self._known):
+            raise ValueError(f"{len(leaves)} bytes of leaves from segment {first} on do not fit this object")
+        self._leaves[first * LEAF_BYTES : (first + count) * LEAF_BYTES] = leaves
+        self._known[first : first + count] = b"\1" * count
+
+    def of(self, segments: range) -> bytes | None:
+        """Those of consecutive segments, joined; None where one is not known."""
+        if self._known.find(0, segments.start, segments.stop) >= 0:
+            return None
+        return bytes(self._leaves[segments.start * LEAF_BYTES : segments.stop * LEAF_BYTES])
+
+    def alike(self, first: int, most: int) -> int:
+        """How many segments from ``first`` on, ``most`` of them looked at, are known, or else are not."""
+        end = min(first + most, len(self._known))
+        other = self._known.find(1 - self._known[first], first, end)
+        return (end if other < 0 else other) - first
+
+
 class Opener:
-    """Opens the ranges of one object, several at once.
+    """Opens the segments of one object, several runs of them at once.
 
     Args:
         envelope: the checked envelope.
-        range_bytes: the size of a range, a whole number of segments.
     """
 
-    def __init__(self, envelope: OpenedEnvelope, range_bytes: int) -> None:
+    def __init__(self, envelope: OpenedEnvelope) -> None:
         self.envelope = envelope
-        self.range_bytes = range_bytes
         self._payload = envelope.payload()
 
     def close(self) -> None:
@@ -61,31 +95,17 @@ class Opener:
         """Where everything lies."""
         return self.envelope.layout
 
-    @property
-    def range_count(self) -> int:
-        """How many ranges it has."""
-        return self.layout.range_count(self.range_bytes)
-
-    def range_span(self, index: int) -> tuple[int, int]:
-        """Where range ``index`` lies in the object."""
-        return self.layout.range_span(index, self.range_bytes)
-
-    def plain_span(self, index: int) -> tuple[int, int]:
-        """Which plaintext bytes range ``index`` holds."""
-        segments = self.layout.range_segments(index, self.range_bytes)
-        return self.layout.plain_span(segments[0])[0], self.layout.plain_span(segments[-1])[1]
-
-    def open_range(self, index: int, read: Reader, plain: memoryview | None, spool: Writer | None) -> bytes:
-        """Check and open a range; blocking, made for threads.
+    def open(self, segments: range, read: Reader, plain: memoryview | None, spool: Writer | None) -> bytes:
+        """Check and open consecutive segments; blocking, made for threads.
 
         Args:
-            index: the range's number.
-            read: gives bytes of the range.
-            plain: where its plaintext goes, in order; None to check it only.
+            segments: which.
+            read: gives their bytes.
+            plain: where their plaintext goes, in order; None to check them only.
             spool: takes the ciphertext, a segment at a time.
 
         Returns:
-            The leaves of its segments, joined.
+            Their leaves, joined.
 
         Raises:
             IntegrityError: ``corrupt``; ``plain`` is zero where the bad segment would have been, and nothing of
@@ -94,8 +114,8 @@ class Opener:
         """
         leaves = bytearray()
         filled = 0
-        start = self.range_span(index)[0]
-        for k in self.layout.range_segments(index, self.range_bytes):
+        start = self.layout.span(segments)[0]
+        for k in segments:
             first, end = self.layout.leaf_span(k)
             sealed = _buffers.sealed[: end - first]
             read(sealed, first - start)
@@ -111,16 +131,18 @@ class Opener:
                 spool(sealed, first)
         return bytes(leaves)
 
-    def check_content(self, leaves: dict[int, bytes]) -> None:
-        """Compare the leaves of all ranges with what the sender signed.
+    def check_content(self, leaves: bytes | None) -> None:
+        """Compare the leaves of all segments with what the sender signed.
+
+        Args:
+            leaves: joined; None where one is missing.
 
         Raises:
-            IntegrityError: ``truncated`` when a range is missing, ``corrupt`` when the digest differs.
+            IntegrityError: ``truncated`` when one is missing, ``corrupt`` when the digest differs.
         """
-        joined = b"".join(leaves.get(index, b"") for index in range(self.range_count))
-        if len(joined) != self.layout.segments * LEAF_BYTES:
+        if leaves is None or len(leaves) != self.layout.segments * LEAF_BYTES:
             raise IntegrityError("truncated", "not every segment of the object arrived")
-        if content_digest([joined]) != self.envelope.signed.content_digest:
+        if content_digest([leaves]) != self.envelope.signed.content_digest:
             raise IntegrityError("corrupt", "the content is not what the sender signed")
 
 
@@ -165,10 +187,9 @@ def open_whole(
     trust: Trust,
     plain: memoryview | None,
     spool: int | None,
-    range_bytes: int,
     accept: Callable[[CheckedEnvelope], None] | None = None,
 ) -> OpenedEnvelope:
-    """Check and open an object that is there as a whole, at most ``range_bytes`` long; blocking.
+    """Check and open an object that is there as a whole; blocking.
 
     Args:
         read: gives bytes of the object.
@@ -181,7 +202,7 @@ def open_whole(
         The checked envelope; its file key is wiped.
 
     Raises:
-        IntegrityError: as :func:`open_envelope`, :meth:`Opener.open_range` and :meth:`Opener.check_content`; what
+        IntegrityError: as :func:`open_envelope`, :meth:`Opener.open` and :meth:`Opener.check_content`; what
             ``plain`` holds is then zero.
         OSError: the spool could not be written.
     """
@@ -194,9 +215,9 @@ def open_whole(
     try:
         if accept:
             accept(envelope)
-        opener = Opener(envelope, range_bytes)
+        opener = Opener(envelope)
         keep = None if spool is None else partial(write_exact, spool)
-        opener.check_content({0: opener.open_range(0, read, plain, keep)})
+        opener.check_content(opener.open(range(opener.layout.segments), read, plain, keep))
     except IntegrityError:
         if plain is not None:
             wanted = min(len(plain), envelope.layout.plain_bytes)

@@ -140,4 +140,4 @@ class Server:
     def _open_one(self, cipher: Ring, slot: int, at: int, size: int, into: memoryview | None) -> OpenedEnvelope:
         self._asked = b""
         read = from_ring(cipher, slot, at)
-        return open_whole(read, size, self._identities, self._trust, into, None, cipher.slot_bytes)
+        return open_whole(read, size, self._identities, self._trust, into, None)

@@ -32,9 +32,8 @@ class Arrival:
         self._scope = anyio.CancelScope()
         self._done = anyio.Event()
 
-    async def fetch(self, pool: RemotePool, source: Source, index: int) -> None:
+    async def fetch(self, pool: RemotePool, source: Source, start: int, end: int) -> None:
         """Bring it. What goes wrong is found again, and told, by who asks for it then."""
-        start, end = source.opener.range_span(index)
         try:
             with self._scope, contextlib.suppress(SmpError):
                 self.asked = await pool.read(self.lane, source.path, source.info.pin, start, end - start)
@@ -90,21 +89,22 @@ class Ahead:
         return arrival
 
     async def _run(self) -> None:
-        opener = self._source.opener
-        count = min(RANGES_AHEAD, self._pool.lanes // 2, opener.range_count)
-        wanted = [index for index in range(count) if self._source.came(*opener.range_span(index)) is None]
         async with self._pool.ahead:
             try:
                 async with anyio.create_task_group() as group:
-                    for index in wanted:
-                        if index < self._claimed:
+                    for index in range(min(RANGES_AHEAD, self._pool.lanes // 2)):
+                        segments = self._source.cutting.first(index)
+                        if segments is None:
+                            break
+                        span = self._source.opener.layout.span(segments)
+                        if index < self._claimed or self._source.came(*span) is not None:
                             continue
                         lane = await self._pool.take()
                         if index < self._claimed:
                             self._pool.give(lane)
                             continue
                         self._arrivals[index] = Arrival(lane)
-                        group.start_soon(self._fetch, index, self._arrivals[index])
+                        group.start_soon(self._fetch, index, self._arrivals[index], *span)
                 self._begun = True
                 if self._arrivals:
                     await self._pool.closing_or(self._over)
@@ -113,8 +113,8 @@ class Ahead:
                     self._give(arrival)
                 self._arrivals.clear()
 
-    async def _fetch(self, index: int, arrival: Arrival) -> None:
-        await arrival.fetch(self._pool, self._source, index)
+    async def _fetch(self, index: int, arrival: Arrival, start: int, end: int) -> None:
+        await arrival.fetch(self._pool, self._source, start, end)
         if index in self._arrivals:
             arrival.parked = True
             self._pool.park()

@@ -7,7 +7,7 @@ a remote in mode ``streaming`` nothing is kept either.
 import contextlib
 import ctypes
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Mapping
 
 from smp_proto import durable
 from smp_proto.control import ObjectInfo
@@ -15,7 +15,7 @@ from smp_proto.errors import IntegrityError, ResourceError
 from smp_proto.sealed.envelope import Envelope
 from smp_proto.sealed.layout import SEGMENT_BYTES, TRAILER_BYTES, Trailer
 from smpd.host.space import Space, disk_errors
-from smpd.opening.ranges import Reader, from_memory, write_exact
+from smpd.opening.ranges import LEAF_BYTES, Reader, from_memory, write_exact
 
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2  # fallocate(2)
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -52,10 +52,13 @@ class Evidence:
         """Note that these bytes are in the file."""
         self._spans.append((start, end))
 
-    def has_ranges(self, indexes: Iterable[int], range_bytes: int) -> None:
-        """Note that these ranges are in the file."""
+    def has_marked(self, marks: Mapping[int, bytes]) -> None:
+        """Note that these segments are in the file: leaves, by the segment that they begin with."""
         size = self.info.size if self.info else 0
-        self._spans += [(i * range_bytes, min((i + 1) * range_bytes, size)) for i in indexes if i * range_bytes < size]
+        for first, leaves in marks.items():
+            start = first * SEGMENT_BYTES
+            if start < size:
+                self.has(start, min(start + len(leaves) // LEAF_BYTES * SEGMENT_BYTES, size))
 
     def keep(self, read: Reader, start: int, length: int) -> None:
         """Write bytes of the object to their place in the file; blocking.

@@ -15,7 +15,7 @@ from smpd.host.space import disk_errors
 from smpd.links.computing import InputObject
 from smpd.links.fetching import Whole
 from smpd.opening.link import Found, Refused
-from smpd.opening.ranges import Reader, from_ring, open_whole
+from smpd.opening.ranges import Leaves, Reader, from_ring, open_whole
 from smpd.transfer.box import trust_at
 from smpd.transfer.evidence import Evidence, keep_whole
 from smpd.transfer.lanes import Lane
@@ -172,10 +172,10 @@ class Batch:
             accept = accept_at(location)
             try:
                 if members.shelf is None:
-                    envelope = open_it(None, ring.slot_bytes, accept)
+                    envelope = open_it(None, accept)
                 else:
                     with _new_file(members.part(info)) as file:
-                        envelope = open_it(file, ring.slot_bytes, accept)
+                        envelope = open_it(file, accept)
             except IntegrityError as error:
                 bad[index] = error
                 self._keep_evidence(index, read)
@@ -194,8 +194,8 @@ class Large:
         self._members = members
         self._source = source
         self._prefix = prefix
-        self._leaves: dict[int, bytes] = {}
-        self._left = source.opener.range_count
+        self._leaves = Leaves(source.opener.layout.segments)
+        self._left = source.opener.layout.segments
         self.spool: Spool | None = None
         self._refused: SmpError | None = None
 
@@ -206,7 +206,7 @@ class Large:
             members.pool,
             self._source,
             spool=self.spool,
-            have={},
+            have=Leaves(self._source.opener.layout.segments),
             leaves=self._leaves,
             tally=members.meter,
             prefix=self._prefix,
@@ -230,7 +230,7 @@ class Large:
             self._members.meter.advanced(unit.length)
         else:
             await unit.keep()
-        self._left -= 1
+        self._left -= len(unit.segments)
         if not self._left:
             await self._finish()
 
@@ -239,7 +239,7 @@ class Large:
         members.meter.advanced(len(source.tail))
         try:
             if not self._refused:
-                source.opener.check_content(self._leaves)
+                source.opener.check_content(self._leaves.of(range(source.opener.layout.segments)))
         except IntegrityError as error:
             await self._refuse(error)
         if self._refused:

@@ -4,6 +4,7 @@ A unit takes one lane, and one slot of the plain ring where plaintext is wanted.
 object; other rooms' units are in :mod:`smpd.transfer.collection`.
 """
 
+import contextlib
 from collections.abc import AsyncIterable, AsyncIterator, Iterator, Mapping, Sequence
 from operator import attrgetter
 from typing import Protocol
@@ -15,7 +16,7 @@ from smp_proto.errors import IntegrityError
 from smp_proto.sealed.entries import Entry
 from smpd.host.space import disk_errors
 from smpd.links.computing import InputEntry, InputObject
-from smpd.opening.ranges import from_descriptor, from_memory, from_ring
+from smpd.opening.ranges import Leaves, from_descriptor, from_memory, from_ring
 from smpd.transfer.ahead import Ahead, Arrival
 from smpd.transfer.lanes import Lane
 from smpd.transfer.openers import Target
@@ -124,9 +125,10 @@ class RangeUnit:
     """One range of a sealed object: out of the spool where it is there and whole, else from the remote.
 
     Args:
+        index: which range it is.
+        segments: what it consists of.
         spool: takes the ciphertext, and gives what it has.
-        have: the ranges in the spool with the leaves their journal entry holds, None where it has no entry because
-            the whole file was made here.
+        have: the leaves of what is in the spool; None where that is the whole object, made here.
         leaves: takes the leaves of this range.
         prefix: of the object's results, in a run with several objects.
         ahead: has fetched some of the object, perhaps.
@@ -137,10 +139,11 @@ class RangeUnit:
         pool: RemotePool,
         source: Source,
         index: int,
+        segments: range,
         *,
         spool: Spool | None,
-        have: Mapping[int, bytes | None],
-        leaves: dict[int, bytes],
+        have: Leaves | None,
+        leaves: Leaves,
         tally: Tally,
         prefix: str = "",
         ahead: Ahead | None = None,
@@ -148,6 +151,7 @@ class RangeUnit:
         self._pool = pool
         self._source = source
         self._index = index
+        self.segments = segments
         self._spool = spool
         self._have = have
         self._leaves = leaves
@@ -158,9 +162,13 @@ class RangeUnit:
         self._arrival: Arrival | None = None
 
     @property
+    def _span(self) -> tuple[int, int]:
+        return self._source.opener.layout.span(self.segments)
+
+    @property
     def length(self) -> int:
         """How many bytes of the object it is."""
-        start, end = self._source.opener.range_span(self._index)
+        start, end = self._span
         return end - start
 
     def claim(self) -> Lane | None:
@@ -171,13 +179,12 @@ class RangeUnit:
     async def bring(self, lane: Lane, plain: Target | None) -> int:
         """See :class:`Unit`."""
         asked = await self._arrival.wait() if self._arrival else 0
-        opener, index, into = self._source.opener, self._index, plain.view if plain else None
+        into = plain.view if plain else None
         leaves = await self._from_spool(into)
         if leaves is None:
             leaves = await self._from_remote(lane, into, asked)
-        self._leaves[index] = leaves
-        first, last = opener.plain_span(index)
-        return last - first
+        self._leaves.put(self.segments.start, leaves)
+        return self._source.opener.layout.plain_length(self.segments)
 
     def objects(self, offset: int) -> Sequence[InputObject]:
         """See :class:`Unit`."""
@@ -186,19 +193,20 @@ class RangeUnit:
     async def keep(self) -> None:
         """See :class:`Unit`."""
         # An object of one range is synced whole at its end, or fetched anew.
-        if self._spool and not self._spooled and self._source.opener.range_count > 1:
-            await self._spool.add(self._index, self._leaves[self._index])
+        if self._spool and not self._spooled and not self._source.cutting.single:
+            await self._spool.add(self.segments.start, self._leaves.of(self.segments) or b"")
         self._tally.advanced(self.length)
 
     async def _from_spool(self, plain: memoryview | None) -> bytes | None:
-        if self._spool is None or self._index not in self._have:
+        expected = self._have.of(self.segments) if self._have is not None else None
+        if self._spool is None or (self._have is not None and expected is None):
             return None
-        expected = self._have[self._index]
         opener = self._source.opener
-        read = from_descriptor(self._spool.fd, opener.range_span(self._index)[0])
+        start, end = self._span
+        read = from_descriptor(self._spool.fd, start)
         try:
             leaves = await anyio.to_thread.run_sync(
-                opener.open_range, self._index, read, plain, None, limiter=self._pool.openers.large
+                opener.open, self.segments, read, plain, None, limiter=self._pool.openers.large
             )
         except IntegrityError:
             if expected is None:
@@ -207,17 +215,17 @@ class RangeUnit:
         if expected is not None and leaves != expected:
             return None
         self._spooled = True
-        self._source.evidence.has(*opener.range_span(self._index))
-        self._tally.resumed(self.length)
+        self._source.evidence.has(start, end)
+        self._tally.resumed(end - start)
         return leaves
 
     async def _from_remote(self, lane: Lane, plain: memoryview | None, asked: int) -> bytes:
         source, spool = self._source, self._spool
-        start, end = source.opener.range_span(self._index)
+        start, end = self._span
         came = source.came(start, end)
         if came is not None:
             read = from_memory(came)
-            self._tally.fetched(source.info.size if source.opener.range_count == 1 else end - start)
+            self._tally.fetched(source.info.size if source.cutting.single else end - start)
         else:
             asked = asked or await self._pool.read(lane, source.path, source.info.pin, start, end - start)
             self._tally.fetched(asked)
@@ -226,7 +234,7 @@ class RangeUnit:
         def work() -> bytes:
             try:
                 with disk_errors("the spool"):
-                    leaves = source.opener.open_range(self._index, read, plain, spool.write if spool else None)
+                    leaves = source.opener.open(self.segments, read, plain, spool.write if spool else None)
             except IntegrityError:
                 source.evidence.keep(read, start, end - start)
                 raise
@@ -244,16 +252,25 @@ async def ranges(
     source: Source,
     *,
     spool: Spool | None,
-    have: Mapping[int, bytes | None],
-    leaves: dict[int, bytes],
+    have: Leaves | None,
+    leaves: Leaves,
     tally: Tally,
     prefix: str = "",
     ahead: Ahead | None = None,
 ) -> AsyncIterator[RangeUnit]:
     """All ranges of an object. Once they went through, :meth:`Opener.check_content` of ``leaves`` is due."""
-    for index in range(source.opener.range_count):
+    for index, segments in enumerate(source.cutting.all(have)):
         yield RangeUnit(
-            pool, source, index, spool=spool, have=have, leaves=leaves, tally=tally, prefix=prefix, ahead=ahead
+            pool,
+            source,
+            index,
+            segments,
+            spool=spool,
+            have=have,
+            leaves=leaves,
+            tally=tally,
+            prefix=prefix,
+            ahead=ahead,
         )
 
 
@@ -262,21 +279,30 @@ async def bring_object(
     source: Source,
     *,
     spool: Spool | None,
-    have: Mapping[int, bytes | None],
+    marks: Mapping[int, bytes] | None,
     plain: PlainSide | None,
     tally: Tally,
     ahead: Ahead | None = None,
 ) -> None:
     """Bring all ranges of an object through a pipeline of its own, then check the whole.
 
+    Args:
+        marks: leaves of what is in the spool, by the segment that they begin with; None where the spool is the whole
+            object, made here.
+
     Raises:
         IntegrityError: the object is not what its sender signed.
         SmpError: the remote's, the spool's, or the receiver's.
     """
-    leaves: dict[int, bytes] = {}
+    segments = source.opener.layout.segments
+    leaves, have = Leaves(segments), None if marks is None else Leaves(segments)
+    for first, marked in (marks or {}).items():
+        if have is not None:
+            with contextlib.suppress(ValueError):  # then it is fetched again
+                have.put(first, marked)
     units = ranges(pool, source, spool=spool, have=have, leaves=leaves, tally=tally, ahead=ahead)
     await Pipeline(pool, plain).run(units)
-    source.opener.check_content(leaves)
+    source.opener.check_content(leaves.of(range(segments)))
 
 
 def input_object(prefix: str, entries: Sequence[Entry], offset: int) -> InputObject:

@@ -15,11 +15,13 @@ from anyio.abc import TaskGroup
 from smp_proto.aio import Exchange
 from smp_proto.control import ObjectInfo, RemoteHealth, RemoteView
 from smp_proto.errors import NotFoundError, RemoteError, SmpError
+from smp_proto.sealed.layout import Layout
 from smpd.links import fetching
 from smpd.metrics.counting import Metrics
 from smpd.transfer.asking import ATTEMPTS, messages, persist, until_answered
 from smpd.transfer.bounds import believed_of_fetch
 from smpd.transfer.counting import RemoteCounts
+from smpd.transfer.cutting import Cutting
 from smpd.transfer.gate import Gate
 from smpd.transfer.lanes import Lane, Lanes, objects_ahead
 from smpd.transfer.limiting import Limiter, RemoteLimiter
@@ -27,6 +29,7 @@ from smpd.transfer.openers import Openers
 from smpd.transfer.pacing import Pacing
 from smpd.transfer.processes import Processes
 from smpd.transfer.settings import FetchSettings
+from smpd.transfer.sizing import Sizing
 from smpd.transfer.workers import Worker, WorkerHost, kill
 from smpd.vault.remotes import Remote
 
@@ -65,6 +68,7 @@ class RemotePool:
         self.settings = settings
         lanes = [Lane(w, s) for w in range(settings.processes) for s in range(settings.slots)]
         self.pacing = Pacing(len(lanes), _FIRST_LANES * settings.processes)
+        self.sizing = Sizing(settings.slot_bytes)
         self._lanes = Lanes(lanes, self.pacing)
         self.processes = Processes(remote.name, load, settings, self._lanes, group)
         self._limits = RemoteLimiter(limiter, remote.name)
@@ -89,6 +93,10 @@ class RemotePool:
     def lanes_in_use(self) -> int:
         """How many lanes are handed out."""
         return self._lanes.in_use
+
+    def cutting(self, layout: Layout) -> Cutting:
+        """How an object of this remote is cut into ranges."""
+        return Cutting(layout, self.settings.slot_bytes, lambda: self.sizing.range_bytes)
 
     async def take(self) -> Lane:
         """Wait for a free lane; those who wait are served by the priority of their job, then in order."""
@@ -324,8 +332,17 @@ class RemotePool:
     ) -> T:
         async with self._ask(host, request, fds, gated=gated) as (worker, exchange):
             began = time.monotonic()
-            answer = await until_answered(worker, lambda: exchange.result(kind))
-            self.counts.took(time.monotonic() - began)
+            try:
+                answer = await until_answered(worker, lambda: exchange.result(kind))
+            except (SmpError, TimeoutError) as error:
+                passing = isinstance(error, TimeoutError) or (error.retryable and error.code != "remote_busy")
+                if isinstance(request, fetching.Read) and passing:
+                    self.sizing.lost()
+                raise
+            took = time.monotonic() - began
+            self.counts.took(took)
+            if isinstance(request, fetching.Read):
+                self.sizing.came(took, request.length)
         if not isinstance(answer, fetching.ManyRead):  # which tells of each object
             self.gate.note(None)
         return answer

@@ -287,7 +287,7 @@ class Runner:
                 error.hint = f"nothing of it was delivered; to take the object as it is now: smpctl job resume {job.id}"
             named = naming(error, location)
             if isinstance(named, IntegrityError):
-                evidence.has_ranges(await self._thread(self._box.journal.ranges, job.id), pool.settings.slot_bytes)
+                evidence.has_marked(await self._thread(self._box.journal.ranges, job.id))
                 await Refusals(self._box, job).add(location, named, evidence)
             raise named from error
 
@@ -303,7 +303,7 @@ class Runner:
                 file.seek(trailer.payload_bytes)
                 tail = file.read()
             opened = open_envelope(tail[:-TRAILER_BYTES], trailer, self._box.identities, self._box.own)
-            return Source(path, ObjectInfo(path, size), trailer, tail, Opener(opened, pool.settings.slot_bytes))
+            return Source(path, ObjectInfo(path, size), trailer, tail, Opener(opened), pool.cutting(opened.layout))
 
         return await anyio.to_thread.run_sync(read)
 
@@ -320,11 +320,11 @@ class Runner:
     ) -> Spool | None:
         """Bring all ranges through the pipeline; the spool, if there is one, is returned open."""
         async with self._reading(job, pool, location, source.evidence):
-            spool, have = await self._spool(job, pool, source, keep=plain is None)
+            spool, marks = await self._spool(job, pool, source, keep=plain is None)
             meter.begin("open" if pool.mode == "standard" else "fetch", source.trailer.payload_bytes)
             try:
                 async with spool.flushing() if spool else contextlib.nullcontext():
-                    await bring_object(pool, source, spool=spool, have=have, plain=plain, tally=meter, ahead=ahead)
+                    await bring_object(pool, source, spool=spool, marks=marks, plain=plain, tally=meter, ahead=ahead)
                 if source.is_new(location):
                     await self._thread(source.remember, location)
             except BaseException:
@@ -335,19 +335,19 @@ class Runner:
 
     async def _spool(
         self, job: Job, pool: RemotePool, source: Source, *, keep: bool
-    ) -> tuple[Spool | None, Mapping[int, bytes | None]]:
-        """The spool file, open, and what of it is there already.
+    ) -> tuple[Spool | None, Mapping[int, bytes] | None]:
+        """The spool file, open, and the marks of what of it is there already; None where that is all of it.
 
         There is none of a ``streaming`` remote, nor of an object of one range that is not to be kept: nothing could be
         resumed.
         """
-        if pool.mode == "streaming" or (pool.mode != "standard" and source.opener.range_count == 1 and not keep):
+        if pool.mode == "streaming" or (pool.mode != "standard" and source.cutting.single and not keep):
             return None, {}
         path, size, journal = self.leavings.part(job.id), source.info.size, self._box.journal
         if pool.mode == "standard":
-            return await Spool.open(self._box.space, path, size, None), dict.fromkeys(range(source.opener.range_count))
-        have = await self._thread(journal.ranges, job.id)
-        return await Spool.open(self._box.space, path, size, partial(journal.mark_ranges, job.id)), have
+            return await Spool.open(self._box.space, path, size, None), None
+        marks = await self._thread(journal.ranges, job.id)
+        return await Spool.open(self._box.space, path, size, partial(journal.mark_ranges, job.id)), marks
 
     async def _arrive(self, job: Job, pool: RemotePool, path: str, meter: Meter) -> BundleInfo:
         """Seal the plaintext objects of a ``standard`` remote into the spool, for this box alone."""

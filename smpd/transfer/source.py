@@ -13,6 +13,7 @@ from smp_proto.sealed.keys import Identity
 from smp_proto.sealed.layout import TRAILER_BYTES, Trailer
 from smpd.jobs.job import Job
 from smpd.opening.ranges import Opener
+from smpd.transfer.cutting import Cutting
 from smpd.transfer.evidence import Evidence
 from smpd.transfer.pool import RemotePool
 
@@ -36,6 +37,7 @@ class Source:
     trailer: Trailer
     tail: bytes
     opener: Opener
+    cutting: Cutting
     ending: bytes = b""
     evidence: Evidence = field(default_factory=Evidence)
     acceptance: "Acceptance | None" = None
@@ -105,8 +107,8 @@ async def open_source(
         tail = await pool.fetch_bytes(path, info.pin, trailer.payload_bytes, first) + tail
         first = trailer.payload_bytes
         opened = await anyio.to_thread.run_sync(open_it, trailer)
-    opener, came = Opener(opened, pool.settings.slot_bytes), trailer.payload_bytes - first
-    return Source(path, info, trailer, tail[came:], opener, tail[:came], evidence, acceptance)
+    came, cutting = trailer.payload_bytes - first, pool.cutting(opened.layout)
+    return Source(path, info, trailer, tail[came:], Opener(opened), cutting, tail[:came], evidence, acceptance)
 
 
 def no_objects(remote: str, path: str) -> NotFoundError:

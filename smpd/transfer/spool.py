@@ -72,10 +72,10 @@ class Spool:
                 return
         write_exact(self.fd, data, offset)
 
-    async def add(self, index: int, leaves: bytes) -> None:
-        """Note that a range was written; returns once it counts."""
+    async def add(self, first: int, leaves: bytes) -> None:
+        """Note that a range was written, by its first segment and their leaves; returns once it counts."""
         if self._mark is not None:
-            await self._ranges.add((index, leaves))
+            await self._ranges.add((first, leaves))
 
     def flushing(self) -> contextlib.AbstractAsyncContextManager[None]:
         """For the length of a block, sync and mark ranges: once for all that came meanwhile."""

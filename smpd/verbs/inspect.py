@@ -98,7 +98,15 @@ def short_jobs(journal: Journal) -> list[int]:
 
 def _load(pool: RemotePool) -> RemoteLoad:
     pacing = pool.pacing
-    return RemoteLoad(pool.name, pool.lanes, pacing.window, pool.lanes_in_use, pacing.ranges, pacing.bytes)
+    return RemoteLoad(
+        pool.name,
+        pool.lanes,
+        pacing.window,
+        pool.lanes_in_use,
+        pacing.ranges,
+        pacing.bytes,
+        pool.sizing.range_bytes,
+    )
 
 
 def pools_of(daemon: Daemon, actor: Actor) -> list[RemotePool]:

@@ -71,6 +71,7 @@ def _of_remote(pool: RemotePool) -> Iterator[Gauge]:
     yield Gauge("smp_lanes", pool.lanes, name)
     yield Gauge("smp_lanes_in_use", pool.lanes_in_use, name)
     yield Gauge("smp_lanes_window", pool.pacing.window, name)
+    yield Gauge("smp_range_bytes", pool.sizing.range_bytes, name)
     yield Gauge("smp_ring_bytes", pool.processes.ring_bytes)
 
 

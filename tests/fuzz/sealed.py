@@ -24,7 +24,7 @@ def trailer() -> Parse:
         last = layout.segments - 1
         assert layout.segment_span(last)[1] == found.payload_bytes
         assert layout.plain_span(last)[1] == layout.plain_bytes
-        assert layout.range_span(layout.range_count() - 1)[1] == found.payload_bytes
+        assert layout.span(range(layout.segments)) == (0, found.payload_bytes)
 
     return parse
 

@@ -15,7 +15,6 @@ from smpd.opening.ranges import from_memory, from_ring, open_whole
 from smpd.transfer.openers import Openers
 
 ALICE, BOB = identity("alice"), identity("bob")
-RANGE = 4 * SEGMENT_BYTES
 SIZES = [0, 1, SEGMENT_BYTES - 56, SEGMENT_BYTES - 55, 2 * SEGMENT_BYTES + 3]
 
 
@@ -52,14 +51,14 @@ def test_what_was_sealed_comes_out_and_the_file_is_the_object(size, tmp_path):
     data = seal([("scan.bin", content)], ALICE, [BOB])
     plain = memoryview(bytearray(b"\xaa" * (size + 9)))
     fd = os.open(tmp_path / "object", os.O_RDWR | os.O_CREAT)
-    opened = open_whole(from_memory(data), len(data), [BOB], trusting(ALICE), plain, fd, RANGE)
+    opened = open_whole(from_memory(data), len(data), [BOB], trusting(ALICE), plain, fd)
     os.close(fd)
     assert bytes(plain) == content + b"\xaa" * 9
     assert (tmp_path / "object").read_bytes() == data
     assert [entry.name for entry in opened.entries] == ["scan.bin"]
     with pytest.raises(StateError):
         _ = opened.file_key.material
-    checked = open_whole(from_memory(data), len(data), [BOB], trusting(ALICE), None, None, RANGE)
+    checked = open_whole(from_memory(data), len(data), [BOB], trusting(ALICE), None, None)
     assert checked.signed == opened.signed
 
 
@@ -74,7 +73,7 @@ def test_a_flipped_bit_leaves_nothing(at, bit):
     data[at] ^= 1 << bit
     plain = memoryview(bytearray(SEGMENT_BYTES + 999))
     with pytest.raises(IntegrityError):
-        open_whole(from_memory(data), len(data), [BOB], trusting(ALICE), plain, None, RANGE)
+        open_whole(from_memory(data), len(data), [BOB], trusting(ALICE), plain, None)
     assert not any(plain)
 
 
@@ -84,7 +83,7 @@ def test_a_cut_object_is_refused(length):
     """Cut anywhere, it is refused before a byte of it is opened."""
     plain = memoryview(bytearray(b"\xaa" * (SEGMENT_BYTES + 999)))
     with pytest.raises(IntegrityError):
-        open_whole(from_memory(SEALED[:length]), length, [BOB], trusting(ALICE), plain, None, RANGE)
+        open_whole(from_memory(SEALED[:length]), length, [BOB], trusting(ALICE), plain, None)
     assert set(plain) == {0xAA}
 
 
@@ -94,5 +93,5 @@ def test_segments_that_open_and_are_not_the_signed_ones(size):
     data = forge(b"\x55" * size, sender=ALICE, recipients=[BOB.public], signed={"content_digest": bytes(32)})
     plain = memoryview(bytearray(size))
     with pytest.raises(IntegrityError, match="not what the sender signed"):
-        open_whole(from_memory(data), len(data), [BOB], trusting(ALICE), plain, None, RANGE)
+        open_whole(from_memory(data), len(data), [BOB], trusting(ALICE), plain, None)
     assert not any(plain)

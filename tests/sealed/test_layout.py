@@ -8,7 +8,6 @@ from smp_proto.errors import IntegrityError, SmpError
 from smp_proto.sealed.layout import (
     ENVELOPE_MAX_BYTES,
     HEADER_BYTES,
-    RANGE_BYTES,
     SEGMENT_BYTES,
     TAG_BYTES,
     Layout,
@@ -60,20 +59,19 @@ def test_payload_length_decides_the_layout(payload_bytes: int, segment_bytes: in
         assert caught.value.code == "corrupt"
 
 
-@given(PLAIN, SMALL, st.integers(1, 5))
-def test_ranges_are_whole_segments(plain_bytes: int, segment_bytes: int, each: int) -> None:
-    """Ranges cover the payload once, and the segments of each lie in it."""
-    layout, range_bytes = Layout(plain_bytes, segment_bytes), each * segment_bytes
-    position, seen = 0, []
-    for i in range(layout.range_count(range_bytes)):
-        start, end = layout.range_span(i, range_bytes)
-        assert position == start
-        segments = layout.range_segments(i, range_bytes)
-        assert (start, end) == (layout.leaf_span(segments[0])[0], layout.leaf_span(segments[-1])[1])
-        seen += segments
-        position = end
-    assert position == layout.payload_bytes
-    assert seen == list(range(layout.segments))
+@given(PLAIN, SMALL, st.data())
+def test_spans_of_segments(plain_bytes: int, segment_bytes: int, data: st.DataObject) -> None:
+    """Runs of segments, however cut, cover the payload once and hold all of the plaintext."""
+    layout = Layout(plain_bytes, segment_bytes)
+    position = plain = at = 0
+    while at < layout.segments:
+        segments = range(at, data.draw(st.integers(at + 1, layout.segments)))
+        start, end = layout.span(segments)
+        assert start == position
+        assert end - start == sum(map(len, (range(*layout.leaf_span(k)) for k in segments)))
+        plain += layout.plain_length(segments)
+        position, at = end, segments.stop
+    assert (position, plain) == (layout.payload_bytes, plain_bytes)
 
 
 @pytest.mark.parametrize("index", [-1, 3])
@@ -86,9 +84,7 @@ def test_what_is_not_there(index: int) -> None:
     with pytest.raises(IndexError):
         layout.segment_of(index if index < 0 else 100)
     with pytest.raises(IndexError):
-        layout.range_span(index, 57 * 1000)
-    with pytest.raises(ValueError, match="whole number"):
-        layout.range_count(58)
+        layout.span(range(index if index < 0 else layout.segments, layout.segments + 1))
 
 
 def test_bounds() -> None:
@@ -98,13 +94,6 @@ def test_bounds() -> None:
     for plain, size in [(most + 1, SEGMENT_BYTES), (-1, SEGMENT_BYTES), (0, 56)]:
         with pytest.raises(ValueError, match="segments"):
             Layout(plain, size)
-
-
-def test_default_sizes() -> None:
-    """An 8 MiB range holds eight segments of 1 MiB."""
-    layout = Layout(20 << 20)
-    assert (3, range(8, 16)) == (layout.range_count(), layout.range_segments(1))
-    assert layout.range_span(1) == (RANGE_BYTES, 2 * RANGE_BYTES)
 
 
 @given(st.integers(0, 1 << 24), st.integers(1, ENVELOPE_MAX_BYTES), st.binary(max_size=8))

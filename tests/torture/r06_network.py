@@ -194,7 +194,7 @@ async def _attempt(
             try:
                 with one_error():
                     async with spool.flushing():
-                        await bring_object(pool, source, spool=spool, have=dict(marks), plain=None, tally=count)
+                        await bring_object(pool, source, spool=spool, marks=dict(marks), plain=None, tally=count)
             finally:
                 spool.close()
         return path.read_bytes()[: source.trailer.payload_bytes] + source.tail

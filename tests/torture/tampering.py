@@ -32,6 +32,7 @@ from smpctl import Client
 from smpd.host.folders import ensure_dir
 from smpd.links.ring import Ring
 from smpd.opening.ranges import Opener, from_ring, open_whole
+from smpd.transfer.cutting import Cutting
 from smpd.vault import keys as box_keys
 from torture.harness import Trial
 
@@ -145,12 +146,12 @@ class Readers:
         try:
             trailer = Trailer.parse(data[-TRAILER_BYTES:], len(data))
             envelope = data[trailer.payload_bytes : -TRAILER_BYTES]
-            opener = Opener(open_envelope(envelope, trailer, [BOX], trusting(SENDER)), SLOT_BYTES)
-            leaves = {}
-            for index in range(opener.range_count):
-                read = from_ring(self._cipher, 0, opener.range_span(index)[0])
+            opener = Opener(open_envelope(envelope, trailer, [BOX], trusting(SENDER)))
+            leaves = b""
+            for index, segments in enumerate(Cutting(opener.layout, SLOT_BYTES, lambda: SLOT_BYTES).all()):
+                read = from_ring(self._cipher, 0, opener.layout.span(segments)[0])
                 with self._plain.slot(index) as slot:
-                    leaves[index] = opener.open_range(index, read, slot, None)
+                    leaves += opener.open(segments, read, slot, None)
                 opened += 1
             opener.check_content(leaves)
         except IntegrityError as error:
@@ -169,10 +170,9 @@ class Readers:
             return
         if bad is None:
             return
-        assert bad in opener.layout.range_segments(opened, SLOT_BYTES), (
-            f"range {opened} failed, the bad segment is {bad}"
-        )
-        first = opener.plain_span(opened)[0]
+        failed = range(opened * SLOT_BYTES // S, min((opened + 1) * SLOT_BYTES // S, opener.layout.segments))
+        assert bad in failed, f"range {opened} failed, the bad segment is {bad}"
+        first = opener.layout.plain_span(failed[0])[0]
         start, end = opener.layout.plain_span(bad)
         slot = ring[opened]
         assert slot[: start - first] == self.plain[first:start]
@@ -190,7 +190,7 @@ class Readers:
             into = memoryview(bytearray(UNTOUCHED * (len(self.plain) + 9)))
             stack.callback(into.release)
             try:
-                open_whole(read, len(data), [BOX], trusting(SENDER), into, None, self._cipher.slot_bytes)
+                open_whole(read, len(data), [BOX], trusting(SENDER), into, None)
             except IntegrityError as error:
                 left = into.tobytes()
                 assert left.count(0) + left.count(UNTOUCHED) == len(left), "plaintext of an object that was refused"

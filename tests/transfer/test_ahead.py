@@ -75,7 +75,7 @@ async def fetching(folder: Path, **options: int) -> AsyncIterator[tuple[RemotePo
 async def bring(pool: RemotePool, source: Source, ahead: Ahead | None) -> tuple[bytes, Count]:
     plain, count = Plain(), Count()
     with anyio.fail_after(30):
-        await bring_object(pool, source, spool=None, have={}, plain=plain, tally=count, ahead=ahead)
+        await bring_object(pool, source, spool=None, marks={}, plain=plain, tally=count, ahead=ahead)
     return bytes(plain.data), count
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import random
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import closing
@@ -20,6 +21,7 @@ from smpd.host.space import Space
 from smpd.links.computing import InputObject
 from smpd.links.ring import Ring
 from smpd.transfer.arriving import find_objects, seal_arriving
+from smpd.transfer.cutting import Cutting
 from smpd.transfer.openers import Target
 from smpd.transfer.pipeline import bring_object
 from smpd.transfer.pool import FetchSettings, RemotePool
@@ -57,10 +59,10 @@ class Count:
 class Plain:
     """Takes plaintext as a compute process would, from two slots."""
 
-    def __init__(self, fail_at: int = -1) -> None:
+    def __init__(self, fail_at: int = -1, slot_bytes: int = MIB) -> None:
         self.data = bytearray()
         self.names: list[str] = []
-        self._slots = [bytearray(MIB), bytearray(MIB)]
+        self._slots = [bytearray(slot_bytes), bytearray(slot_bytes)]
         self._free = anyio.Semaphore(2)
         self._ready = [0, 1]
         self._fail_at = fail_at
@@ -107,10 +109,10 @@ def sealed(plaintext: bytes, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextlib.asynccontextmanager
-async def pools(folder: Path, *, slots: int = 2, processes: int = 2) -> AsyncIterator[Pools]:
+async def pools(folder: Path, *, slots: int = 2, processes: int = 2, slot_bytes: int = MIB) -> AsyncIterator[Pools]:
     """The pools of one local remote, with few slots."""
     remote = Remote("local", "zero-knowledge", LocalConfig(str(folder)), None)
-    settings = FetchSettings(processes, slots, MIB, 4, 60.0, "auto")
+    settings = FetchSettings(processes, slots, slot_bytes, 4, 60.0, "auto")
     with anyio.fail_after(60):
         async with anyio.create_task_group() as group:
             found = Pools(lambda name: remote.view(), lambda name: remote, settings, group, lambda health: None)
@@ -165,7 +167,7 @@ async def stream(
     path: Path,
     *,
     plain: Plain | None = None,
-    have: Mapping[int, bytes | None] | None = None,
+    have: Mapping[int, bytes] | None = None,
     count: Count | None = None,
     marks: dict[int, bytes] | None = None,
 ) -> Count:
@@ -173,7 +175,7 @@ async def stream(
     marks = {} if marks is None else marks
     with one_error():
         async with spooling(path, source.info.size, marks.update) as spool:
-            await bring_object(pool, source, spool=spool, have=have or {}, plain=plain, tally=count)
+            await bring_object(pool, source, spool=spool, marks=have or {}, plain=plain, tally=count)
     return count
 
 
@@ -196,7 +198,7 @@ async def test_a_disk_that_syncs_slowly_holds_no_lane(sealed, tmp_path):
         count.fetched = fetched  # type: ignore[method-assign]
         with one_error():
             async with spooling(tmp_path / "s", source.info.size, mark) as spool:
-                await bring_object(pool, source, spool=spool, have={}, plain=Plain(), tally=count)
+                await bring_object(pool, source, spool=spool, marks={}, plain=Plain(), tally=count)
     assert sorted(marks) == list(range(RANGES))
 
 
@@ -204,10 +206,12 @@ async def test_a_disk_that_syncs_slowly_holds_no_lane(sealed, tmp_path):
 async def test_every_range_comes_once(sealed, plaintext, tmp_path, slots):
     """Plaintext is delivered in order, ciphertext lies in the spool, all ranges are marked, all lanes are back."""
     async with opened(sealed, slots=slots) as (pool, source):
-        plain, marks = Plain(), dict[int, bytes]()
+        plain, marks, came = Plain(), dict[int, bytes](), list[int]()
+        pool.sizing.came = lambda seconds, size: came.append(size)  # type: ignore[method-assign]
         count = await stream(pool, source, tmp_path / "s", plain=plain, marks=marks)
         await all_lanes_are_back(pool)
     size = source.trailer.payload_bytes
+    assert sum(came) == size
     assert plain.data == plaintext
     assert plain.names == ["scan.bin"]
     assert (count.fetched_bytes, count.resumed_bytes, count.done_bytes) == (size, 0, size)
@@ -264,6 +268,62 @@ async def test_cancelled_anywhere(sealed, tmp_path, ranges):
         count = await stream(pool, source, tmp_path / "s", plain=plain, have=dict(marks))
         assert count.resumed_bytes >= len(marks) * MIB - MIB
         assert count.fetched_bytes + count.resumed_bytes == source.trailer.payload_bytes
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_ranges_of_any_size(sealed, plaintext, tmp_path, seed):
+    """Each range of another size, cut off again and again: what is marked is taken up however it was cut before."""
+    rng, marks, attempts = random.Random(seed), dict[int, bytes](), 0
+    async with opened(sealed, slot_bytes=3 * MIB) as (pool, source):
+        size = source.trailer.payload_bytes
+        while True:
+            source.cutting = Cutting(source.opener.layout, 3 * MIB, lambda: rng.randint(0, 4 * MIB))
+            plain, known = Plain(slot_bytes=3 * MIB), sum(len(each) for each in marks.values()) // 32
+            least = known * MIB + 2 * MIB  # done before it is cut off
+            with anyio.CancelScope() as scope:
+                count = Count(at=lambda done, least=least, scope=scope: scope.cancel() if done > least else None)
+                await stream(pool, source, tmp_path / "s", plain=plain, have=dict(marks), count=count, marks=marks)
+            await all_lanes_are_back(pool)
+            attempts += 1
+            if not scope.cancelled_caught:
+                break
+        last = Plain(slot_bytes=3 * MIB)
+        whole = await stream(pool, source, tmp_path / "s", plain=last, have=dict(marks))
+    assert attempts > 1
+    assert plain.data == last.data == plaintext
+    assert count.fetched_bytes + count.resumed_bytes == size
+    assert (whole.fetched_bytes, whole.resumed_bytes) == (0, size)
+    assert (tmp_path / "s").read_bytes()[:size] == (sealed / "object.smp").read_bytes()[:size]
+
+
+async def test_marks_that_do_not_fit(sealed, plaintext, tmp_path):
+    """Marks of another object, or cut off, cost their ranges and nothing else."""
+    async with opened(sealed, slot_bytes=2 * MIB) as (pool, source):
+        good: dict[int, bytes] = {}
+        await stream(pool, source, tmp_path / "s", marks=good)
+        odd = {0: good[0][:-1], 2: bytes(64), 6: bytes(64), 9: bytes(32)}
+        plain = Plain(slot_bytes=2 * MIB)
+        count = await stream(pool, source, tmp_path / "s", plain=plain, have=odd)
+    assert plain.data == plaintext
+    assert (count.fetched_bytes, count.resumed_bytes) == (source.trailer.payload_bytes, 0)
+
+
+async def test_a_slow_remote_has_small_ranges(sealed, plaintext, tmp_path):
+    """What is begun now is as long as a lane brings in a second, and the slot is no longer filled."""
+    async with opened(sealed, slot_bytes=4 * MIB) as (pool, source):
+        pool.sizing.came(4.0, 4 * MIB)
+        asked, read = [], pool.read
+
+        def spy(lane: Any, path: str, pin: str, offset: int, length: int) -> Any:
+            pool.sizing.came(4.0, 4 * MIB)  # what really comes is quicker
+            asked.append(length)
+            return read(lane, path, pin, offset, length)
+
+        pool.read = spy  # type: ignore[method-assign]
+        plain = Plain(slot_bytes=4 * MIB)
+        await stream(pool, source, tmp_path / "s", plain=plain)
+    assert plain.data == plaintext
+    assert asked[:2] == [MIB, MIB]
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.001, 0.003, 0.01, 0.02])
@@ -350,7 +410,7 @@ async def test_a_journal_that_fails(sealed, tmp_path, space):
         count = Count()
         with pytest.raises(ResourceError, match="the journal"), one_error():
             async with spool.flushing():
-                await bring_object(pool, source, spool=spool, have={}, plain=None, tally=count)
+                await bring_object(pool, source, spool=spool, marks={}, plain=None, tally=count)
         spool.close()
         assert count.done_bytes == 0
         await all_lanes_are_back(pool)
@@ -363,7 +423,7 @@ async def test_a_spool_that_cannot_be_written(sealed, tmp_path, space):
         kept, spool.fd = spool.fd, os.open(tmp_path / "s", os.O_RDONLY)
         with pytest.raises(ResourceError, match="the spool") as caught, one_error():
             async with spool.flushing():
-                await bring_object(pool, source, spool=spool, have={}, plain=None, tally=Count())
+                await bring_object(pool, source, spool=spool, marks={}, plain=None, tally=Count())
         assert caught.value.code == "disk_failed"
         spool.close()
         os.close(kept)
@@ -383,10 +443,12 @@ async def test_a_fetch_process_that_is_killed(sealed, plaintext, tmp_path):
                     if host.worker:
                         host.worker.process.kill()
 
-        plain = Plain()
+        plain, lost = Plain(), []
+        pool.sizing.lost = lambda: lost.append(1)  # type: ignore[method-assign]
         count = await stream(pool, source, tmp_path / "s", plain=plain, count=Count(at=kill))
         await all_lanes_are_back(pool)
         assert plain.data == plaintext
+        assert lost
         assert count.fetched_bytes <= source.trailer.payload_bytes + pool.lanes * MIB
         assert any(host.restarts for host in pool.processes.hosts)
 

@@ -30,7 +30,8 @@ class Worker(msgspec.Struct):
 class RemoteLoad(msgspec.Struct):
     """What is under way with a remote: ``in_use`` ranges, at most ``window`` of ``lanes`` at once.
 
-    ``ranges`` and ``bytes`` are those that came since the daemon began with this remote.
+    ``ranges`` and ``bytes`` are those that came since the daemon began with this remote; a range that is begun now
+    is ``range_bytes`` long at most.
     """
 
     name: str
@@ -39,6 +40,7 @@ class RemoteLoad(msgspec.Struct):
     in_use: int
     ranges: int = 0
     bytes: int = 0
+    range_bytes: int = 0
 
 
 class RemoteHealth(msgspec.Struct):

@@ -19,7 +19,6 @@ SEGMENT_BYTES = 1 << 20
 TAG_BYTES = 16
 HEADER_BYTES = 40
 TRAILER_BYTES = 24
-RANGE_BYTES = 8 << 20
 ENVELOPE_MAX_BYTES = 64 << 20
 SEGMENTS_MAX = 1 << 32  # the segment number is a u32 of the nonce
 
@@ -30,7 +29,7 @@ _TRAILER = struct.Struct(">QQHH4s")
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The segments and ranges of one payload.
+    """The segments of one payload.
 
     Args:
         plain_bytes: plaintext length of all segments together.
@@ -98,25 +97,13 @@ class Layout:
         self._check(plain_offset, self.plain_bytes)
         return (plain_offset + HEADER_BYTES) // (self.segment_bytes - TAG_BYTES)
 
-    def range_count(self, range_bytes: int = RANGE_BYTES) -> int:
-        """How many ranges the payload is fetched in."""
-        self._whole(range_bytes)
-        return -(-self.payload_bytes // range_bytes)
+    def span(self, segments: range) -> tuple[int, int]:
+        """Where consecutive segments lie, the header with the first one; as long as the leaves of them together."""
+        return self.leaf_span(segments[0])[0], self.segment_span(segments[-1])[1]
 
-    def range_span(self, i: int, range_bytes: int = RANGE_BYTES) -> tuple[int, int]:
-        """Where range ``i`` lies; range 0 begins with the header."""
-        self._check(i, self.range_count(range_bytes))
-        return i * range_bytes, min(self.payload_bytes, (i + 1) * range_bytes)
-
-    def range_segments(self, i: int, range_bytes: int = RANGE_BYTES) -> range:
-        """Which segments lie in range ``i``, all of them whole."""
-        self._check(i, self.range_count(range_bytes))
-        each = range_bytes // self.segment_bytes
-        return range(i * each, min(self.segments, (i + 1) * each))
-
-    def _whole(self, range_bytes: int) -> None:
-        if range_bytes <= 0 or range_bytes % self.segment_bytes:
-            raise ValueError(f"a range of {range_bytes} bytes is no whole number of segments")
+    def plain_length(self, segments: range) -> int:
+        """How many bytes of plaintext consecutive segments hold."""
+        return self.plain_span(segments[-1])[1] - self.plain_span(segments[0])[0]
 
     @staticmethod
     def _check(index: int, count: int) -> None:
