@@ -13,7 +13,7 @@ from smp_proto.errors import SmpError, UsageError, one_error
 from smpd.config import Config
 from smpd.configuring import check_config, load_config
 from smpd.control.actor import unknown_accounts
-from smpd.host.process import harden
+from smpd.host.process import bind_now, harden
 
 
 def main() -> None:
@@ -33,6 +33,7 @@ def main() -> None:
             for unknown in unknown_accounts(config):
                 print(f"# {unknown}")  # noqa: T201
         else:
+            bind_now()
             _run(config, partial(load_config, arguments.config))
     except SmpError as error:
         hint = f"\nhint: {error.hint}" if error.hint else ""

@@ -5,6 +5,10 @@ import os
 import resource
 import sys
 
+# In the environment of a process that handles plaintext or keys (ld.so(8)). A symbol that is bound when it is first
+# called has glibc save the vector registers on the stack (_dl_runtime_resolve_xsavec), and they hold what was copied
+# last: up to some hundred bytes, which stay on the stack of a thread for as long as it lives.
+BIND_NOW = "LD_BIND_NOW"
 _PR_SET_DUMPABLE = 4
 _STATE_OFFSET = 4 * ctypes.sizeof(ctypes.c_void_p)  # of a text: reference count, type, length and hash come before
 _CPYTHON = sys.implementation.name == "cpython"  # other interpreters may move or share objects

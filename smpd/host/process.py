@@ -2,9 +2,10 @@
 
 import ctypes
 import os
+import sys
 
 from smp_proto.errors import ResourceError
-from smp_proto.memory import forbid_dumps
+from smp_proto.memory import BIND_NOW, forbid_dumps
 
 _M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8  # malloc.h
 _ARENAS = 2
@@ -28,6 +29,22 @@ def harden() -> None:
     if hasattr(_libc, "mallopt"):  # glibc: a heap for each thread keeps what was freed in it, content and all
         _libc.mallopt(_M_ARENA_MAX, _ARENAS)
         _libc.mallopt(_M_MMAP_THRESHOLD, _MMAP_BYTES)
+
+
+def bind_now() -> None:
+    """Start this program once more with :data:`BIND_NOW`, unless it was started so: it is read at the start only.
+
+    Raises:
+        ResourceError: ``sandbox``; it cannot be started again.
+    """
+    if BIND_NOW in os.environ:
+        return
+    os.environ[BIND_NOW] = "1"
+    try:
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - what is running already
+    except OSError as error:
+        message = f"smpd cannot start itself with {BIND_NOW}=1: {error.strerror}"
+        raise ResourceError("sandbox", message, hint=f"start it with {BIND_NOW}=1 in its environment") from error
 
 
 def trim_memory() -> None:

@@ -11,6 +11,8 @@ import stat
 import struct
 import sys
 
+from smp_proto.memory import BIND_NOW
+
 START, STARTED = b"s", b"p"
 EXIT_USAGE = 2
 _UCRED = struct.Struct("=iII")
@@ -59,7 +61,7 @@ def environment(role: str) -> dict[str, str]:
     found = {name: os.environ[name] for name in _ENVIRONMENT + _ENVIRONMENT_OF[role] if name in os.environ}
     if "PYTHONPATH" in found:
         found["PYTHONPATH"] = os.pathsep.join(filter(os.path.isabs, found["PYTHONPATH"].split(os.pathsep)))
-    return found
+    return found | {BIND_NOW: "1"}
 
 
 def peer_uid(connection: socket.socket) -> int:
