@@ -205,9 +205,9 @@ class Members:
         return hashlib.sha256("\0".join((self.job.id, info.path, info.pin)).encode()).hexdigest()[:16]
 
     async def _groups(self) -> AsyncGenerator[list[ObjectInfo], None]:
-        """Small objects that fit a slot together, and larger ones alone, in the order of the listing."""
-        room = slot_bytes = self.pool.settings.slot_bytes
+        """Small objects that together are as large as a range, and larger ones alone, in the order of the listing."""
         group: list[ObjectInfo] = []
+        size = 0
         async with contextlib.aclosing(self.pool.list(self.path)) as listing:
             async for infos in listing:
                 for info in infos:
@@ -215,14 +215,11 @@ class Members:
                     if self._done and self._item(info) in self._done:
                         self.meter.resumed(info.size)
                         continue
-                    if group and (info.size > room or len(group) == BATCH_OBJECTS):
+                    if group and (size + info.size > self.pool.sizing.range_bytes or len(group) == BATCH_OBJECTS):
                         yield group
-                        group, room = [], slot_bytes
+                        group, size = [], 0
                     group.append(info)
-                    room -= info.size
-                    if room < 0:
-                        yield group
-                        group, room = [], slot_bytes
+                    size += info.size
         if group:
             yield group
 

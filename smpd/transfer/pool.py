@@ -336,13 +336,15 @@ class RemotePool:
                 answer = await until_answered(worker, lambda: exchange.result(kind))
             except (SmpError, TimeoutError) as error:
                 passing = isinstance(error, TimeoutError) or (error.retryable and error.code != "remote_busy")
-                if isinstance(request, fetching.Read) and passing:
+                if isinstance(request, fetching.Read | fetching.ReadMany) and passing:
                     self.sizing.lost()
                 raise
             took = time.monotonic() - began
             self.counts.took(took)
             if isinstance(request, fetching.Read):
                 self.sizing.came(took, request.length)
+            elif isinstance(request, fetching.ReadMany) and isinstance(answer, fetching.ManyRead) and not answer.errors:
+                self.sizing.came(took, sum(each.size for each in request.objects))
         if not isinstance(answer, fetching.ManyRead):  # which tells of each object
             self.gate.note(None)
         return answer

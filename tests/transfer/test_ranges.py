@@ -19,6 +19,7 @@ from smp_proto.sealed.bundle import BundleWriter
 from smp_proto.sealed.keys import Identity
 from smpd.host.space import Space
 from smpd.links.computing import InputObject
+from smpd.links.fetching import Whole
 from smpd.links.ring import Ring
 from smpd.transfer.arriving import find_objects, seal_arriving
 from smpd.transfer.cutting import Cutting
@@ -306,6 +307,21 @@ async def test_marks_that_do_not_fit(sealed, plaintext, tmp_path):
         count = await stream(pool, source, tmp_path / "s", plain=plain, have=odd)
     assert plain.data == plaintext
     assert (count.fetched_bytes, count.resumed_bytes) == (source.trailer.payload_bytes, 0)
+
+
+async def test_batches_tell_of_the_line_too(sealed, plaintext):
+    """What came at once counts as one range; what did not come whole says nothing."""
+    async with pools(sealed, slot_bytes=3 * MIB) as found:
+        pool = await found.get("local")
+        objects = [info async for infos in pool.list("loose/") for info in infos][:2]
+        came = list[int]()
+        pool.sizing.came = lambda seconds, size: came.append(size)  # type: ignore[method-assign]
+        wanted = [Whole(info.path, info.pin, info.size, at * MIB) for at, info in enumerate(objects)]
+        async with pool.lane() as lane:
+            assert await pool.read_many(lane, wanted) == (2 * MIB, {})
+            _, failed = await pool.read_many(lane, [wanted[0], Whole("loose/none", "pin", MIB, MIB)])
+    assert set(failed) == {1}
+    assert came == [2 * MIB]
 
 
 async def test_a_slow_remote_has_small_ranges(sealed, plaintext, tmp_path):

@@ -1,0 +1,67 @@
+"""Which objects of a prefix travel together; the listing is made up, and so is what a lane brings."""
+
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import Any, cast
+
+import anyio
+from hypothesis import given
+from hypothesis import strategies as st
+
+from smp_proto.control import ObjectInfo
+from smpd.transfer.collection import BATCH_OBJECTS, Members
+
+MIB = 1 << 20
+SLOT = 8 * MIB
+
+
+class _Pool:
+    """Lists objects, and says of each group in turn how large it may be."""
+
+    name, mode = "bucket", "zero-knowledge"
+    settings = SimpleNamespace(slot_bytes=SLOT)
+
+    def __init__(self, sizes: list[int], range_bytes: int) -> None:
+        self.sizes = sizes
+        self.sizing = SimpleNamespace(range_bytes=range_bytes)
+
+    async def list(self, _path: str) -> AsyncIterator[list[ObjectInfo]]:
+        for at in range(0, len(self.sizes), 100):
+            yield [ObjectInfo(f"{at + n:06}", size, "p") for n, size in enumerate(self.sizes[at : at + 100])]
+
+
+def groups_of(sizes: list[int], range_bytes: int) -> list[list[int]]:
+    """The sizes, group by group."""
+    box = cast("Any", SimpleNamespace(versions=None))
+    job = cast("Any", SimpleNamespace(id="job", spec=None))
+    members = Members(box, job, cast("Any", _Pool(sizes, range_bytes)), "", cast("Any", None))
+
+    async def found() -> list[list[int]]:
+        return [[info.size for info in group] async for group in members._groups()]
+
+    return anyio.run(found)
+
+
+SIZES = st.lists(
+    st.one_of(st.integers(1, 4000), st.integers(1, MIB), st.integers(MIB, 3 * SLOT)), min_size=1, max_size=40
+)
+
+
+@given(SIZES, st.integers(1, 8))
+def test_a_group_is_as_large_as_a_range(sizes: list[int], range_mib: int) -> None:
+    """In order, none left out; more than that only where one object is; and never more than could be were there one more."""
+    groups = groups_of(sizes, range_mib * MIB)
+    assert [size for group in groups for size in group] == sizes
+    for group, after in zip(groups, [*groups[1:], None], strict=True):
+        assert group
+        assert len(group) == 1 or sum(group) <= range_mib * MIB
+        assert after is None or sum(group) + after[0] > range_mib * MIB
+
+
+def test_a_group_has_so_many_objects() -> None:
+    """However small they are."""
+    assert [len(group) for group in groups_of([10] * (2 * BATCH_OBJECTS + 1), SLOT)] == [
+        BATCH_OBJECTS,
+        BATCH_OBJECTS,
+        1,
+    ]
