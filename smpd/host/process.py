@@ -37,7 +37,7 @@ def bind_now() -> None:
     Raises:
         ResourceError: ``sandbox``; it cannot be started again.
     """
-    if BIND_NOW in os.environ:
+    if os.environ.get(BIND_NOW):  # empty, it says nothing
         return
     os.environ[BIND_NOW] = "1"
     try:

@@ -39,15 +39,16 @@ _ZEROS = bytes(SEGMENT_BYTES)
 
 
 class Leaves:
-    """The leaves of an object's segments, as far as they are known: 33 bytes for each segment there is.
+    """The leaves of an object's segments, as far as they are known: 33 bytes for each up to the last one that is.
 
     Args:
         segments: how many the object has.
     """
 
     def __init__(self, segments: int) -> None:
-        self._leaves = bytearray(LEAF_BYTES * segments)
-        self._known = bytearray(segments)
+        self._segments = segments
+        self._leaves = bytearray()
+        self._known = bytearray()
 
     def put(self, first: int, leaves: bytes) -> None:
         """Note those of the segments from ``first`` on.
@@ -56,22 +57,30 @@ class Leaves:
             ValueError: they are no whole number, or of segments that the object does not have.
         """
         count, odd = divmod(len(leaves), LEAF_BYTES)
-        if odd or not 0 <= first <= first + count <= len(self._known):
+        end = first + count
+        if odd or not 0 <= first <= end <= self._segments:
             raise ValueError(f"{len(leaves)} bytes of leaves from segment {first} on do not fit this object")
-        self._leaves[first * LEAF_BYTES : (first + count) * LEAF_BYTES] = leaves
-        self._known[first : first + count] = b"\1" * count
+        if (more := end - len(self._known)) > 0:
+            self._known.extend(bytes(more))
+            self._leaves.extend(bytes(more * LEAF_BYTES))
+        self._leaves[first * LEAF_BYTES : end * LEAF_BYTES] = leaves
+        self._known[first:end] = b"\1" * count
 
     def of(self, segments: range) -> bytes | None:
         """Those of consecutive segments, joined; None where one is not known."""
-        if self._known.find(0, segments.start, segments.stop) >= 0:
+        first, end = segments.start, segments.stop
+        if end > len(self._known) or self._known.find(0, first, end) >= 0:
             return None
-        return bytes(self._leaves[segments.start * LEAF_BYTES : segments.stop * LEAF_BYTES])
+        return bytes(self._leaves[first * LEAF_BYTES : end * LEAF_BYTES])
 
     def alike(self, first: int, most: int) -> int:
         """How many segments from ``first`` on, ``most`` of them looked at, are known, or else are not."""
-        end = min(first + most, len(self._known))
-        other = self._known.find(1 - self._known[first], first, end)
-        return (end if other < 0 else other) - first
+        end = min(first + most, self._segments)
+        known = first < len(self._known) and self._known[first] == 1
+        other = self._known.find(not known, first, end)
+        if other < 0:
+            other = min(end, len(self._known)) if known else end
+        return other - first
 
 
 class Opener:

@@ -81,6 +81,14 @@ def test_leaves(segments: int, data: st.DataObject) -> None:
     assert alike == len(run) or (run[alike] in model) != (first in model)
 
 
+def test_leaves_of_an_object_without_end() -> None:
+    """What an object says of its length costs no memory; only what came of it does."""
+    found = Leaves(1 << 32)
+    found.put(0, leaves_of(range(2)))
+    assert (found.alike(0, 8), found.alike(2, 8), found.alike((1 << 32) - 3, 8)) == (2, 8, 3)
+    assert found.of(range(1 << 32)) is None
+
+
 @pytest.mark.parametrize(("first", "length"), [(0, 31), (0, 33), (0, 4 * 32), (3, 32), (-1, 32), (-4, 32), (1, 3 * 32)])
 def test_leaves_that_do_not_fit(first: int, length: int) -> None:
     """No part of a leaf, and none of a segment that the object does not have."""
