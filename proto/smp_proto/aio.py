@@ -17,6 +17,7 @@ from anyio.abc import TaskGroup
 
 from smp_proto.channel import Channel, close_all, decode, encode
 from smp_proto.errors import DaemonError, ErrorBody, SmpError
+from smp_proto.memory import encode_secret
 from smp_proto.wire import BODY_MAX_BYTES, STREAM_MAX, Frame, FrameType
 
 __all__ = ["Caller", "Channel", "End", "Exchange", "Handler", "close_all", "decode", "encode", "serve"]
@@ -239,7 +240,8 @@ class Caller:
 
     async def _request(self, exchange: Exchange, request: Any, fds: Sequence[int], secret: bool) -> None:
         try:
-            await self._channel.send(FrameType.REQUEST, exchange.stream, encode(request), fds, secret=secret)
+            body = encode_secret(request) if secret else encode(request)
+            await self._channel.send(FrameType.REQUEST, exchange.stream, body, fds, secret=secret)
         except BaseException:
             self._open.pop(exchange.stream, None)  # never asked, so there is nothing to cancel or to wait for
             raise

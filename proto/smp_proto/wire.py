@@ -55,7 +55,7 @@ class Frame(NamedTuple):
     fds: int = 0
 
 
-def encode_frame(frame_type: FrameType, stream: int, body: bytes = b"", fds: int = 0) -> bytes:
+def encode_frame(frame_type: FrameType, stream: int, body: bytes | bytearray = b"", fds: int = 0) -> bytes:
     """Return one frame as bytes.
 
     Raises:

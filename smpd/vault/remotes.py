@@ -24,7 +24,7 @@ from smp_proto.control import (
 )
 from smp_proto.durable import is_part
 from smp_proto.errors import IntegrityError, NotFoundError, StateError, UsageError
-from smp_proto.memory import wipe_bytes, wipe_text
+from smp_proto.memory import encode_secret, wipe, wipe_bytes, wipe_text
 from smpd.jobs.database import Database
 from smpd.jobs.seal import StateSeal
 
@@ -151,10 +151,9 @@ class RemoteStore:
         """
         remote = Remote(check_name(name), mode, config, secret)
         _check_kinds(config, secret)
-        plain = bytearray()
-        msgspec.msgpack.Encoder().encode_into(remote, plain)
+        plain = encode_secret(remote)
         body = self._seal.seal(plain, _context(name))
-        plain[:] = bytes(len(plain))
+        wipe(plain)
         with self._db.transaction() as connection:
             if connection.execute("SELECT 1 FROM remotes WHERE name=?", (name,)).fetchone():
                 hint = f"smpctl remote remove {name} forgets it"

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from torture.memory import find
 
 from smp_proto.aio import Channel
 from smp_proto.channel import encode
@@ -98,3 +99,28 @@ async def test_what_was_received_is_overwritten():
     frame, _ = await channel.receive()
     assert frame.body == b"the secret of a remote"
     assert given.data == bytes(len(given.data))
+
+
+# The secret is one text; what is printed is masked, so that it is nowhere else.
+ENCODING = """
+import os, sys
+import msgspec
+from smp_proto.memory import encode_secret, wipe
+
+secret = os.urandom(20).hex()
+message = {"kind": "s3", "endpoint": "http://127.0.0.1:9000", "secret": secret, "rest": ["x" * 40] * 40}
+body = encode_secret(message)
+assert len(msgspec.msgpack.decode(body, type=dict[str, msgspec.Raw])) == len(message)
+wipe(body)
+print(bytes(ord(each) ^ 0x5A for each in secret).hex(), flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_secret_message_leaves_no_copy() -> None:
+    """Its encoder's buffer does not grow: one that does leaves the secret behind in each that it gave up."""
+    command = [sys.executable, "-c", ENCODING]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout
+        secret = bytes(each ^ 0x5A for each in bytes.fromhex(child.stdout.readline()))
+        assert len(find(child.pid, {"secret": secret})["secret"]) == 1
