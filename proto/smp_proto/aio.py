@@ -17,7 +17,7 @@ from anyio.abc import TaskGroup
 
 from smp_proto.channel import Channel, close_all, decode, encode
 from smp_proto.errors import DaemonError, ErrorBody, SmpError
-from smp_proto.memory import encode_secret
+from smp_proto.memory import encode_secret, wipe_bytes
 from smp_proto.wire import BODY_MAX_BYTES, STREAM_MAX, Frame, FrameType
 
 __all__ = ["Caller", "Channel", "End", "Exchange", "Handler", "close_all", "decode", "encode", "serve"]
@@ -43,16 +43,31 @@ class Exchange:
 
     Args:
         believe: what to make of an error that the peer ends it with.
+        request: the body of the request that it answers.
     """
 
-    def __init__(self, channel: Channel, stream: int, believe: Callable[[SmpError], SmpError] = _as_it_is) -> None:
+    def __init__(
+        self,
+        channel: Channel,
+        stream: int,
+        believe: Callable[[SmpError], SmpError] = _as_it_is,
+        request: bytes = b"",
+    ) -> None:
         self.channel = channel
         self.stream = stream
         self._believe = believe
+        self._request = request
         self._inbox: deque[tuple[Frame, list[int]]] = deque()
         self._arrived = anyio.Event()
         self._closed = False
         self._result: bytes | None = None
+
+    def wipe_request(self) -> None:
+        """Overwrite the request's body where it held a secret: the heap would keep it until something else comes there.
+
+        Nothing that was decoded from it may look into it, as :class:`msgspec.Raw` and a memoryview do.
+        """
+        wipe_bytes(self._request)
 
     def deliver(self, frame: Frame, fds: list[int]) -> None:
         """Hand in a received frame; called by the connection's reader only.
@@ -368,7 +383,7 @@ async def serve(
                         except DaemonError:
                             close_all(fds)
                             raise
-                        scope, exchange = anyio.CancelScope(), Exchange(channel, frame.stream)
+                        scope, exchange = anyio.CancelScope(), Exchange(channel, frame.stream, request=frame.body)
                         scopes[frame.stream] = scope, exchange
                         group.start_soon(answer, frame, fds, scope, exchange)
                     elif frame.type is FrameType.DATA and known is not None:

@@ -51,7 +51,10 @@ class Server:
             case Setup():
                 return Walls(enter(request.sandbox, self._kernel))
             case Keys():
-                return self._take(request)
+                try:
+                    return self._take(request)
+                finally:
+                    exchange.wipe_request()
             case Believe():
                 for blob in request.senders:
                     sender = PublicIdentity.from_blob(blob)

@@ -91,6 +91,22 @@ async def test_call():
         assert not faults
 
 
+async def test_a_request_that_held_a_secret():
+    """It is zero once its handler said so, and as it came where none did."""
+    bodies: list[bytes] = []
+
+    async def handler(body: bytes, fds: list[int], exchange: Exchange) -> None:
+        bodies.append(body)
+        if len(bodies) == 1:
+            exchange.wipe_request()
+
+    async with linked(handler) as (caller, faults):
+        for _ in range(2):
+            await caller.call({"secret": "hunter2"}, type(None))
+    assert bodies == [bytes(len(bodies[1])), encode({"secret": "hunter2"})]
+    assert not faults
+
+
 async def test_data_both_ways():
     """DATA flows both ways in order until END."""
     async with linked() as (caller, _), caller.open({"do": "sum"}) as exchange:
