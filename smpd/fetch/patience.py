@@ -57,7 +57,7 @@ class Patience:
         elif now - self._last >= self._stall_s:
             return f"moved nothing for {self._stall_s:g} s"
         if now - self._since >= self._window_s:
-            if moved - self._base < self._deadlines.rate_min * self._window_s:
+            if moved - self._base < self._deadlines.rate_min * (now - self._since):
                 return f"moved only {moved - self._base} bytes in {now - self._since:.3g} s"
             self._since, self._base = now, moved
         return ""

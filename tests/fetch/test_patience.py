@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 import anyio
 import pytest
 from fetch_link import fetch_in_process
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scripted_http import DATA, ETAG, Asked, Peer, answer, scripted
 from servers import Served, make_certificate
@@ -43,6 +43,7 @@ def test_who_moves_enough_is_waited_for(found: list[tuple[float, int]]) -> None:
 
 
 @given(steps, st.integers(0, 9))
+@example([(0.511858958054556, 0), (0.99999, 0), (0.25269776095961827, 0), (0.08232041359027094, 19)], 9)
 def test_who_moves_too_little_is_given_up(found: list[tuple[float, int]], rate: int) -> None:
     """Whatever it did before, silence ends after the stall deadline, a trickle after two windows, each and a look."""
     deadlines = Deadlines(stall_s=2.0, window_s=5.0, rate_min=10)

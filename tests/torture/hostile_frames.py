@@ -114,7 +114,7 @@ def _nested(op: bytes, field: bytes, depth: int, stream: int) -> Piece:
     return Piece(encode_frame(FrameType.REQUEST, stream, body))
 
 
-DEEPEST = [Piece(HELLO), _nested(b"\xa6submit", b"\xa3job", max(_DEPTHS), 1)]  # what chance may leave out
+DEEPEST = [Piece(HELLO), _nested(b"\xa6status", b"\xa3new", max(_DEPTHS), 1)]  # what chance may leave out
 
 
 def _values(rng: random.Random, requests: list[Any]) -> Piece:
