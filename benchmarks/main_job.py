@@ -27,9 +27,9 @@ from benchmarks.servers import own_server  # noqa: E402
 from smp_proto.control import GetSpec  # noqa: E402
 from smp_proto.sealed.keys import Identity, PublicIdentity  # noqa: E402
 from smpctl import Client, job_of  # noqa: E402
+from smpd.config import Fetch  # noqa: E402
 
 CONNECTIONS = 8
-RANGE_BYTES = 8 * MIB  # the most that a range is
 
 
 @contextmanager
@@ -104,7 +104,7 @@ def kill(work: Path, size: int) -> None:
             sent = int(answer.read().split()[0])
         print(f"{size} MiB get, SIGKILL at half: state {view['state']}, digest equal")
         print(f"object {sealed} bytes, from the spool {view['transfer']['resumed_bytes']}, sent by the server {sent}")
-        twice = (sent - sealed) / RANGE_BYTES
+        twice = (sent - sealed) / Fetch().slot_bytes
         print(f"fetched twice: {sent - sealed} bytes, {twice:.1f} ranges over {CONNECTIONS} connections")
 
 

@@ -1,12 +1,12 @@
 """The one anyio driver of the protocol: used by the daemon, by the worker links and by the async client.
 
 ``Channel`` moves frames and descriptors over a Unix stream socket. ``Caller`` asks (REQUEST, then DATA until
-END); ``serve`` answers. Either side of a link or control connection is one of the two.
+END); :func:`smp_proto.serving.serve` answers. Either side of a link or control connection is one of the two.
 """
 
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -17,13 +17,10 @@ from anyio.abc import TaskGroup
 
 from smp_proto.channel import Channel, close_all, decode, encode
 from smp_proto.errors import DaemonError, ErrorBody, SmpError
-from smp_proto.memory import encode_secret, wipe_bytes
-from smp_proto.wire import BODY_MAX_BYTES, STREAM_MAX, Frame, FrameType
+from smp_proto.wire import STREAM_MAX, Frame, FrameType, encode_secret
 
-__all__ = ["Caller", "Channel", "End", "Exchange", "Handler", "close_all", "decode", "encode", "serve"]
+__all__ = ["Caller", "Channel", "End", "Exchange", "close_all", "decode", "encode"]
 
-_STREAMS_MAX = 256
-_FAULT = SmpError("internal", "a fault in SMP", hint="see the daemon's log; please report it")
 T = TypeVar("T")
 
 
@@ -43,31 +40,16 @@ class Exchange:
 
     Args:
         believe: what to make of an error that the peer ends it with.
-        request: the body of the request that it answers.
     """
 
-    def __init__(
-        self,
-        channel: Channel,
-        stream: int,
-        believe: Callable[[SmpError], SmpError] = _as_it_is,
-        request: bytes = b"",
-    ) -> None:
+    def __init__(self, channel: Channel, stream: int, believe: Callable[[SmpError], SmpError] = _as_it_is) -> None:
         self.channel = channel
         self.stream = stream
         self._believe = believe
-        self._request = request
         self._inbox: deque[tuple[Frame, list[int]]] = deque()
         self._arrived = anyio.Event()
         self._closed = False
         self._result: bytes | None = None
-
-    def wipe_request(self) -> None:
-        """Overwrite the request's body where it held a secret: the heap would keep it until something else comes there.
-
-        Nothing that was decoded from it may look into it, as :class:`msgspec.Raw` and a memoryview do.
-        """
-        wipe_bytes(self._request)
 
     def deliver(self, frame: Frame, fds: list[int]) -> None:
         """Hand in a received frame; called by the connection's reader only.
@@ -299,110 +281,3 @@ class Caller:
             for exchange in self._open.values():
                 exchange.deliver(Frame(FrameType.END, exchange.stream, body), [])
             self._open.clear()
-
-
-Handler = Callable[[bytes, list[int], Exchange], Awaitable[Any]]
-_STOPPING = encode(End(error=DaemonError("daemon_down", "the daemon is stopping", hint="ask it again").body()))
-_CANCELLED = encode(End(error=SmpError("cancelled", "the request was cancelled").body()))
-
-
-async def _answer(reply: Awaitable[Any], unexpected: Callable[[Exception], None]) -> bytes:
-    """Await a handler and return the body of END. An SmpError out of a task group counts as that error."""
-    try:
-        try:
-            body = encode(End(ok=msgspec.Raw(encode(await reply))))
-        except SmpError as error:
-            body = encode(End(error=error.body()))
-        except ExceptionGroup as errors:
-            known = _first_known(errors)
-            if known is None:
-                raise
-            body = encode(End(error=known.body()))
-        if len(body) > BODY_MAX_BYTES:
-            raise ValueError(f"a reply of {len(body)} bytes does not fit a frame")
-        return body
-    except (anyio.BrokenResourceError, anyio.EndOfStream):
-        return _CANCELLED
-    except Exception as error:  # noqa: BLE001 - one request's fault must not end the others
-        unexpected(error)
-        return encode(End(error=_FAULT.body()))
-
-
-def _first_known(errors: BaseExceptionGroup[BaseException]) -> SmpError | None:
-    known, rest = errors.split(SmpError)
-    if known is None or rest is not None:
-        return None
-    first = known.exceptions[0]
-    return _first_known(first) if isinstance(first, BaseExceptionGroup) else first
-
-
-async def serve(
-    channel: Channel,
-    handler: Handler,
-    *,
-    unexpected: Callable[[Exception], None],
-    streams_max: int = _STREAMS_MAX,
-) -> None:
-    """Answer requests until the peer closes; each runs as a task and ends with exactly one END.
-
-    Args:
-        handler: gets the request's body, its descriptors (to close) and the exchange; returns the reply.
-        unexpected: is told of an exception that is no SmpError; the peer gets ``internal``.
-        streams_max: how many requests one peer may have open.
-
-    Raises:
-        DaemonError: ``protocol``; the caller closes the channel.
-    """
-    scopes: dict[int, tuple[anyio.CancelScope, Exchange]] = {}
-
-    async def answer(frame: Frame, fds: list[int], scope: anyio.CancelScope, exchange: Exchange) -> None:
-        end = _STOPPING
-        try:
-            with scope:
-                end = await _answer(handler(frame.body, fds, exchange), unexpected)
-            if scope.cancelled_caught:
-                end = _CANCELLED
-        finally:
-            exchange.close()
-            channel.count_unread(-1, frame)
-            with anyio.CancelScope(shield=True), contextlib.suppress(anyio.BrokenResourceError):
-                await channel.send(FrameType.END, frame.stream, end)
-            # Only now may the number be used again, and only now is this request no longer counted as open:
-            # a peer that asks and never reads would otherwise pile up replies without limit.
-            del scopes[frame.stream]
-
-    try:
-        async with anyio.create_task_group() as group:
-            with contextlib.suppress(anyio.EndOfStream, anyio.BrokenResourceError):
-                while True:
-                    frame, fds = await channel.receive()
-                    known = scopes.get(frame.stream)
-                    if frame.type is FrameType.REQUEST and known is None and len(scopes) < streams_max:
-                        try:
-                            channel.count_unread(1, frame)  # its body is held for as long as it is answered
-                        except DaemonError:
-                            close_all(fds)
-                            raise
-                        scope, exchange = anyio.CancelScope(), Exchange(channel, frame.stream, request=frame.body)
-                        scopes[frame.stream] = scope, exchange
-                        group.start_soon(answer, frame, fds, scope, exchange)
-                    elif frame.type is FrameType.DATA and known is not None:
-                        known[1].deliver(frame, fds)
-                    elif frame.type is FrameType.CANCEL:
-                        if known is not None:
-                            known[0].cancel()
-                    elif frame.type is FrameType.DATA:
-                        close_all(fds)  # it crossed our END
-                    else:
-                        close_all(fds)
-                        raise DaemonError(
-                            "protocol",
-                            f"{frame.type.name} refused on stream {frame.stream}, {len(scopes)} of {streams_max} open",
-                        )
-            group.cancel_scope.cancel()
-    except BaseExceptionGroup as errors:
-        violation, rest = errors.split(DaemonError)
-        if rest is not None:
-            raise
-        assert violation is not None
-        raise violation.exceptions[0] from None

@@ -16,7 +16,7 @@ import anyio.lowlevel
 import msgspec
 
 from smp_proto.errors import DaemonError
-from smp_proto.memory import wipe, wipe_bytes
+from smp_proto.memory import wipe_bytes
 from smp_proto.wire import FDS_MAX, Frame, FrameDecoder, FrameType, decoder, encode_frame
 
 STALL_S = 30.0
@@ -72,13 +72,7 @@ class Channel:
         self._unread_max = (UNREAD_MESSAGES_MAX, unread_bytes_max, UNREAD_FDS_MAX)
 
     async def send(
-        self,
-        frame_type: FrameType,
-        stream: int,
-        body: bytes | bytearray = b"",
-        fds: Sequence[int] = (),
-        *,
-        secret: bool = False,
+        self, frame_type: FrameType, stream: int, body: bytes = b"", fds: Sequence[int] = (), *, secret: bool = False
     ) -> None:
         """Send one frame; the descriptors stay open here. What is ``secret`` is overwritten, ``body`` too.
 
@@ -91,7 +85,7 @@ class Channel:
         finally:
             if secret:
                 wipe_bytes(frame)
-                wipe(body) if isinstance(body, bytearray) else wipe_bytes(body)
+                wipe_bytes(body)
 
     async def send_many(self, frame_type: FrameType, stream: int, bodies: Sequence[bytes]) -> None:
         """Send several frames without descriptors in one go, so that the peer wakes up once. Raises as :meth:`send`."""

@@ -4,16 +4,12 @@ import ctypes
 import os
 import resource
 import sys
-from typing import Any
-
-import msgspec
 
 # In the environment of a process that handles plaintext or keys (ld.so(8)). A symbol that is bound when it is first
 # called has glibc save the vector registers on the stack (_dl_runtime_resolve_xsavec), and they hold what was copied
 # last: up to some hundred bytes, which stay on the stack of a thread for as long as it lives.
 BIND_NOW = "LD_BIND_NOW"
 _PR_SET_DUMPABLE = 4
-_MESSAGE_BYTES = 1 << 20  # no body of a frame is longer
 _STATE_OFFSET = 4 * ctypes.sizeof(ctypes.c_void_p)  # of a text: reference count, type, length and hash come before
 _CPYTHON = sys.implementation.name == "cpython"  # other interpreters may move or share objects
 # With the interpreter lock held: to let go of it, as ctypes.memset does, takes longer than to overwrite a message, and
@@ -49,16 +45,6 @@ def take(secret: bytes) -> bytearray:
     taken = bytearray(secret)
     wipe_bytes(secret)
     return taken
-
-
-def encode_secret(value: Any) -> bytearray:
-    """The msgpack of a value that holds a secret, for the caller to wipe: no other copy is left anywhere.
-
-    An encoder whose buffer grows leaves the beginning of the message, secret and all, in each one that it gives up.
-    """
-    buffer = bytearray(_MESSAGE_BYTES)
-    msgspec.msgpack.Encoder().encode_into(value, buffer)
-    return buffer
 
 
 def wipe_bytes(secret: bytes) -> None:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from smp_proto.errors import DaemonError
+from smp_proto.memory import wipe
 
 PROTOCOL_MIN = 1
 PROTOCOL_MAX = 1
@@ -34,6 +35,19 @@ def decoder(kind: Any) -> msgspec.msgpack.Decoder[Any]:
     if found is None:
         found = _decoders[kind] = msgspec.msgpack.Decoder(kind)
     return found
+
+
+def encode_secret(body: Any) -> bytes:
+    """Encode a body that holds a secret, for the caller to overwrite: there is no other copy of it then.
+
+    An encoder whose buffer grows leaves the beginning of the message, secret and all, in each one that it gives up.
+    """
+    buffer = bytearray(BODY_MAX_BYTES)
+    try:
+        msgspec.msgpack.Encoder().encode_into(body, buffer)
+        return bytes(buffer)
+    finally:
+        wipe(buffer)
 
 
 class FrameType(IntEnum):
@@ -55,7 +69,7 @@ class Frame(NamedTuple):
     fds: int = 0
 
 
-def encode_frame(frame_type: FrameType, stream: int, body: bytes | bytearray = b"", fds: int = 0) -> bytes:
+def encode_frame(frame_type: FrameType, stream: int, body: bytes = b"", fds: int = 0) -> bytes:
     """Return one frame as bytes.
 
     Raises:

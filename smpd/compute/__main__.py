@@ -10,8 +10,9 @@ import sys
 
 import anyio
 
-from smp_proto.aio import Channel, serve
+from smp_proto.aio import Channel
 from smp_proto.errors import DaemonError
+from smp_proto.serving import serve
 from smpd.compute.server import Server
 from smpd.links.starting import link_fd, usage
 from smpd.walls.sandbox import Kernel

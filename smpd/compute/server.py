@@ -28,7 +28,7 @@ _REQUEST = cast("type[Request]", AnyRequest)  # a union is no class to the type 
 
 
 class Server:
-    """The handler of the link; :meth:`handle` fits :func:`smp_proto.aio.serve`.
+    """The handler of the link; :meth:`handle` fits :func:`smp_proto.serving.serve`.
 
     Args:
         kernel: what the walls may be made of.

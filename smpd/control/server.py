@@ -19,10 +19,11 @@ import anyio.abc
 import anyio.lowlevel
 import structlog
 
-from smp_proto.aio import Channel, Exchange, close_all, decode, encode, serve
+from smp_proto.aio import Channel, Exchange, close_all, decode, encode
 from smp_proto.channel import CLIENT_UNREAD_BYTES_MAX
 from smp_proto.control import AnyRequest, Hello, Request
 from smp_proto.errors import DaemonError, DeniedError, SmpError
+from smp_proto.serving import serve
 from smp_proto.wire import PROTOCOL_MAX, PROTOCOL_MIN, FrameType, encode_frame
 from smpd.config import Control
 from smpd.control.actor import Actor, Peer, RoleGroups, actor_of, is_worker, peer_of

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, cast
 
 import anyio
 
-from smp_proto.aio import Channel, Exchange, close_all, decode, serve
+from smp_proto.aio import Channel, Exchange, close_all, decode
 from smp_proto.control import (
     AnyRemoteConfig,
     AnyRemoteSecret,
@@ -23,6 +23,7 @@ from smp_proto.control import (
     SftpSecret,
 )
 from smp_proto.errors import DaemonError, SmpError, UsageError
+from smp_proto.serving import serve
 from smpd.fetch import sandbox
 from smpd.fetch.pausing import tell
 from smpd.fetch.remote import BATCH_OBJECTS, Remote, Writing, changed, check_path, is_same

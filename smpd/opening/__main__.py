@@ -7,8 +7,9 @@ import sys
 
 import anyio
 
-from smp_proto.aio import Channel, serve
+from smp_proto.aio import Channel
 from smp_proto.errors import DaemonError
+from smp_proto.serving import serve
 from smpd.links.starting import link_fd, usage
 from smpd.opening.server import Server
 from smpd.walls.sandbox import Kernel, Sandbox

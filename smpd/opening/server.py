@@ -23,7 +23,7 @@ _REQUEST = cast("type[Request]", AnyRequest)  # a union is no class to the type 
 
 
 class Server:
-    """Keys, senders and rings, and what is asked of them; :meth:`handle` fits :func:`smp_proto.aio.serve`.
+    """Keys, senders and rings, and what is asked of them; :meth:`handle` fits :func:`smp_proto.serving.serve`.
 
     Nothing here gives way to the event loop: a process has one thing to do, and does one at a time.
 
@@ -51,10 +51,7 @@ class Server:
             case Setup():
                 return Walls(enter(request.sandbox, self._kernel))
             case Keys():
-                try:
-                    return self._take(request)
-                finally:
-                    exchange.wipe_request()
+                return self._take(request)
             case Believe():
                 for blob in request.senders:
                     sender = PublicIdentity.from_blob(blob)

@@ -157,6 +157,7 @@ class RangeUnit:
         self._leaves = leaves
         self._tally = tally
         self._prefix = prefix
+        self._found = b""  # its leaves
         self._spooled = False
         self._ahead = ahead
         self._arrival: Arrival | None = None
@@ -180,10 +181,9 @@ class RangeUnit:
         """See :class:`Unit`."""
         asked = await self._arrival.wait() if self._arrival else 0
         into = plain.view if plain else None
-        leaves = await self._from_spool(into)
-        if leaves is None:
-            leaves = await self._from_remote(lane, into, asked)
-        self._leaves.put(self.segments.start, leaves)
+        spooled = await self._from_spool(into)
+        self._found = await self._from_remote(lane, into, asked) if spooled is None else spooled
+        self._leaves.put(self.segments.start, self._found)
         return self._source.opener.layout.plain_length(self.segments)
 
     def objects(self, offset: int) -> Sequence[InputObject]:
@@ -194,7 +194,7 @@ class RangeUnit:
         """See :class:`Unit`."""
         # An object of one range is synced whole at its end, or fetched anew.
         if self._spool and not self._spooled and not self._source.cutting.single:
-            await self._spool.add(self.segments.start, self._leaves.of(self.segments) or b"")
+            await self._spool.add(self.segments.start, self._found)
         self._tally.advanced(self.length)
 
     async def _from_spool(self, plain: memoryview | None) -> bytes | None:
@@ -295,14 +295,18 @@ async def bring_object(
         SmpError: the remote's, the spool's, or the receiver's.
     """
     segments = source.opener.layout.segments
-    leaves, have = Leaves(segments), None if marks is None else Leaves(segments)
-    for first, marked in (marks or {}).items():
-        if have is not None:
-            with contextlib.suppress(ValueError):  # then it is fetched again
-                have.put(first, marked)
+    leaves, have = Leaves(segments), None if marks is None else _marked(segments, marks)
     units = ranges(pool, source, spool=spool, have=have, leaves=leaves, tally=tally, ahead=ahead)
     await Pipeline(pool, plain).run(units)
     source.opener.check_content(leaves.of(range(segments)))
+
+
+def _marked(segments: int, marks: Mapping[int, bytes]) -> Leaves:
+    found = Leaves(segments)
+    for first, leaves in marks.items():
+        with contextlib.suppress(ValueError):  # then they are fetched again
+            found.put(first, leaves)
+    return found
 
 
 def input_object(prefix: str, entries: Sequence[Entry], offset: int) -> InputObject:

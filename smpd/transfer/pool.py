@@ -156,7 +156,7 @@ class RemotePool:
         started = time.monotonic()
         self.pacing.started(started, self._lanes.under_way)
         try:
-            answer = await self._call(self.processes.of(lane), request, kind)
+            answer = await self._call(self.processes.of(lane), request, kind, brings=size)
         except SmpError as error:
             if error.code == "remote_busy":
                 self.pacing.busy(time.monotonic())
@@ -328,24 +328,30 @@ class RemotePool:
         await self.processes.aclose()
 
     async def _call(
-        self, host: WorkerHost, request: object, kind: type[T], fds: Sequence[int] = (), *, gated: bool = True
+        self,
+        host: WorkerHost,
+        request: object,
+        kind: type[T],
+        fds: Sequence[int] = (),
+        *,
+        gated: bool = True,
+        brings: int = 0,
     ) -> T:
+        """Ask one of the processes; ``brings`` is how many bytes come into a lane, if it is a range or a batch."""
         async with self._ask(host, request, fds, gated=gated) as (worker, exchange):
             began = time.monotonic()
             try:
                 answer = await until_answered(worker, lambda: exchange.result(kind))
             except (SmpError, TimeoutError) as error:
-                passing = isinstance(error, TimeoutError) or (error.retryable and error.code != "remote_busy")
-                if isinstance(request, fetching.Read | fetching.ReadMany) and passing:
+                if brings and (isinstance(error, TimeoutError) or (error.retryable and error.code != "remote_busy")):
                     self.sizing.lost()
                 raise
             took = time.monotonic() - began
             self.counts.took(took)
-            if isinstance(request, fetching.Read):
-                self.sizing.came(took, request.length)
-            elif isinstance(request, fetching.ReadMany) and isinstance(answer, fetching.ManyRead) and not answer.errors:
-                self.sizing.came(took, sum(each.size for each in request.objects))
-        if not isinstance(answer, fetching.ManyRead):  # which tells of each object
+        many = answer if isinstance(answer, fetching.ManyRead) else None  # which tells of each object
+        if brings and not (many and many.errors):
+            self.sizing.came(took, brings)
+        if many is None:
             self.gate.note(None)
         return answer
 

@@ -24,7 +24,8 @@ from smp_proto.control import (
 )
 from smp_proto.durable import is_part
 from smp_proto.errors import IntegrityError, NotFoundError, StateError, UsageError
-from smp_proto.memory import encode_secret, wipe, wipe_bytes, wipe_text
+from smp_proto.memory import wipe_bytes, wipe_text
+from smp_proto.wire import encode_secret
 from smpd.jobs.database import Database
 from smpd.jobs.seal import StateSeal
 
@@ -153,7 +154,7 @@ class RemoteStore:
         _check_kinds(config, secret)
         plain = encode_secret(remote)
         body = self._seal.seal(plain, _context(name))
-        wipe(plain)
+        wipe_bytes(plain)
         with self._db.transaction() as connection:
             if connection.execute("SELECT 1 FROM remotes WHERE name=?", (name,)).fetchone():
                 hint = f"smpctl remote remove {name} forgets it"

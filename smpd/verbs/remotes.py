@@ -43,7 +43,6 @@ async def remote_add(daemon: Daemon, actor: Actor, request: RemoteAdd, exchange:
         return await anyio.to_thread.run_sync(add)
     finally:
         Remote(request.name, request.mode, request.config, request.secret).wipe()
-        exchange.wipe_request()
 
 
 async def remote_list(daemon: Daemon, actor: Actor, request: RemoteList, exchange: Exchange) -> Remotes:

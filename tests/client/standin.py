@@ -13,8 +13,9 @@ import anyio.from_thread
 import msgspec
 
 from smp_proto import control as c
-from smp_proto.aio import Channel, Exchange, close_all, decode, encode, serve
+from smp_proto.aio import Channel, Exchange, close_all, decode, encode
 from smp_proto.errors import NotFoundError, SmpError
+from smp_proto.serving import serve
 from smp_proto.wire import PROTOCOL_MAX, PROTOCOL_MIN, FrameType
 
 VERSION = "9.9.9"

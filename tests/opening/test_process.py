@@ -7,7 +7,6 @@ import contextlib
 import os
 import re
 import signal
-import socket
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
@@ -18,7 +17,6 @@ from hypothesis import strategies as st
 from sealed.forge import identity
 from sealed.helpers import seal
 
-from smp_proto.aio import Channel, Exchange, encode
 from smp_proto.errors import DaemonError, ResourceError, SmpError
 from smp_proto.sealed.keys import Identity
 from smpd.links.ring import Ring
@@ -336,20 +334,6 @@ async def test_its_keys_cannot_sign_and_are_in_no_argument():
         assert len(list((proc / "fd").iterdir())) < 12
     with pytest.raises(SmpError, match="signs no more"):
         Identity.from_decryption_key(BOX.decryption_key(), BOX.public).sign(b"x")
-
-
-async def test_the_message_with_the_keys_is_overwritten():
-    """Once they are taken: it would lie in the heap of the process, keys of earlier boxes and all."""
-    near, far = (Channel(each) for each in socket.socketpair())
-    server, body = Server(KERNEL), encode(link.Keys([BOX.public.blob], bytes(BOX.decryption_key())))
-    try:
-        await server.handle(body, [], Exchange(near, 1, request=body))
-        assert body == bytes(len(body))
-        assert len(server._identities) == 1
-    finally:
-        server.close()
-        near.close()
-        far.close()
 
 
 @given(st.binary(max_size=300))

@@ -10,9 +10,10 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from smp_proto.aio import Caller, Channel, End, Exchange, close_all, decode, encode, serve
+from smp_proto.aio import Caller, Channel, End, Exchange, close_all, decode, encode
 from smp_proto.channel import UNREAD_BYTES_MAX, UNREAD_FDS_MAX
 from smp_proto.errors import DaemonError, NotFoundError, SmpError
+from smp_proto.serving import serve
 from smp_proto.wire import BODY_MAX_BYTES, FDS_MAX, FrameType, encode_frame
 
 
@@ -91,20 +92,29 @@ async def test_call():
         assert not faults
 
 
-async def test_a_request_that_held_a_secret():
-    """It is zero once its handler said so, and as it came where none did."""
+async def test_a_request_is_overwritten():
+    """It may have held a secret: whether it was answered, refused, or cancelled, its body is zero; the reply is whole."""
     bodies: list[bytes] = []
 
-    async def handler(body: bytes, fds: list[int], exchange: Exchange) -> None:
+    async def handler(body: bytes, fds: list[int], exchange: Exchange) -> Any:
         bodies.append(body)
-        if len(bodies) == 1:
-            exchange.wipe_request()
+        asked = decode(body, dict[str, str])
+        if asked.get("do") == "refuse":
+            raise NotFoundError("no_such_job", "no job")
+        if asked.get("do") == "wait":
+            await anyio.sleep_forever()
+        return asked
 
     async with linked(handler) as (caller, faults):
-        for _ in range(2):
-            await caller.call({"secret": "hunter2"}, type(None))
-    assert bodies == [bytes(len(bodies[1])), encode({"secret": "hunter2"})]
-    assert not faults
+        assert await caller.call({"secret": "hunter2"}, dict[str, str]) == {"secret": "hunter2"}
+        with pytest.raises(NotFoundError):
+            await caller.call({"do": "refuse", "secret": "hunter2"}, type(None))
+        with pytest.raises(TimeoutError):
+            await caller.call({"do": "wait", "secret": "hunter2"}, type(None), timeout=0.01)
+        await caller.call({"last": "one"}, dict[str, str])  # the cancelled one has ended by then
+        assert not faults
+    assert len(bodies) == 4
+    assert not any(map(any, bodies))
 
 
 async def test_data_both_ways():

@@ -105,13 +105,14 @@ async def test_what_was_received_is_overwritten():
 ENCODING = """
 import os, sys
 import msgspec
-from smp_proto.memory import encode_secret, wipe
+from smp_proto.memory import wipe_bytes
+from smp_proto.wire import encode_secret
 
 secret = os.urandom(20).hex()
 message = {"kind": "s3", "endpoint": "http://127.0.0.1:9000", "secret": secret, "rest": ["x" * 40] * 40}
 body = encode_secret(message)
 assert len(msgspec.msgpack.decode(body, type=dict[str, msgspec.Raw])) == len(message)
-wipe(body)
+wipe_bytes(body)
 print(bytes(ord(each) ^ 0x5A for each in secret).hex(), flush=True)
 sys.stdin.read()
 """

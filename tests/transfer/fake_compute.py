@@ -10,8 +10,9 @@ from typing import cast
 
 import anyio
 
-from smp_proto.aio import Channel, Exchange, close_all, decode, serve
+from smp_proto.aio import Channel, Exchange, close_all, decode
 from smp_proto.errors import IntegrityError, ProcessorError
+from smp_proto.serving import serve
 from smpd.links.computing import (
     AnyRequest,
     AnyToCompute,

@@ -11,8 +11,9 @@ import sys
 import anyio
 import msgspec
 
-from smp_proto.aio import Channel, Exchange, serve
+from smp_proto.aio import Channel, Exchange
 from smp_proto.errors import IntegrityError
+from smp_proto.serving import serve
 from smp_proto.wire import FrameType
 from smpd.links.ring import Ring
 
