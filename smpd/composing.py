@@ -264,7 +264,7 @@ def _remotes(job: Job) -> tuple[str, ...]:
 def _fetch(config: Config) -> FetchSettings:
     fetch = config.fetch
     return FetchSettings(
-        processes=fetch.processes,
+        processes=fetch.processes_max,
         slots=fetch.slots,
         slot_bytes=fetch.slot_bytes,
         connections=fetch.connections,

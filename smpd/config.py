@@ -4,6 +4,7 @@ No key holds a secret: secrets are named as files or systemd credentials. ``docs
 each key and is tested against :data:`SECTIONS`; :mod:`smpd.configuring` reads them.
 """
 
+import os
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -58,9 +59,9 @@ class Control(Section, frozen=True):
 
 
 class Fetch(Section, frozen=True):
-    """The processes that speak to remotes, and the ring they fill."""
+    """The processes that speak to remotes, and the ring they fill. ``processes`` is of each remote, at most."""
 
-    processes: Few = 2
+    processes: Few | Literal["auto"] = "auto"
     slots: Annotated[int, Meta(ge=2, le=1024)] = 16
     slot_bytes: Annotated[int, Meta(ge=MIB, le=256 * MIB, multiple_of=MIB)] = 8 * MIB
     connections: Few = 8
@@ -74,6 +75,12 @@ class Fetch(Section, frozen=True):
     breaker_failures: Count = 5
     probe_s: Seconds = 1.0
     probe_max_s: Seconds = 60.0
+
+    @property
+    def processes_max(self) -> int:
+        """``processes``, or a quarter of the cores, from 2 to 8: the others open, and run the processors."""
+        cores = len(os.sched_getaffinity(0))
+        return max(2, min(8, cores // 4)) if self.processes == "auto" else self.processes
 
 
 class Compute(Section, frozen=True):

@@ -59,5 +59,5 @@ def look(config: Config) -> Descriptors:
 
 def _without_clients(config: Config) -> int:
     jobs = config.jobs.running_max + 1
-    fetch, compute = 2 * jobs * config.fetch.processes, len(config.compute.processors)
+    fetch, compute = 2 * jobs * config.fetch.processes_max, len(config.compute.processors)
     return _OWN + jobs * _JOB + fetch * _WORKER + compute * _COMPUTE

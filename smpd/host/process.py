@@ -3,6 +3,7 @@
 import ctypes
 import os
 import sys
+import time
 
 from smp_proto.errors import ResourceError
 from smp_proto.memory import BIND_NOW, forbid_dumps
@@ -63,3 +64,14 @@ def lock_memory(buffer: bytearray) -> bool:
         return True
     view = (ctypes.c_char * len(buffer)).from_buffer(buffer)
     return bool(_libc.mlock(ctypes.c_void_p(ctypes.addressof(view)), ctypes.c_size_t(len(buffer))) == 0)
+
+
+def cpu_seconds(pid: int) -> float:
+    """What a process has spent so far, all its threads together; 0.0 where there is none (clock_getcpuclockid(3))."""
+    clock = ctypes.c_int()
+    if not pid or _libc.clock_getcpuclockid(ctypes.c_int(pid), ctypes.byref(clock)):
+        return 0.0
+    try:
+        return time.clock_gettime(clock.value)
+    except OSError:  # it has gone since
+        return 0.0

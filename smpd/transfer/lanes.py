@@ -1,7 +1,8 @@
 """The lanes of one remote: handed out by priority, then in order, and no more at once than the window allows.
 
 What is handed out is a lane of the fetch process that has the fewest in use, and of its free ones the one that was used
-last: its memory may still be in the processor's cache.
+last: its memory may still be in the processor's cache. Not all processes take part (:mod:`smpd.transfer.packing`), as
+long as those that do have lanes enough for the window.
 """
 
 import heapq
@@ -13,6 +14,7 @@ from typing import NamedTuple
 import anyio
 
 from smpd.transfer.pacing import Pacing
+from smpd.transfer.packing import Packing
 
 NORMAL = 2
 RANGES_AHEAD = 4  # of an object
@@ -35,7 +37,8 @@ class Lane(NamedTuple):
 
 
 class _Waiter:
-    def __init__(self) -> None:
+    def __init__(self, *, spread: bool) -> None:
+        self.spread = spread
         self.ready = anyio.Event()
         self.lane: Lane | None = None
 
@@ -46,15 +49,18 @@ class Lanes:
     Args:
         lanes: all there are.
         pacing: says how many may be in use at once.
+        packing: says how many processes take part; without it, all of them.
     """
 
-    def __init__(self, lanes: Iterable[Lane], pacing: Pacing) -> None:
+    def __init__(self, lanes: Iterable[Lane], pacing: Pacing, packing: Packing | None = None) -> None:
         self._free: dict[int, list[Lane]] = {}
         for lane in lanes:
             self._free.setdefault(lane.worker, []).append(lane)
         self._used: Counter[int] = Counter()
         self._parked = 0
         self._pacing = pacing
+        self._packing = packing
+        self._slots = max(map(len, self._free.values()))
         self._waiting: list[tuple[int, int, _Waiter]] = []
         self._number = 0
         self._idle = anyio.Event()
@@ -82,11 +88,15 @@ class Lanes:
         """Whether a lane of this fetch process is handed out."""
         return self._used[worker] > 0
 
-    async def take(self) -> Lane:
-        """Wait for a free lane. Those who wait are served by the rank of their job, and then in order."""
-        if not self._waiting and self._room:
-            return self._hand_out()
-        waiter = _Waiter()
+    async def take(self, *, spread: bool = False) -> Lane:
+        """Wait for a free lane. Those who wait are served by the rank of their job, and then in order.
+
+        Args:
+            spread: its process has more to do than to receive, so all of them take part.
+        """
+        if not self._waiting and (free := self._open_to(spread=spread)):
+            return self._hand_out(free)
+        waiter = _Waiter(spread=spread)
         self._number += 1
         heapq.heappush(self._waiting, (rank.get(), self._number, waiter))
         try:
@@ -111,17 +121,23 @@ class Lanes:
 
     def wake(self) -> None:
         """Hand out what the window allows; it may have grown."""
-        while self._waiting and self._room:
+        while self._waiting and (free := self._open_to(spread=self._waiting[0][2].spread)):
             waiter = heapq.heappop(self._waiting)[2]
-            waiter.lane = self._hand_out()
+            waiter.lane = self._hand_out(free)
             waiter.ready.set()
 
-    @property
-    def _room(self) -> bool:
-        return self.under_way < self._pacing.window and any(self._free.values())
+    def _open_to(self, *, spread: bool) -> list[int]:
+        """The processes that have a lane for it; none where the window is full."""
+        window = self._pacing.window
+        if self.under_way >= window:
+            return []
+        count = len(self._free)
+        if self._packing is not None and not spread:
+            count = max(self._packing.used, -(-window // self._slots))
+        return [worker for worker, free in self._free.items() if free and worker < count]
 
-    def _hand_out(self) -> Lane:
-        worker = min((worker for worker, free in self._free.items() if free), key=self._used.__getitem__)
+    def _hand_out(self, workers: Iterable[int]) -> Lane:
+        worker = min(workers, key=self._used.__getitem__)
         self._used[worker] += 1
         return self._free[worker].pop()
 

@@ -19,7 +19,7 @@ from smpd.opening.ranges import Leaves, Reader, from_ring, open_whole
 from smpd.transfer.box import trust_at
 from smpd.transfer.evidence import Evidence, keep_whole
 from smpd.transfer.lanes import Lane
-from smpd.transfer.openers import Sealed, Target
+from smpd.transfer.openers import SMALL_BYTES, Sealed, Target
 from smpd.transfer.pipeline import RangeUnit, Unit, input_object, ranges
 from smpd.transfer.source import Source
 from smpd.transfer.spool import Spool, remove
@@ -37,6 +37,7 @@ class Batch:
         self._opened: list[tuple[ObjectInfo, CheckedEnvelope]] = []
         self._evidence: dict[int, Evidence] = {}
         self._bytes = sum(info.size for info in infos)
+        self.small = self._bytes <= SMALL_BYTES * len(infos)
 
     async def bring(self, lane: Lane, plain: Target | None) -> int:
         """See :class:`Unit`."""
@@ -272,6 +273,8 @@ class Large:
 
 class _Part:
     """One range of a large object."""
+
+    small = False
 
     def __init__(self, large: Large, unit: RangeUnit) -> None:
         self._large = large

@@ -22,7 +22,7 @@ from smpd.transfer.workers import Worker, WorkerHost, died
 PROCESSES_MAX = 4  # smpd's own share of a small object is a quarter of the work
 ANSWER_S = 30.0  # some dozen batches may be before it, of some 50 ms each
 _RETRY_S = 60.0
-_SMALL_BYTES = 256 << 10
+SMALL_BYTES = 256 << 10
 _SENDERS_AT_ONCE = 256  # of a message, so that it fits a frame
 T = TypeVar("T")
 
@@ -93,7 +93,7 @@ class Openers:
 
     def of(self, mean_bytes: int) -> anyio.CapacityLimiter:
         """The limit for objects that have so many bytes each."""
-        return self.small if mean_bytes <= _SMALL_BYTES else self.large
+        return self.small if mean_bytes <= SMALL_BYTES else self.large
 
     async def in_thread(self, mean_bytes: int, work: Callable[[], T]) -> T:
         """Open a batch in a thread of smpd."""
@@ -119,7 +119,7 @@ class Openers:
         Raises:
             ResourceError: ``worker_died``; nothing is written to the slot any more.
         """
-        if sum(size for _, size in sealed.objects) > _SMALL_BYTES * len(sealed.objects):
+        if sum(size for _, size in sealed.objects) > SMALL_BYTES * len(sealed.objects):
             return None
         ready = [place for place in self._places if place.ready]
         if all(place.under_way for place in ready) if ready else self._in_threads:  # it would wait for another batch

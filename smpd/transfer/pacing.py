@@ -3,7 +3,7 @@
 Pure arithmetic; the clock is the caller's. It begins with few, since few slots stay in the processor's cache, and
 doubles as long as that brings more: a long line has its lanes after some round trips, a short one keeps few. From then
 on a trial is an epoch at another window than before: it is kept when the throughput says so, and taken back when not,
-and then the next one waits longer.
+and then the next one waits longer. A larger window that nobody fills is taken back, too.
 """
 
 EPOCH_S = 0.25
@@ -38,7 +38,7 @@ class Pacing:
         self._size = 0
         self._latency_s = 0.0
         self._skip = self.window  # ranges still to come that were begun with another window, or while it all started
-        self._full = False
+        self._peak = 0  # in use at once
         self._growing = self.window < lanes
         self._before: tuple[int, float] | None = None  # the window before the trial, and bytes per second with it
         self._down = True  # whether a smaller window is tried next
@@ -51,7 +51,7 @@ class Pacing:
         """A range was begun, the ``in_use``-th at once."""
         if in_use <= 1 and now - self._last > IDLE_S:
             self._next(now)  # what comes after a pause says nothing of the pause
-        self._full = self._full or in_use >= self.window
+        self._peak = max(self._peak, in_use)
 
     def done(self, now: float, seconds: float, size: int) -> None:
         """A range of ``size`` bytes came, and took so long."""
@@ -67,8 +67,10 @@ class Pacing:
         self._latency_s += seconds
         if now - self._began >= self._epoch_s and self._count >= self._epoch_ranges:
             window = self.window
-            if self._full:  # else what is asked limits the throughput, and not the window
+            if self._peak >= window:  # else what is asked limits the throughput, and not the window
                 self._judge(self._size / (now - self._began), self._latency_s / self._count)
+            elif self._before is not None and self._before[0] <= self._peak:  # nobody uses the room that was added
+                self.window, self._growing, self._before = self._before[0], False, None
             self._skip = window if self.window != window else 0
             self._next(now)
 
@@ -90,7 +92,7 @@ class Pacing:
         return self.window if self._growing else max(EPOCH_RANGES, 2 * self.window)
 
     def _next(self, now: float) -> None:
-        self._began, self._count, self._size, self._latency_s, self._full = now, 0, 0, 0.0, False
+        self._began, self._count, self._size, self._latency_s, self._peak = now, 0, 0, 0.0, 0
 
     def _judge(self, rate: float, latency_s: float) -> None:
         if self._growing:

@@ -50,7 +50,13 @@ class PlainSide(Protocol):
 
 
 class Unit(Protocol):
-    """What takes one lane."""
+    """What takes one lane.
+
+    Attributes:
+        small: it is many small objects.
+    """
+
+    small: bool
 
     def claim(self) -> Lane | None:
         """The lane that it is in already, or on its way into."""
@@ -93,7 +99,7 @@ class Pipeline:
             async for unit in units:
                 await self._room.acquire()
                 slot = await self._plain.take() if self._plain else None
-                group.start_soon(self._one, index, unit, unit.claim() or await self._pool.take(), slot)
+                group.start_soon(self._one, index, unit, unit.claim() or await self._pool.take(small=unit.small), slot)
                 index += 1
 
     async def _one(self, index: int, unit: Unit, lane: Lane, slot: int | None) -> None:
@@ -133,6 +139,8 @@ class RangeUnit:
         prefix: of the object's results, in a run with several objects.
         ahead: has fetched some of the object, perhaps.
     """
+
+    small = False
 
     def __init__(
         self,

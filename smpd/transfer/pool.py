@@ -7,15 +7,17 @@ process reads neither the bytes nor the credentials of another remote.
 import contextlib
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from functools import partial
 from typing import TypeVar
 
 import anyio
 from anyio.abc import TaskGroup
 
 from smp_proto.aio import Exchange
-from smp_proto.control import ObjectInfo, RemoteHealth, RemoteView
+from smp_proto.control import LocalConfig, ObjectInfo, RemoteConfig, RemoteHealth, RemoteView, S3Config
 from smp_proto.errors import NotFoundError, RemoteError, SmpError
 from smp_proto.sealed.layout import Layout
+from smpd.host.process import cpu_seconds
 from smpd.links import fetching
 from smpd.metrics.counting import Metrics
 from smpd.transfer.asking import ATTEMPTS, messages, persist, until_answered
@@ -27,6 +29,7 @@ from smpd.transfer.lanes import Lane, Lanes, objects_ahead
 from smpd.transfer.limiting import Limiter, RemoteLimiter
 from smpd.transfer.openers import Openers
 from smpd.transfer.pacing import Pacing
+from smpd.transfer.packing import Packing
 from smpd.transfer.processes import Processes
 from smpd.transfer.settings import FetchSettings
 from smpd.transfer.sizing import Sizing
@@ -36,7 +39,7 @@ from smpd.vault.remotes import Remote
 __all__ = ["FetchSettings", "RemotePool"]
 
 _SETTLE_S = 5.0
-_FIRST_LANES = 4  # of each process: while one range is opened the others arrive
+_FIRST_LANES = 4  # of each process, and 8 at least: while some ranges are opened the others arrive
 T = TypeVar("T")
 
 
@@ -67,13 +70,15 @@ class RemotePool:
         self.kind = remote.config.__struct_config__.tag
         self.settings = settings
         lanes = [Lane(w, s) for w in range(settings.processes) for s in range(settings.slots)]
-        self.pacing = Pacing(len(lanes), _FIRST_LANES * settings.processes)
+        self.pacing = Pacing(len(lanes), max(8, _FIRST_LANES * settings.processes))
+        self._packing = None if _deciphers(remote.config) else Packing(settings.processes)
         self.sizing = Sizing(settings.slot_bytes)
-        self._lanes = Lanes(lanes, self.pacing)
+        self._lanes = Lanes(lanes, self.pacing, self._packing)
         self.processes = Processes(remote.name, load, settings, self._lanes, group)
         self._limits = RemoteLimiter(limiter, remote.name)
+        self._group = group
         self._closing = anyio.Event()
-        self.ahead = anyio.Semaphore(objects_ahead(len(lanes)), fast_acquire=True)
+        self.ahead = anyio.Semaphore(objects_ahead(settings.slots if self._packing else len(lanes)), fast_acquire=True)
         self.gate = Gate(
             remote.name,
             settings.breaker,
@@ -98,9 +103,13 @@ class RemotePool:
         """How an object of this remote is cut into ranges."""
         return Cutting(layout, self.settings.slot_bytes, lambda: self.sizing.range_bytes)
 
-    async def take(self) -> Lane:
-        """Wait for a free lane; those who wait are served by the priority of their job, then in order."""
-        return await self._limits.lane(self._lanes.take, self.settings.slot_bytes)
+    async def take(self, *, small: bool = False) -> Lane:
+        """Wait for a free lane; those who wait are served by the priority of their job, then in order.
+
+        Args:
+            small: it is for many small objects, which are more work to ask for than to receive.
+        """
+        return await self._limits.lane(partial(self._lanes.take, spread=small), self.settings.slot_bytes)
 
     def give(self, lane: Lane) -> None:
         """Return a lane."""
@@ -164,7 +173,24 @@ class RemotePool:
         now = time.monotonic()
         self.pacing.done(now, now - started, size)
         self.counts.fetched(size)
+        if self._packing is not None and self._packing.due(now):
+            spent = [cpu_seconds(host.pid) for host in self.processes.hosts[: self._packing.used]]
+            if self._packing.look(now, spent) and not self._closing.is_set():
+                self._group.start_soon(self._join, self._packing)
         return answer
+
+    async def _join(self, packing: Packing) -> None:
+        """Start one process more; it takes part once it is there."""
+        there = False
+        try:
+            if not self._closing.is_set():
+                async with self.processes.hosts[packing.used].use():
+                    there = True
+        except SmpError:
+            pass  # whoever has to have it is told what kept it
+        finally:
+            packing.joined(there=there)
+            self._lanes.wake()
 
     async def fetch_bytes(self, path: str, pin: str, start: int, end: int) -> bytes:
         """Bytes ``[start, end)`` of an object in private memory; for envelopes, not for payloads."""
@@ -392,3 +418,14 @@ class RemotePool:
                     kill(worker.process)
                     with anyio.move_on_after(_SETTLE_S, shield=True):
                         await worker.process.wait()
+
+
+def _deciphers(config: RemoteConfig) -> bool:
+    """Whether what a fetch process receives is enciphered for its way."""
+    match config:
+        case LocalConfig():
+            return False
+        case S3Config(endpoint=endpoint):
+            return not endpoint.lower().startswith("http://")
+        case _:
+            return True

@@ -176,6 +176,11 @@ class WorkerHost:
             self._used.set()
 
     @property
+    def pid(self) -> int:
+        """The worker's process id; 0 where none is ready."""
+        return self.worker.pid if self.worker is not None else 0
+
+    @property
     def absent(self) -> bool:
         """Whether no worker is there, nor one that is starting."""
         return self._gone.is_set()
@@ -206,7 +211,7 @@ class WorkerHost:
 
     def sample(self) -> Usage:
         """Note the worker's peak memory while it can still be read; return what it uses now."""
-        now = usage(self.worker.pid if self.worker is not None else 0)
+        now = usage(self.pid)
         self.peak_rss = max(self.peak_rss, now.peak_bytes)
         return now
 

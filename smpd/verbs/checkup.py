@@ -51,7 +51,7 @@ def memory_check(config: Config, mapped_bytes: int) -> Check:
     tightest = min(bounds(), key=lambda bound: bound.left, default=None)
     if tightest is None:
         return Check("memory", "warn", "how much there is cannot be told", "see that /proc is mounted")
-    slots = config.fetch.processes * config.fetch.slots + config.compute.slots + config.compute.result_slots
+    slots = config.fetch.processes_max * config.fetch.slots + config.compute.slots + config.compute.result_slots
     needed = slots * config.fetch.slot_bytes
     text = f"{max(tightest.left, 0) >> 20} MiB left of {tightest.name}; a job's rings take {needed >> 20} MiB"
     if tightest.left + mapped_bytes >= needed:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from smpd.host.logs import FORBIDDEN, REMOVED, configure_logs, remove_forbidden
 from smpd.host.memory import machine_bytes, usage
-from smpd.host.process import lock_memory
+from smpd.host.process import cpu_seconds, lock_memory
 from smpd.links.starting import environment
 
 HARDEN = """
@@ -224,3 +224,21 @@ def test_libraries_log_without_their_arguments(log):
     logging.getLogger("asyncio").info("chatter")
     shown = json.loads(out.getvalue())
     assert (shown["logger"], shown["template"], shown["level"]) == ("asyncio", "slow %s", "warning")
+
+
+def test_cpu_seconds_are_of_the_whole_process() -> None:
+    """All threads of another one, as the system counts them; of one that is not there, none."""
+    code = (
+        "import hashlib, os, threading, time\n"
+        "threads = [threading.Thread(target=hashlib.pbkdf2_hmac, args=('sha256', b'', b'', 200_000)) for _ in range(2)]\n"
+        "[each.start() for each in threads], [each.join() for each in threads]\n"
+        "print(time.process_time(), flush=True), input()\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        told = float(process.stdout.readline())
+        assert told <= cpu_seconds(process.pid) < told + 0.5
+        pid = process.pid
+        process.communicate(b"\n")
+    assert cpu_seconds(pid) == 0.0
+    assert cpu_seconds(0) == 0.0

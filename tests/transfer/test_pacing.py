@@ -18,6 +18,7 @@ from smpd.jobs.job import Job, Progress
 from smpd.jobs.scheduler import RANKS
 from smpd.transfer.lanes import Lane, Lanes, rank
 from smpd.transfer.pacing import Pacing
+from smpd.transfer.packing import Packing
 from smpd.transfer.pool import RemotePool
 from smpd.transfer.runner import Runner
 
@@ -140,6 +141,41 @@ def test_a_remote_that_became_quick_has_few_lanes_again() -> None:
     assert sim.pacing.window <= 12
 
 
+def test_a_window_that_nobody_fills_is_taken_back() -> None:
+    """Sixteen slots for the plaintext are what the window is worth, however much it grew while all was cold."""
+    pacing = Pacing(32, 8)
+    sim = Server(pacing, latency_s=0.02, bandwidth=1e10, each=4e8)  # each lane brings as much as the first
+    while pacing.window < 32:
+        sim.run(0.01)
+    now = sim.now + 1.0
+    pacing.started(now, 1)  # a pause, and then no more than 16 at once
+    for _ in range(100):
+        pacing.started(now, 16)
+        now += 0.01
+        pacing.done(now, 0.02, SIZE)
+    assert pacing.window == 16
+
+
+def test_few_ranges_at_once_do_not_end_the_growth() -> None:
+    """Small jobs say nothing of what a large one could use."""
+    pacing, now = Pacing(32, 8), 1.0
+    for _ in range(80):
+        pacing.started(now, 2)
+        now += 0.05
+        pacing.done(now, 0.1, SIZE)
+    assert pacing.window == 8
+    for _ in range(8):
+        pacing.started(now, pacing.window)
+        now += 0.05
+        pacing.done(now, 0.1, SIZE)
+    assert pacing.window == 16
+    for _ in range(80):
+        pacing.started(now, 2)
+        now += 0.05
+        pacing.done(now, 0.1, SIZE)
+    assert pacing.window == 16
+
+
 def test_a_pause_within_an_epoch_is_not_judged() -> None:
     """A job's end and the next one's start lie in one epoch: the time between is not the window's fault."""
     pacing, now = Pacing(32, 4), 0.0
@@ -242,6 +278,43 @@ async def test_the_lane_used_last_is_used_next_and_processes_share_the_load() ->
         lanes.give(lane)
     again = [await lanes.take() for _ in range(2)]
     assert sorted(again) == sorted(held[:2])
+
+
+async def test_processes_that_do_not_take_part_get_no_lanes() -> None:
+    """Until they join, the window needs their lanes, or the work is more than receiving."""
+    pacing, packing = Pacing(16, 4), Packing(2)
+    lanes = Lanes([Lane(worker, slot) for worker in range(2) for slot in range(8)], pacing, packing)
+    held = [await lanes.take() for _ in range(3)]
+    assert [lane.worker for lane in held] == [0, 0, 0]
+    held.append(await lanes.take(spread=True))
+    assert held[-1].worker == 1
+    pacing.window = 16
+    held += [await lanes.take() for _ in range(4)]
+    assert lanes.used_by(1)
+    while held:
+        lanes.give(held.pop())
+    pacing.window = 8
+    packing.joined(there=True)
+    assert sorted([(await lanes.take()).worker for _ in range(4)]) == [0, 0, 1, 1]
+
+
+async def test_who_waits_for_a_process_that_takes_part_gets_its_lane() -> None:
+    """Its lanes are all in use, and the window has room: the next one given back goes to who waits."""
+    pacing = Pacing(4, 4)
+    lanes = Lanes([Lane(worker, slot) for worker in range(2) for slot in range(2)], pacing, Packing(2))
+    pacing.window = 2
+    held = [await lanes.take(), await lanes.take(spread=True)]
+    pacing.window = 3  # the lanes of both are needed now
+    held.append(await lanes.take())
+    pacing.window = 2
+    lanes.give(held.pop(1))
+    got: list[str] = []
+    async with anyio.create_task_group() as group:
+        group.start_soon(_taker(lanes, got), "a", 2)
+        await anyio.wait_all_tasks_blocked()
+        assert got == []
+        lanes.give(held[0])
+    assert got == ["a"]
 
 
 @pytest.mark.parametrize("handed", [False, True])

@@ -1,0 +1,57 @@
+"""How many fetch processes of a remote take part, where all they do is to receive.
+
+One alone keeps pace with what a few cores can open, and each one more takes its share of the caches and the cores. So
+one begins, and another joins when those that take part have hardly any time left. Pure arithmetic; the clocks are the
+caller's.
+"""
+
+from collections.abc import Sequence
+
+LOOK_S = 0.1
+PAUSE_S = 60.0  # without a range for so long, one begins again
+FULL = 0.85  # of a core, for each that takes part: then one more joins
+EASY = 0.6  # of a core, for each of those that would be left: then one leaves
+
+
+class Packing:
+    """The processes of one remote that take part: those with the lowest numbers.
+
+    Attributes:
+        used: how many they are.
+    """
+
+    def __init__(self, processes: int) -> None:
+        self._processes = processes
+        self.used = 1
+        self._joining = False
+        self._at = 0.0
+        self._spent: Sequence[float] = ()
+
+    def due(self, now: float) -> bool:
+        """Whether it is time to look. The first ranges after a pause say nothing of what comes."""
+        if now - self._at > PAUSE_S:
+            self.used = 1
+        return self._processes > 1 and now - self._at >= LOOK_S
+
+    def look(self, now: float, spent: Sequence[float]) -> bool:
+        """Judge by what each process that takes part has spent in all, in CPU seconds; one that is not there, none.
+
+        Returns:
+            Whether one more is to join, which is for the caller, who then says whether it did: see :meth:`joined`.
+        """
+        elapsed, before = now - self._at, self._spent
+        self._at, self._spent = now, tuple(spent)
+        if elapsed > 10 * LOOK_S or len(before) != len(spent):  # it was not looked at all the time, or others were
+            return False
+        cores = sum(max(0.0, after - earlier) for earlier, after in zip(before, spent, strict=True)) / elapsed
+        if self.used > 1 and cores < EASY * (self.used - 1):
+            self.used -= 1
+        wanted = not self._joining and self.used < self._processes and cores >= FULL * self.used
+        self._joining = self._joining or wanted
+        return wanted
+
+    def joined(self, *, there: bool) -> None:
+        """One more takes part now, if it is there."""
+        self._joining = False
+        if there:
+            self.used = min(self._processes, self.used + 1)

@@ -1,0 +1,113 @@
+"""How many fetch processes take part: the arithmetic, and real processes."""
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from smpd.transfer import packing
+from smpd.transfer.packing import LOOK_S, PAUSE_S, Packing
+from tests.transfer.test_ranges import MIB, opened, plaintext, sealed
+
+__all__ = ["plaintext", "sealed"]
+
+
+class Cores:
+    """Looks at processes that spend so much of a core each, in virtual time."""
+
+    def __init__(self, packing: Packing) -> None:
+        self.packing = packing
+        self.now = 1000.0
+        self.spent = [0.0] * 64
+
+    def run(self, share: Callable[[int], float], looks: int = 10) -> int:
+        """Of a core for each, by how many take part; returns how many do at the end."""
+        for _ in range(looks):
+            used = self.packing.used
+            self.now += LOOK_S
+            for each in range(used):
+                self.spent[each] += LOOK_S * share(used)
+            if self.packing.due(self.now) and self.packing.look(self.now, self.spent[:used]):
+                self.packing.joined(there=True)
+        return self.packing.used
+
+
+def test_one_that_has_time_left_stays_alone() -> None:
+    """Whatever the others could do."""
+    assert Cores(Packing(8)).run(lambda used: 0.8) == 1
+
+
+def test_others_join_until_they_have_time_left() -> None:
+    """Work for three and a half cores is done by five; there are no more than there are."""
+    work = 3.5
+    assert Cores(Packing(8)).run(lambda used: min(1.0, work / used), 50) == 5
+    assert Cores(Packing(3)).run(lambda used: min(1.0, work / used), 50) == 3
+    assert Cores(Packing(1)).run(lambda used: 1.0, 50) == 1
+
+
+def test_those_that_are_not_needed_leave_one_by_one() -> None:
+    """As soon as the others would have time enough."""
+    cores = Cores(Packing(4))
+    assert cores.run(lambda used: 1.0, 20) == 4
+    assert cores.run(lambda used: 1.7 / used, 1) == 3
+    assert cores.run(lambda used: 1.7 / used) == 3
+    assert cores.run(lambda used: 0.5 / used) == 1
+
+
+def test_one_begins_again_after_a_pause() -> None:
+    """The others may have gone meanwhile."""
+    cores = Cores(Packing(4))
+    assert cores.run(lambda used: 1.0, 20) == 4
+    cores.now += PAUSE_S
+    assert cores.run(lambda used: 0.7, 2) == 1
+
+
+def test_who_joins_is_asked_for_once() -> None:
+    """It takes its time to start, or cannot."""
+    packing = Packing(3)
+    packing.due(1.0)
+    packing.look(1.0, [0.0])
+    assert packing.look(1.1, [0.1])
+    assert not packing.look(1.2, [0.2])
+    packing.joined(there=False)
+    assert packing.used == 1
+    assert packing.look(1.3, [0.3])
+
+
+@given(st.lists(st.tuples(st.floats(0.0, 100.0), st.floats(0.0, 200.0), st.booleans()), max_size=60), st.integers(1, 8))
+def test_some_take_part_whatever_is_measured(steps: list[tuple[float, float, bool]], processes: int) -> None:
+    """Clocks that stand still, processes that were started anew, starts that fail."""
+    packing, now, wanted = Packing(processes), 5.0, False
+    for elapsed, spent, there in steps:
+        now += elapsed
+        if packing.due(now):
+            wanted = packing.look(now, [spent] * packing.used) or wanted
+        if wanted and there:
+            packing.joined(there=spent > 1.0)
+            wanted = False
+        assert 1 <= packing.used <= processes
+
+
+async def test_a_process_joins_beside_those_that_are_there(sealed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Real ones: only one is there until it is too busy, and then another takes ranges, too."""
+    async with opened(sealed, processes=2, slots=8) as (pool, source):
+        hosts = pool.processes.hosts
+
+        async def read() -> None:
+            async with pool.lane(), pool.lane() as lane:
+                await pool.read(lane, "object.smp", source.info.pin, 0, MIB)
+
+        for _ in range(5):
+            await read()
+        assert [bool(host.pid) for host in hosts] == [True, False]
+        monkeypatch.setattr(packing, "FULL", 0.0)
+        monkeypatch.setattr(packing, "EASY", 0.0)
+        monkeypatch.setattr(packing, "LOOK_S", 1e-3)
+        while not hosts[1].pid:  # the deadline is that of the pools
+            await read()
+        lanes = [await pool.take() for _ in range(2)]
+        assert sorted(lane.worker for lane in lanes) == [0, 1]
+        for lane in lanes:
+            pool.give(lane)
+        await read()
