@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import math
 import queue
+from collections import deque
 from typing import cast
 
 import anyio
@@ -62,6 +63,8 @@ class Running:
         self._output_freed: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._loop = asyncio.get_running_loop()
         self._outbox, self._to_send = anyio.create_memory_object_stream[FromCompute](math.inf)
+        self._posted: deque[FromCompute] = deque()
+        self._told = False  # whether the loop knows that something was posted
         self._fences, self._to_reclaim = anyio.create_memory_object_stream[tuple[int, torch.Event]](math.inf)
         self._clock = Clock()
         self._begun = False
@@ -167,7 +170,15 @@ class Running:
         self._loop.call_soon_threadsafe(self._finish, outcome)
 
     def _post(self, message: FromCompute) -> None:
-        self._loop.call_soon_threadsafe(self._outbox.send_nowait, message)
+        self._posted.append(message)
+        if not self._told:  # each time takes a system call
+            self._told = True
+            self._loop.call_soon_threadsafe(self._pass_on)
+
+    def _pass_on(self) -> None:
+        self._told = False  # first, or what is posted meanwhile would wait
+        while self._posted:
+            self._outbox.send_nowait(self._posted.popleft())
 
     def _free(self, slot: int, fence: "torch.Event | None") -> None:
         if fence is None:

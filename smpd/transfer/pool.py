@@ -70,7 +70,7 @@ class RemotePool:
         self.kind = remote.config.__struct_config__.tag
         self.settings = settings
         lanes = [Lane(w, s) for w in range(settings.processes) for s in range(settings.slots)]
-        self.pacing = Pacing(len(lanes), max(8, _FIRST_LANES * settings.processes))
+        self.pacing = Pacing(len(lanes), _FIRST_LANES * settings.processes)
         self._packing = None if _deciphers(remote.config) else Packing(settings.processes)
         self.sizing = Sizing(settings.slot_bytes)
         self._lanes = Lanes(lanes, self.pacing, self._packing)

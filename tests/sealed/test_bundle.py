@@ -72,6 +72,26 @@ def test_who_signs_may_be_named_late_and_is_not_kept() -> None:
         assert opened.sender == CAROL.public
 
 
+@settings(max_examples=25)
+@given(st.lists(st.one_of(st.none(), st.integers(0, 70_000)), min_size=1, max_size=60))
+def test_what_there_is_room_for_is_not_written(sizes: list[int | None]) -> None:
+    """None writes just as much as there is room for; the sink is called for what is beyond that, and not before."""
+    me, written = identity("me"), 0
+
+    def sink(view: memoryview) -> None:
+        nonlocal written
+        written += len(view)
+
+    writer = BundleWriter(sink, sender=me, recipients=[me.public])
+    writer.begin("a")
+    for size in sizes:
+        room, before = writer.room, written
+        data = bytes(room if size is None else size)
+        writer.write(data)
+        assert (written > before) == (len(data) > room)
+    writer.abort()
+
+
 def test_writes_take_any_buffer() -> None:
     """Views of other item types count in bytes."""
     out = bytearray()

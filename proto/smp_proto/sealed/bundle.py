@@ -108,6 +108,11 @@ class BundleWriter:
         self._entry = entry
         self._sha256 = hashlib.sha256()
 
+    @property
+    def room(self) -> int:
+        """How many bytes the next call of :meth:`write` may bring without anything being sealed and written."""
+        return self._capacity() - self._filled
+
     def write(self, data: Buffer) -> None:
         """Add bytes to the entry. They are read more than once, and not kept: nobody may change them meanwhile."""
         self._must(self._open and self._entry is not None)
