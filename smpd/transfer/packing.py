@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 LOOK_S = 0.1
 PAUSE_S = 60.0  # without a range for so long, one begins again
+AGAIN_S = 60.0  # between two tries to start one that does not come
 FULL = 0.85  # of a core, for each that takes part: then one more joins
 EASY = 0.6  # of a core, for each of those that would be left: then one leaves
 
@@ -23,7 +24,7 @@ class Packing:
     def __init__(self, processes: int) -> None:
         self._processes = processes
         self.used = 1
-        self._joining = False
+        self._again_at = 0.0  # one that is starting, or could not, is not asked for again before
         self._at = 0.0
         self._spent: Sequence[float] = ()
 
@@ -46,12 +47,13 @@ class Packing:
         cores = sum(max(0.0, after - earlier) for earlier, after in zip(before, spent, strict=True)) / elapsed
         if self.used > 1 and cores < EASY * (self.used - 1):
             self.used -= 1
-        wanted = not self._joining and self.used < self._processes and cores >= FULL * self.used
-        self._joining = self._joining or wanted
-        return wanted
+        if now < self._again_at or self.used == self._processes or cores < FULL * self.used:
+            return False
+        self._again_at = now + AGAIN_S
+        return True
 
     def joined(self, *, there: bool) -> None:
         """One more takes part now, if it is there."""
-        self._joining = False
         if there:
             self.used = min(self._processes, self.used + 1)
+            self._again_at = 0.0

@@ -1,13 +1,14 @@
 """How many fetch processes take part: the arithmetic, and real processes."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from smpd.transfer import packing
-from smpd.transfer.packing import LOOK_S, PAUSE_S, Packing
+from smpd.transfer.packing import AGAIN_S, LOOK_S, PAUSE_S, Packing
 from tests.transfer.test_ranges import MIB, opened, plaintext, sealed
 
 __all__ = ["plaintext", "sealed"]
@@ -72,7 +73,11 @@ def test_who_joins_is_asked_for_once() -> None:
     assert not packing.look(1.2, [0.2])
     packing.joined(there=False)
     assert packing.used == 1
-    assert packing.look(1.3, [0.3])
+    asked = [tick for tick in range(13, 1300) if packing.look(tick / 10, [tick / 10])]
+    assert asked[0] / 10 == pytest.approx(1.1 + AGAIN_S)
+    packing.joined(there=True)
+    packing.look(130.1, [130.1, 0.0])
+    assert packing.look(130.2, [130.2, 0.1])
 
 
 @given(st.lists(st.tuples(st.floats(0.0, 100.0), st.floats(0.0, 200.0), st.booleans()), max_size=60), st.integers(1, 8))
@@ -89,7 +94,7 @@ def test_some_take_part_whatever_is_measured(steps: list[tuple[float, float, boo
         assert 1 <= packing.used <= processes
 
 
-async def test_a_process_joins_beside_those_that_are_there(sealed, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_process_joins_beside_those_that_are_there(sealed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Real ones: only one is there until it is too busy, and then another takes ranges, too."""
     async with opened(sealed, processes=2, slots=8) as (pool, source):
         hosts = pool.processes.hosts
