@@ -7,10 +7,11 @@ caller's.
 
 from collections.abc import Sequence
 
-LOOK_S = 0.1
+LOOK_S = 0.5
+LOOKS = 2  # in a row, since to start a process takes as much of a core as a GB does
 PAUSE_S = 60.0  # without a range for so long, one begins again
 AGAIN_S = 60.0  # between two tries to start one that does not come
-FULL = 0.85  # of a core, for each that takes part: then one more joins
+FULL = 0.9  # of a core, for each that takes part: then one more joins
 EASY = 0.6  # of a core, for each of those that would be left: then one leaves
 
 
@@ -24,6 +25,7 @@ class Packing:
     def __init__(self, processes: int) -> None:
         self._processes = processes
         self.used = 1
+        self._full = 0  # looks in a row
         self._again_at = 0.0  # one that is starting, or could not, is not asked for again before
         self._at = 0.0
         self._spent: Sequence[float] = ()
@@ -47,7 +49,8 @@ class Packing:
         cores = sum(max(0.0, after - earlier) for earlier, after in zip(before, spent, strict=True)) / elapsed
         if self.used > 1 and cores < EASY * (self.used - 1):
             self.used -= 1
-        if now < self._again_at or self.used == self._processes or cores < FULL * self.used:
+        self._full = self._full + 1 if cores >= FULL * self.used else 0
+        if now < self._again_at or self.used == self._processes or self._full < LOOKS:
             return False
         self._again_at = now + AGAIN_S
         return True
@@ -56,4 +59,4 @@ class Packing:
         """One more takes part now, if it is there."""
         if there:
             self.used = min(self._processes, self.used + 1)
-            self._again_at = 0.0
+            self._again_at, self._full = 0.0, 0

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smpd.transfer import packing
-from smpd.transfer.packing import AGAIN_S, LOOK_S, PAUSE_S, Packing
+from smpd.transfer.packing import AGAIN_S, LOOK_S, LOOKS, PAUSE_S, Packing
 from tests.transfer.test_ranges import MIB, opened, plaintext, sealed
 
 __all__ = ["plaintext", "sealed"]
@@ -40,9 +40,9 @@ def test_one_that_has_time_left_stays_alone() -> None:
 
 
 def test_others_join_until_they_have_time_left() -> None:
-    """Work for three and a half cores is done by five; there are no more than there are."""
+    """Work for three and a half cores is done by four; there are no more than there are."""
     work = 3.5
-    assert Cores(Packing(8)).run(lambda used: min(1.0, work / used), 50) == 5
+    assert Cores(Packing(8)).run(lambda used: min(1.0, work / used), 50) == 4
     assert Cores(Packing(3)).run(lambda used: min(1.0, work / used), 50) == 3
     assert Cores(Packing(1)).run(lambda used: 1.0, 50) == 1
 
@@ -67,17 +67,22 @@ def test_one_begins_again_after_a_pause() -> None:
 def test_who_joins_is_asked_for_once() -> None:
     """It takes its time to start, or cannot."""
     packing = Packing(3)
-    packing.due(1.0)
-    packing.look(1.0, [0.0])
-    assert packing.look(1.1, [0.1])
-    assert not packing.look(1.2, [0.2])
+    asked = [tick for tick in range(120) if packing.look(tick * LOOK_S, [tick * LOOK_S])]
+    assert asked == [LOOKS]
     packing.joined(there=False)
     assert packing.used == 1
-    asked = [tick for tick in range(13, 1300) if packing.look(tick / 10, [tick / 10])]
-    assert asked[0] / 10 == pytest.approx(1.1 + AGAIN_S)
+    asked = [tick for tick in range(120, 240) if packing.look(tick * LOOK_S, [tick * LOOK_S])]
+    assert asked == [LOOKS + AGAIN_S / LOOK_S]
     packing.joined(there=True)
-    packing.look(130.1, [130.1, 0.0])
-    assert packing.look(130.2, [130.2, 0.1])
+    assert packing.used == 2
+    asked = [tick for tick in range(240, 250) if packing.look(tick * LOOK_S, [tick * LOOK_S] * 2)]
+    assert asked == [240 + LOOKS]
+
+
+def test_one_busy_look_is_not_enough() -> None:
+    """As at the start of a job, when there is nothing to open yet."""
+    cores, looks = Cores(Packing(4)), iter([1.0, 0.5] * 20)
+    assert cores.run(lambda used: next(looks), 40) == 1
 
 
 @given(st.lists(st.tuples(st.floats(0.0, 100.0), st.floats(0.0, 200.0), st.booleans()), max_size=60), st.integers(1, 8))
