@@ -1,8 +1,7 @@
 """The lanes of one remote: handed out by priority, then in order, and no more at once than the window allows.
 
 What is handed out is a lane of the fetch process that has the fewest in use, and of its free ones the one that was used
-last: its memory may still be in the processor's cache. Not all processes take part (:mod:`smpd.transfer.packing`), as
-long as those that do have lanes enough for the window.
+last: its memory may still be in the processor's cache. Not all processes need take part (:mod:`smpd.transfer.packing`).
 """
 
 import heapq
@@ -60,7 +59,6 @@ class Lanes:
         self._parked = 0
         self._pacing = pacing
         self._packing = packing
-        self._slots = max(map(len, self._free.values()))
         self._waiting: list[tuple[int, int, _Waiter]] = []
         self._number = 0
         self._idle = anyio.Event()
@@ -128,12 +126,9 @@ class Lanes:
 
     def _open_to(self, *, spread: bool) -> list[int]:
         """The processes that have a lane for it; none where the window is full."""
-        window = self._pacing.window
-        if self.under_way >= window:
+        if self.under_way >= self._pacing.window:
             return []
-        count = len(self._free)
-        if self._packing is not None and not spread:
-            count = max(self._packing.used, -(-window // self._slots))
+        count = len(self._free) if self._packing is None or spread else self._packing.used
         return [worker for worker, free in self._free.items() if free and worker < count]
 
     def _hand_out(self, workers: Iterable[int]) -> Lane:

@@ -29,7 +29,7 @@ from smpd.transfer.lanes import Lane, Lanes, objects_ahead
 from smpd.transfer.limiting import Limiter, RemoteLimiter
 from smpd.transfer.openers import Openers
 from smpd.transfer.pacing import Pacing
-from smpd.transfer.packing import Packing
+from smpd.transfer.packing import LONG_S, Packing
 from smpd.transfer.processes import Processes
 from smpd.transfer.settings import FetchSettings
 from smpd.transfer.sizing import Sizing
@@ -71,7 +71,9 @@ class RemotePool:
         self.settings = settings
         lanes = [Lane(w, s) for w in range(settings.processes) for s in range(settings.slots)]
         self.pacing = Pacing(len(lanes), _FIRST_LANES * settings.processes)
-        self._packing = None if _deciphers(remote.config) else Packing(settings.processes)
+        self._packing = None
+        if not _deciphers(remote.config):
+            self._packing = Packing(settings.processes, -(-self.pacing.window // settings.slots))
         self.sizing = Sizing(settings.slot_bytes)
         self._lanes = Lanes(lanes, self.pacing, self._packing)
         self.processes = Processes(remote.name, load, settings, self._lanes, group)
@@ -175,7 +177,8 @@ class RemotePool:
         self.counts.fetched(size)
         if self._packing is not None and self._packing.due(now):
             spent = [cpu_seconds(host.pid) for host in self.processes.hosts[: self._packing.used]]
-            if self._packing.look(now, spent) and not self._closing.is_set():
+            lacking = now - started >= LONG_S and self.pacing.window > self._packing.used * self.settings.slots
+            if self._packing.look(now, spent, lacking=lacking) and not self._closing.is_set():
                 self._group.start_soon(self._join, self._packing)
         return answer
 

@@ -281,33 +281,23 @@ async def test_the_lane_used_last_is_used_next_and_processes_share_the_load() ->
 
 
 async def test_processes_that_do_not_take_part_get_no_lanes() -> None:
-    """Until they join, the window needs their lanes, or the work is more than receiving."""
+    """Until they join, or the work is more than receiving."""
     pacing, packing = Pacing(16, 4), Packing(2)
     lanes = Lanes([Lane(worker, slot) for worker in range(2) for slot in range(8)], pacing, packing)
     held = [await lanes.take() for _ in range(3)]
     assert [lane.worker for lane in held] == [0, 0, 0]
     held.append(await lanes.take(spread=True))
     assert held[-1].worker == 1
-    pacing.window = 16
-    held += [await lanes.take() for _ in range(4)]
-    assert lanes.used_by(1)
     while held:
         lanes.give(held.pop())
-    pacing.window = 8
     packing.joined(there=True)
     assert sorted([(await lanes.take()).worker for _ in range(4)]) == [0, 0, 1, 1]
 
 
 async def test_who_waits_for_a_process_that_takes_part_gets_its_lane() -> None:
     """Its lanes are all in use, and the window has room: the next one given back goes to who waits."""
-    pacing = Pacing(4, 4)
-    lanes = Lanes([Lane(worker, slot) for worker in range(2) for slot in range(2)], pacing, Packing(2))
-    pacing.window = 2
-    held = [await lanes.take(), await lanes.take(spread=True)]
-    pacing.window = 3  # the lanes of both are needed now
-    held.append(await lanes.take())
-    pacing.window = 2
-    lanes.give(held.pop(1))
+    lanes = Lanes([Lane(worker, slot) for worker in range(2) for slot in range(2)], Pacing(4, 4), Packing(2))
+    held = [await lanes.take(), await lanes.take()]
     got: list[str] = []
     async with anyio.create_task_group() as group:
         group.start_soon(_taker(lanes, got), "a", 2)

@@ -47,13 +47,11 @@ def test_others_join_until_they_have_time_left() -> None:
     assert Cores(Packing(1)).run(lambda used: 1.0, 50) == 1
 
 
-def test_those_that_are_not_needed_leave_one_by_one() -> None:
-    """As soon as the others would have time enough."""
-    cores = Cores(Packing(4))
-    assert cores.run(lambda used: 1.0, 20) == 4
-    assert cores.run(lambda used: 1.7 / used, 1) == 3
-    assert cores.run(lambda used: 1.7 / used) == 3
-    assert cores.run(lambda used: 0.5 / used) == 1
+def test_a_slow_line_has_more_lanes() -> None:
+    """Nobody is busy, but each range takes its time, and the window asks for more of them at once."""
+    packing = Packing(2)
+    assert not any(packing.look(tick * LOOK_S, [0.0]) for tick in range(10))
+    assert [packing.look((10 + tick) * LOOK_S, [0.0], lacking=True) for tick in range(3)] == [False, True, False]
 
 
 def test_one_begins_again_after_a_pause() -> None:
@@ -112,7 +110,6 @@ async def test_a_process_joins_beside_those_that_are_there(sealed: Path, monkeyp
             await read()
         assert [bool(host.pid) for host in hosts] == [True, False]
         monkeypatch.setattr(packing, "FULL", 0.0)
-        monkeypatch.setattr(packing, "EASY", 0.0)
         monkeypatch.setattr(packing, "LOOK_S", 1e-3)
         while not hosts[1].pid:  # the deadline is that of the pools
             await read()
