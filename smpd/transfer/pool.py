@@ -39,7 +39,7 @@ from smpd.vault.remotes import Remote
 __all__ = ["FetchSettings", "RemotePool"]
 
 _SETTLE_S = 5.0
-_FIRST_LANES = 4  # of each process, and 8 at least: while some ranges are opened the others arrive
+_FIRST_LANES = 4  # of each process: while one range is opened the others arrive
 T = TypeVar("T")
 
 

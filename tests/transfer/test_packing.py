@@ -110,9 +110,11 @@ async def test_a_process_joins_beside_those_that_are_there(sealed: Path, monkeyp
             await read()
         assert [bool(host.pid) for host in hosts] == [True, False]
         monkeypatch.setattr(packing, "FULL", 0.0)
-        monkeypatch.setattr(packing, "LOOK_S", 1e-3)
-        while not hosts[1].pid:  # the deadline is that of the pools
+        monkeypatch.setattr(packing, "LOOK_S", 0.02)
+        assert pool._packing is not None
+        while pool._packing.used == 1:  # the deadline is that of the pools
             await read()
+        assert hosts[1].pid
         lanes = [await pool.take() for _ in range(2)]
         assert sorted(lane.worker for lane in lanes) == [0, 1]
         for lane in lanes:
