@@ -3,6 +3,7 @@
 import contextlib
 import os
 import random
+import signal
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import closing
@@ -30,6 +31,7 @@ from smpd.transfer.pools import Pools
 from smpd.transfer.sealing import sealed_file
 from smpd.transfer.source import Source, open_source
 from smpd.transfer.spool import Mark, Spool
+from smpd.transfer.workers import WorkerHost
 from smpd.vault.remotes import Remote
 
 MIB = 1 << 20
@@ -448,20 +450,23 @@ async def test_a_spool_that_cannot_be_written(sealed, tmp_path, space):
 
 async def test_a_fetch_process_that_is_killed(sealed, plaintext, tmp_path):
     """Ranges under way when a fetch process dies are fetched again; nothing else is."""
-    async with opened(sealed) as (pool, source):
-        killed = False
+    async with opened(sealed) as (pool, source), anyio.create_task_group() as group:
+        plain, lost, call, killed = Plain(), [], pool._call, []
 
-        def kill(done: int) -> None:
-            nonlocal killed
-            if not killed and done >= MIB:
-                killed = True
-                for host in pool.processes.hosts:
-                    if host.worker:
-                        host.worker.process.kill()
+        async def kill(host: WorkerHost) -> None:
+            await anyio.wait_all_tasks_blocked()
+            host.worker.process.kill()
 
-        plain, lost = Plain(), []
+        async def stop_and_ask(host: WorkerHost, request: object, *rest: Any, **options: Any) -> Any:
+            if plain.data and not killed and host.worker:
+                killed.append(host)
+                host.worker.process.send_signal(signal.SIGSTOP)  # before it is asked, so that it cannot have answered
+                group.start_soon(kill, host)
+            return await call(host, request, *rest, **options)
+
+        pool._call = stop_and_ask  # type: ignore[method-assign, assignment]
         pool.sizing.lost = lambda: lost.append(1)  # type: ignore[method-assign]
-        count = await stream(pool, source, tmp_path / "s", plain=plain, count=Count(at=kill))
+        count = await stream(pool, source, tmp_path / "s", plain=plain)
         await all_lanes_are_back(pool)
         assert plain.data == plaintext
         assert lost
