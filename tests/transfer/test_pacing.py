@@ -159,21 +159,12 @@ def test_a_window_that_nobody_fills_is_taken_back() -> None:
 def test_few_ranges_at_once_do_not_end_the_growth() -> None:
     """Small jobs say nothing of what a large one could use."""
     pacing, now = Pacing(32, 8), 1.0
-    for _ in range(80):
-        pacing.started(now, 2)
-        now += 0.05
-        pacing.done(now, 0.1, SIZE)
-    assert pacing.window == 8
-    for _ in range(8):
-        pacing.started(now, pacing.window)
-        now += 0.05
-        pacing.done(now, 0.1, SIZE)
-    assert pacing.window == 16
-    for _ in range(80):
-        pacing.started(now, 2)
-        now += 0.05
-        pacing.done(now, 0.1, SIZE)
-    assert pacing.window == 16
+    for ranges, at_once, window in ((80, 2, 8), (8, 8, 16), (80, 2, 16)):
+        for _ in range(ranges):
+            pacing.started(now, at_once)
+            now += 0.05
+            pacing.done(now, 0.1, SIZE)
+        assert pacing.window == window
 
 
 def test_a_pause_within_an_epoch_is_not_judged() -> None:
