@@ -14,10 +14,9 @@ import anyio
 from anyio.abc import TaskGroup
 
 from smp_proto.aio import Exchange
-from smp_proto.control import LocalConfig, ObjectInfo, RemoteConfig, RemoteHealth, RemoteView, S3Config
+from smp_proto.control import ObjectInfo, RemoteHealth, RemoteView
 from smp_proto.errors import NotFoundError, RemoteError, SmpError
 from smp_proto.sealed.layout import Layout
-from smpd.host.process import cpu_seconds
 from smpd.links import fetching
 from smpd.metrics.counting import Metrics
 from smpd.transfer.asking import ATTEMPTS, messages, persist, until_answered
@@ -25,11 +24,12 @@ from smpd.transfer.bounds import believed_of_fetch
 from smpd.transfer.counting import RemoteCounts
 from smpd.transfer.cutting import Cutting
 from smpd.transfer.gate import Gate
+from smpd.transfer.joining import Joining, only_receives
 from smpd.transfer.lanes import Lane, Lanes, objects_ahead
 from smpd.transfer.limiting import Limiter, RemoteLimiter
 from smpd.transfer.openers import Openers
 from smpd.transfer.pacing import Pacing
-from smpd.transfer.packing import LONG_S, Packing
+from smpd.transfer.packing import Packing
 from smpd.transfer.processes import Processes
 from smpd.transfer.settings import FetchSettings
 from smpd.transfer.sizing import Sizing
@@ -71,16 +71,20 @@ class RemotePool:
         self.settings = settings
         lanes = [Lane(w, s) for w in range(settings.processes) for s in range(settings.slots)]
         self.pacing = Pacing(len(lanes), _FIRST_LANES * settings.processes)
-        self._packing = None
-        if not _deciphers(remote.config):
-            self._packing = Packing(settings.processes, -(-self.pacing.window // settings.slots))
+        packing = None
+        if only_receives(remote.config):
+            packing = Packing(settings.processes, -(-self.pacing.window // settings.slots))
         self.sizing = Sizing(settings.slot_bytes)
-        self._lanes = Lanes(lanes, self.pacing, self._packing)
+        self._lanes = Lanes(lanes, self.pacing, packing)
         self.processes = Processes(remote.name, load, settings, self._lanes, group)
         self._limits = RemoteLimiter(limiter, remote.name)
-        self._group = group
         self._closing = anyio.Event()
-        self.ahead = anyio.Semaphore(objects_ahead(settings.slots if self._packing else len(lanes)), fast_acquire=True)
+        self._joining = None
+        if packing is not None:
+            self._joining = Joining(
+                packing, self.processes, self._lanes, self.pacing, settings.slots, self._closing, group
+            )
+        self.ahead = anyio.Semaphore(objects_ahead(settings.slots if packing else len(lanes)), fast_acquire=True)
         self.gate = Gate(
             remote.name,
             settings.breaker,
@@ -175,25 +179,9 @@ class RemotePool:
         now = time.monotonic()
         self.pacing.done(now, now - started, size)
         self.counts.fetched(size)
-        if self._packing is not None and self._packing.due(now):
-            spent = [cpu_seconds(host.pid) for host in self.processes.hosts[: self._packing.used]]
-            lacking = now - started >= LONG_S and self.pacing.window > self._packing.used * self.settings.slots
-            if self._packing.look(now, spent, lacking=lacking) and not self._closing.is_set():
-                self._group.start_soon(self._join, self._packing)
+        if self._joining is not None:
+            self._joining.came(now, now - started)
         return answer
-
-    async def _join(self, packing: Packing) -> None:
-        """Start one process more; it takes part once it is there."""
-        there = False
-        try:
-            if not self._closing.is_set():
-                async with self.processes.hosts[packing.used].use():
-                    there = True
-        except SmpError:
-            pass  # whoever has to have it is told what kept it
-        finally:
-            packing.joined(there=there)
-            self._lanes.wake()
 
     async def fetch_bytes(self, path: str, pin: str, start: int, end: int) -> bytes:
         """Bytes ``[start, end)`` of an object in private memory; for envelopes, not for payloads."""
@@ -421,14 +409,3 @@ class RemotePool:
                     kill(worker.process)
                     with anyio.move_on_after(_SETTLE_S, shield=True):
                         await worker.process.wait()
-
-
-def _deciphers(config: RemoteConfig) -> bool:
-    """Whether what a fetch process receives is enciphered for its way."""
-    match config:
-        case LocalConfig():
-            return False
-        case S3Config(endpoint=endpoint):
-            return not endpoint.lower().startswith("http://")
-        case _:
-            return True

@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from smp_proto.control import LocalConfig, RemoteConfig, S3Config, SftpConfig
 from smpd.transfer import packing
+from smpd.transfer.joining import only_receives
 from smpd.transfer.packing import AGAIN_S, LOOK_S, LOOKS, PAUSE_S, Packing
 from tests.transfer.test_ranges import MIB, opened, plaintext, sealed
 
@@ -97,6 +99,22 @@ def test_some_take_part_whatever_is_measured(steps: list[tuple[float, float, boo
         assert 1 <= packing.used <= processes
 
 
+@pytest.mark.parametrize(
+    ("config", "receives"),
+    [
+        (LocalConfig("/data"), True),
+        (S3Config("bucket", endpoint="http://10.0.0.1:9000"), True),
+        (S3Config("bucket", endpoint="HTTP://10.0.0.1:9000"), True),
+        (S3Config("bucket", endpoint="https://10.0.0.1:9000"), False),
+        (S3Config("bucket"), False),  # of AWS
+        (SftpConfig("host", "user", "host ssh-ed25519 AAAA"), False),
+    ],
+)
+def test_what_is_enciphered_on_its_way_is_more_than_receiving(config: RemoteConfig, receives: bool) -> None:
+    """The configuration of a remote says which it is."""
+    assert only_receives(config) == receives
+
+
 async def test_a_process_joins_beside_those_that_are_there(sealed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Real ones: only one is there until it is too busy, and then another takes ranges, too."""
     async with opened(sealed, processes=2, slots=8) as (pool, source):
@@ -111,8 +129,8 @@ async def test_a_process_joins_beside_those_that_are_there(sealed: Path, monkeyp
         assert [bool(host.pid) for host in hosts] == [True, False]
         monkeypatch.setattr(packing, "FULL", 0.0)
         monkeypatch.setattr(packing, "LOOK_S", 0.02)
-        assert pool._packing is not None
-        while pool._packing.used == 1:  # the deadline is that of the pools
+        assert pool._joining is not None
+        while pool._joining._packing.used == 1:  # the deadline is that of the pools
             await read()
         assert hosts[1].pid
         lanes = [await pool.take() for _ in range(2)]
