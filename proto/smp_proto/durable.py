@@ -252,8 +252,9 @@ def write_file(
 def adopt_files(sources: Sequence[tuple[str, str]], folder: int) -> None:
     """Move files, as pairs of path and name in ``folder``, so that they survive a power cut.
 
-    The contents are synced, the files renamed, the folders synced. All sources are in one folder, which is on the file
-    system of ``folder``. Many files are synced as one, by syncfs(2): five times faster than one by one.
+    The contents are synced, the files renamed, ``folder`` synced. All sources are on its file system. Theirs is not
+    synced: should an old name come back after a power cut, which no journaling file system does, it is a second name of
+    what is in ``folder``. Many files are synced as one, by syncfs(2): five times faster than one by one.
 
     Raises:
         OSError: FileNotFoundError, when one is not there; ELOOP, when it is a symbolic link. Adopt them again.
@@ -272,8 +273,6 @@ def adopt_files(sources: Sequence[tuple[str, str]], folder: int) -> None:
     for source, name in sources:
         os.rename(source, name, dst_dir_fd=folder)
     os.fsync(folder)
-    for parent in {os.path.dirname(source) or "." for source, _ in sources}:
-        sync_folder(parent)
 
 
 # ── what grows ─────────────────────────────────────────────────────────────────────────────────────────────

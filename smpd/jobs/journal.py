@@ -281,7 +281,7 @@ class Journal:
     def set_source(self, job_id: str, pin: str, size: int, envelope: bytes | None = None) -> None:
         """Pin a job to an object. Replaces an earlier pin."""
         with self._db.transaction() as connection:
-            self._find(connection, job_id)
+            _require(connection, job_id)
             self._pin(connection, job_id, Source(pin, size, envelope))
 
     def keep_result(self, job_id: str, sealed: Source, delivery: Delivery | None = None) -> None:
@@ -293,7 +293,7 @@ class Journal:
 
     def keep_result_in(self, connection: sqlite3.Connection, job_id: str, sealed: Source) -> None:
         """Note within a transaction what :meth:`keep_result` does."""
-        self._find(connection, job_id)
+        _require(connection, job_id)
         self._pin(connection, job_id, sealed)
 
     def result(self, job_id: str) -> Result | None:
@@ -310,7 +310,7 @@ class Journal:
             pinned = self._source(job_id, connection.execute(_SOURCE, (job_id,)).fetchall())
             if pinned is not None:
                 return pinned.pin
-            self._find(connection, job_id)
+            _require(connection, job_id)
             connection.execute("DELETE FROM ranges WHERE job=?", (job_id,))
             self._pin(connection, job_id, Source(pin, size))
         return pin
@@ -335,7 +335,7 @@ class Journal:
         """Record spooled ranges: the leaves (digests) of their segments, by the first one. Durable on return."""
         rows = [(job_id, i, self._seal.seal(leaves, _marked(job_id, i))) for i, leaves in ranges.items()]
         with self._db.transaction() as connection:
-            self._find(connection, job_id)
+            _require(connection, job_id)
             connection.executemany("INSERT OR REPLACE INTO ranges (job, range, leaves) VALUES (?, ?, ?)", rows)
 
     def ranges(self, job_id: str) -> dict[int, bytes]:
@@ -384,6 +384,12 @@ class Journal:
 
     def _write(self, connection: sqlite3.Connection, job: Job) -> None:
         connection.execute(UPDATE, (*self._jobs.changing(job), job.id))
+
+
+def _require(connection: sqlite3.Connection, job_id: str) -> None:
+    """See that there is such a job; its record need not be opened for that."""
+    if connection.execute("SELECT 1 FROM jobs WHERE id=?", (job_id,)).fetchone() is None:
+        raise unknown_job(job_id)
 
 
 def _marked(job_id: str, first: int) -> str:

@@ -10,6 +10,7 @@ from smpd.jobs.job import Job
 from smpd.jobs.states import ENDED
 from smpd.transfer.box import Box
 from smpd.transfer.runner import Runner
+from smpd.vault.remotes import is_prefix
 
 
 class Ends:
@@ -31,7 +32,7 @@ class Ends:
         Raises:
             AuditError: it could not be recorded; :meth:`catch_up` does it once the log can be written.
         """
-        await self._record(job.id, again=False)
+        await self._record(job.id, again=False, single=_is_single(job))
         if job.state != "done":
             self._runner.courier.poke()
 
@@ -43,18 +44,24 @@ class Ends:
         """
         await self._record("", again=again)
 
-    async def _record(self, job_id: str, *, again: bool) -> None:
+    async def _record(self, job_id: str, *, again: bool, single: bool = False) -> None:
         async with self._lock:
             with anyio.CancelScope(shield=True):  # one that is written is struck out, too
-                await anyio.to_thread.run_sync(self._write, job_id, again)
+                await anyio.to_thread.run_sync(self._write, job_id, again, single)
 
-    def _write(self, job_id: str, again: bool) -> None:
+    def _write(self, job_id: str, again: bool, single: bool) -> None:
         fields: dict[str, Any] = {"again": True} if again else {}
         for ending in self._box.journal.endings.pending(job_id):
             facts = {"actor": ending.owner, "job": ending.job, "outcome": ending.outcome, **fields}
-            self._box.audit.write(f"job.{ending.state}", act=partial(self._tidy, ending), **facts)
+            self._box.audit.write(f"job.{ending.state}", act=partial(self._tidy, ending, single), **facts)
 
-    def _tidy(self, ending: Ending) -> None:
+    def _tidy(self, ending: Ending, single: bool) -> None:
         self._box.journal.endings.recorded(ending)
         if ending.state in ENDED:
-            self._runner.leavings.discard(ending.job)
+            self._runner.leavings.discard(ending.job, single=single)
+
+
+def _is_single(job: Job) -> bool:
+    """Whether a job is not over a prefix."""
+    source = getattr(job.spec, "source", None)
+    return source is None or not is_prefix(source.partition(":")[2])

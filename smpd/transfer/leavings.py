@@ -101,9 +101,18 @@ class Leavings:
                 raise naming(error, f"job {job_id}") from error
         return result
 
-    def discard(self, job_id: str) -> None:
-        """Remove the files that a job left; blocking."""
+    def discard(self, job_id: str, *, single: bool = False) -> None:
+        """Remove the files that a job left; blocking.
+
+        Args:
+            single: it is not over a prefix, so what it left has known names, and the spool, in which thousands of jobs
+                may have theirs, need not be listed.
+        """
         self._sealed_here.pop(job_id, None)
+        if single:
+            remove(self.part(job_id))
+            remove(self.out(job_id))
+            return
         for name in os.listdir(self._box.spool_dir):
             if name.startswith(f"{job_id}."):
                 remove(os.path.join(self._box.spool_dir, name))
