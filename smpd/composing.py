@@ -154,7 +154,7 @@ def compose(config: Config, state: State, group: TaskGroup, read: Callable[[], C
     ends, retention = Ends(box, runner), Retention(database, journal, config.jobs.ended_kept)
     owners = _Owners(config)
 
-    async def run_as_owner(job: Job, progress: Progress) -> Result:
+    async def run_as_owner(job: Job, progress: Progress) -> Result | Job:
         await owners.require(job)
         return await runner(job, progress)
 

@@ -219,25 +219,39 @@ class Journal:
             StateError: ``wrong_state``.
             NotFoundError: ``no_such_job``.
         """
-        ending = None
         facts = {"error": error, "result": result, "delay": delay, "due": due}
         with self._db.transaction() as connection:
-            moved = self._move(connection, self._find(connection, job_id), move, counted=counted, **facts)
-            if moved.state in ENDED:
-                connection.execute("DELETE FROM ranges WHERE job=?", (job_id,))
-                connection.execute("DELETE FROM sources WHERE job=?", (job_id,))
-                connection.execute("DELETE FROM quarantine WHERE job=?", (job_id,))
-                # What a cancelled upload left behind is still to be cleared away.
-                left = "DELETE FROM deliveries WHERE job=? AND (?='done' OR NOT left)"
-                connection.execute(left, (job_id, moved.state))
-            if moved.state in FINAL_STATES:
-                ending = self.endings.add(connection, moved)
-        if ending is not None:
-            self.endings.noted(ending)
-        if moved.state != "running":
-            self._live.pop(job_id, None)
-        self._untried.discard(job_id)
-        return moved
+            moved = self._move_in(connection, job_id, move, counted=counted, **facts)
+        return moved()
+
+    def succeed_in(self, connection: sqlite3.Connection, job_id: str, result: Result) -> Callable[[], Job]:
+        """Move a job to ``done`` within a transaction; what is returned is to be called once that is committed.
+
+        So what a job brought is there, and the job done, at the same moment, and on the disk with one sync. Errors as
+        :meth:`move`.
+        """
+        return self._move_in(connection, job_id, "succeed", result=result)
+
+    def _move_in(self, connection: sqlite3.Connection, job_id: str, move: Move, **facts: Any) -> Callable[[], Job]:
+        moved = self._move(connection, self._find(connection, job_id), move, **facts)
+        if moved.state in ENDED:
+            connection.execute("DELETE FROM ranges WHERE job=?", (job_id,))
+            connection.execute("DELETE FROM sources WHERE job=?", (job_id,))
+            connection.execute("DELETE FROM quarantine WHERE job=?", (job_id,))
+            # What a cancelled upload left behind is still to be cleared away.
+            left = "DELETE FROM deliveries WHERE job=? AND (?='done' OR NOT left)"
+            connection.execute(left, (job_id, moved.state))
+        ending = self.endings.add(connection, moved) if moved.state in FINAL_STATES else None
+
+        def committed() -> Job:
+            if ending is not None:
+                self.endings.noted(ending)
+            if moved.state != "running":
+                self._live.pop(job_id, None)
+            self._untried.discard(job_id)
+            return moved
+
+        return committed
 
     def _move(self, connection: sqlite3.Connection, job: Job, move: Move, *, counted: bool = True, **facts: Any) -> Job:
         attempt = {"start": job.attempt + 1, "resume": 0, "recover": max(0, job.attempt - 1)}.get(move, job.attempt)
@@ -287,14 +301,10 @@ class Journal:
     def keep_result(self, job_id: str, sealed: Source, delivery: Delivery | None = None) -> None:
         """Note that a job's results are sealed in the spool, and with that how far their delivery is."""
         with self._db.transaction() as connection:
-            self.keep_result_in(connection, job_id, sealed)
+            _require(connection, job_id)
+            self._pin(connection, job_id, sealed)
             if delivery is not None:
                 self.deliveries.keep_in(connection, job_id, delivery)
-
-    def keep_result_in(self, connection: sqlite3.Connection, job_id: str, sealed: Source) -> None:
-        """Note within a transaction what :meth:`keep_result` does."""
-        _require(connection, job_id)
-        self._pin(connection, job_id, sealed)
 
     def result(self, job_id: str) -> Result | None:
         """What an earlier attempt sealed and did not yet deliver."""

@@ -30,8 +30,8 @@ RANKS: dict[Priority, int] = {"critical": 0, "high": 1, "normal": 2, "low": 3}
 DISK_RETRY_S = 1.0
 FINAL_MAX_S = 60.0
 
-# Returns once everything is delivered.
-Runner = Callable[[Job, Progress], Awaitable[Result]]
+# Returns once everything is delivered: the result, or the job as it ended where that was written down with its results.
+Runner = Callable[[Job, Progress], Awaitable[Result | Job]]
 
 # Says why a job had better not begin: no room on this box, or a remote that is down; or nothing. Blocking.
 Room = Callable[[Job], SmpError | None]
@@ -306,7 +306,7 @@ class Scheduler:
             self.poke()
 
     async def _attempt_in(self, run: _Run, job_id: str) -> Job:
-        result: Result | None = None
+        outcome: Result | Job | None = None
         failure: Exception | None = None
         started: Job | None = None
         with run.scope:
@@ -320,11 +320,13 @@ class Scheduler:
             await self._announce(started)
             progress = self._progress(started)
             try:
-                result = await self._runner(started, progress)
+                outcome = await self._runner(started, progress)
             except Exception as error:  # noqa: BLE001 - whatever a job does, it ends here
                 failure = error
-        if result is not None:
-            job = await self._settle(job_id, "succeed", result=result)
+        if isinstance(outcome, Job):
+            job = outcome
+        elif outcome is not None:
+            job = await self._settle(job_id, "succeed", result=outcome)
         elif failure is not None and started is not None:
             job = await self._failed(run, started, failure)
         else:  # stopped, perhaps before it started

@@ -1,5 +1,6 @@
 """What a job is given of this machine, and how it counts what it moves."""
 
+import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -65,6 +66,7 @@ class Meter:
     """Counts one attempt; the journal adds attempts up."""
 
     progress: Progress
+    _began: float = field(init=False, default_factory=time.monotonic)
 
     @property
     def transfer(self) -> Transfer:
@@ -90,6 +92,10 @@ class Meter:
     def begin(self, phase: str, total: int) -> None:
         """A new phase."""
         self.progress.update(phase=phase, done_bytes=0, total_bytes=total)
+
+    def stop(self) -> None:
+        """The attempt ends, as far as its time is counted."""
+        self.transfer.seconds = time.monotonic() - self._began
 
     def stage(self, name: str) -> None:
         """What the job is at from now on; see :class:`smp_proto.control.JobStage`."""

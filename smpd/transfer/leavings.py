@@ -1,7 +1,6 @@
 """What an attempt of a job leaves for the next one: its files in the spool, and what the journal knows of them."""
 
 import os
-import sqlite3
 from typing import NamedTuple
 
 import anyio
@@ -69,13 +68,8 @@ class Leavings:
         found = self._sealed_here.get(job_id)
         return found.sender if found else b""
 
-    def note_in(self, connection: sqlite3.Connection, job_id: str) -> None:
-        """Write down in the journal what was sealed for a job in this process, if something was."""
-        if found := self._sealed_here.get(job_id):
-            self._box.journal.keep_result_in(connection, job_id, found.source)
-
     def note(self, job_id: str) -> None:
-        """The same on its own, once the file is durable; blocking."""
+        """Write down in the journal what was sealed for a job in this process, if something was; blocking."""
         if found := self._sealed_here.get(job_id):
             if os.path.exists(self.out(job_id)):  # else it is in the vault's folder, synced
                 sync_file(self.out(job_id))

@@ -6,10 +6,10 @@ are sealed into the spool before they are delivered, and are delivered under a n
 
 import contextlib
 import os
-import time
+import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import anyio
 
@@ -43,6 +43,19 @@ from smpd.vault.objects import Adoption
 from smpd.vault.remotes import is_prefix, parse_location
 
 
+class Brought(NamedTuple):
+    """What is to be the vault's: a sealed file in the spool, whole and verified.
+
+    Args:
+        path: of the file.
+        sender: the key id of who sealed it; empty where it was sealed here, perhaps with an earlier key.
+    """
+
+    path: str
+    result: Result
+    sender: bytes = b""
+
+
 class Runner:
     """Runs jobs. One instance serves the scheduler; it keeps nothing between jobs.
 
@@ -56,30 +69,32 @@ class Runner:
         self.leavings = Leavings(box)
         self.courier = Courier(box, self.leavings.out)
 
-    async def __call__(self, job: Job, progress: Progress) -> Result:
+    async def __call__(self, job: Job, progress: Progress) -> Result | Job:
         """Do the job, or what is left of it.
+
+        Returns:
+            The result; or the job as it ended, where the vault took what it brought and its end in one transaction.
 
         Raises:
             SmpError: why not; an IntegrityError means the data is not to be trusted.
         """
-        started = time.monotonic()
         meter = Meter(progress)
         rank.set(RANKS[job.priority])
         refusals = Refusals(self._box, job)
         try:
             left = NOTHING_LEFT if job.first else await self._thread(self.leavings.of, job.id)
             with one_error():
-                result = await self._do(job, meter, left)
-            if left.refused:
-                await refusals.settle()
-            return result
+                outcome = await self._do(job, meter, left)
+                if left.refused:
+                    await refusals.settle()
+                return outcome if isinstance(outcome, Result) else await self._keep(job, meter, outcome)
         except IntegrityError as error:
             await refusals.complete(error)
             raise
         finally:
-            meter.transfer.seconds = time.monotonic() - started
+            meter.stop()
 
-    async def _do(self, job: Job, meter: Meter, left: Left) -> Result:
+    async def _do(self, job: Job, meter: Meter, left: Left) -> Result | Brought:
         match job.spec:
             case GetSpec():
                 return await self._get(job, job.spec, meter)
@@ -90,7 +105,7 @@ class Runner:
 
     # ── get ────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _get(self, job: Job, spec: GetSpec, meter: Meter) -> Result:
+    async def _get(self, job: Job, spec: GetSpec, meter: Meter) -> Result | Brought:
         pool, path = await self._locate(spec.source)
         if pool.mode == "streaming":
             raise UsageError(
@@ -102,7 +117,7 @@ class Runner:
             return await get_all(self._box, job, pool, path, meter)
         if pool.mode == "standard":
             info = await self._arrive(job, pool, path, meter)
-            return await self._keep(job, meter, self.leavings.part(job.id), result_of(info))
+            return Brought(self.leavings.part(job.id), result_of(info))
         source = await self._open(job, pool, path)
         try:
             spool = await self._fill(job, pool, source, spec.source, meter, plain=None)
@@ -119,39 +134,48 @@ class Runner:
                 sealed_bytes=source.info.size,
                 content_digest=signed.content_digest.hex(),
             )
-            return await self._keep(job, meter, spool.path, result, signed.sender)
+            return Brought(spool.path, result, signed.sender)
         finally:
             source.close()
 
-    async def _keep(self, job: Job, meter: Meter, path: str, result: Result, sender: bytes = b"") -> Result:
-        """Put a sealed file into the vault; without a ``sender`` it was sealed here, perhaps with an earlier key."""
+    async def _keep(self, job: Job, meter: Meter, brought: Brought) -> Job:
+        """Have the vault take what a job brought; the job is done with that."""
         meter.stage("store")
-        sender = sender or self.leavings.signed_by(job.id)
+        result = brought.result
+        sender = brought.sender or self.leavings.signed_by(job.id)
         if not sender:
-            sender = await self._thread(sealed_by, path) or self._box.identity.public.key_id
+            sender = await self._thread(sealed_by, brought.path) or self._box.identity.public.key_id
         item = Adoption(
             job.id,
-            path,
+            brought.path,
             bytes.fromhex(result.object_id),
             sender,
             result.sealed_bytes,
             result.entries,
             result.plain_bytes,
         )
-        also = partial(self.leavings.note_in, job_id=job.id)
-        adopt = partial(self._box.vault.adopt, job.id, [item], also)
+        result.vault_id = item.id
+
+        def adopt() -> Job:
+            meter.stop()
+            ended: list[Callable[[], Job]] = []
+
+            def also(connection: sqlite3.Connection) -> None:
+                ended.append(self._box.journal.succeed_in(connection, job.id, result))
+
+            self._box.vault.adopt(job.id, [item], also)
+            return ended[0]()
+
         try:
-            await self._audit(job, "object.store", result.object_id, act=adopt)
+            return cast("Job", await self._audit(job, "object.store", result.object_id, act=adopt))
         except BaseException:
             with anyio.CancelScope(shield=True), contextlib.suppress(SmpError):  # else it is computed once more
                 await self._thread(self.leavings.note, job.id)
             raise
-        result.vault_id = item.id
-        return result
 
     # ── run ────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _run(self, job: Job, spec: RunSpec, meter: Meter, left: Left) -> Result:
+    async def _run(self, job: Job, spec: RunSpec, meter: Meter, left: Left) -> Result | Brought:
         try:
             result = await self.leavings.sealed(job.id, left)
         except IntegrityError:  # this box's own disk; it can be made again
@@ -164,7 +188,7 @@ class Runner:
         if spec.target:
             await self.courier.deliver(job, spec.target, result, meter, fresh=fresh)
             return result
-        return await self._keep(job, meter, self.leavings.out(job.id), result)
+        return Brought(self.leavings.out(job.id), result)
 
     async def _process(self, job: Job, spec: RunSpec, meter: Meter, left: Left) -> Result:
         self._box.compute.of(spec.processor)

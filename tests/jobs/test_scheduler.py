@@ -453,15 +453,16 @@ async def test_acting_on_a_job_that_does_not_run(store, act, where) -> None:
         assert bench.finals.count((job, "cancelled")) == (act == "cancel")
 
 
-async def test_a_job_that_finishes_while_it_is_stopped_is_done(store) -> None:
-    """A runner that delivered in spite of the cancel is done, and the asker hears so."""
+@pytest.mark.parametrize("written", [False, True])
+async def test_a_job_that_finishes_while_it_is_stopped_is_done(store, written) -> None:
+    """A runner that delivered in spite of the cancel is done, and the asker hears so; also where it wrote that down."""
     begun = anyio.Event()
 
     async def step(job, progress):
         begun.set()
         with anyio.CancelScope(shield=True):
             await anyio.wait_all_tasks_blocked()
-        return DONE
+        return store.journal.move(job.id, "succeed", result=DONE) if written else DONE
 
     async with Bench(store).on() as bench:
         job = bench.add("a:b", step)
@@ -469,6 +470,9 @@ async def test_a_job_that_finishes_while_it_is_stopped_is_done(store) -> None:
         with pytest.raises(StateError, match="is done"):
             await bench.scheduler.cancel(job)
     assert bench.state(job) == "done"
+    assert bench.events == [(job, "running"), (job, "done")]
+    assert bench.finals == [(job, "done")]
+    assert not bench.faults
 
 
 async def test_trouble_while_stopping_does_not_hide_the_stop(store) -> None:
