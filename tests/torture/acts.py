@@ -7,6 +7,7 @@ everything again and finds each of these things, or raises.
 import hashlib
 import os
 import random
+import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import cache
@@ -30,6 +31,7 @@ from smpd.configuring import load_config
 from smpd.fetch.local import LocalRemote
 from smpd.host.folders import ensure_dir
 from smpd.host.space import disk_errors
+from smpd.jobs.job import Job
 from smpd.jobs.journal import Journal
 from smpd.jobs.seal import StateSeal
 from smpd.state import open_state
@@ -174,12 +176,17 @@ def spool(state: State, n: int) -> Said:
 
 
 def keep(state: State, n: int) -> Said:
-    """What a job brought is taken into the vault, and the job told done."""
+    """What a job brought is taken into the vault, and with that the job is done."""
     if state.journal.get(name_of(n)).state == "queued":
         state.journal.move(name_of(n), "start")
     state.record("object.store", job=name_of(n), subject=f"r:{n}")
-    state.vault.adopt(name_of(n), [adoption(state, n)])
-    state.journal.move(name_of(n), "succeed", result=Result(objects=1))
+    ended: list[Callable[[], Job]] = []
+
+    def also(connection: sqlite3.Connection) -> None:
+        ended.append(state.journal.succeed_in(connection, name_of(n), Result(objects=1)))
+
+    state.vault.adopt(name_of(n), [adoption(state, n)], also)
+    assert ended[0]().state == "done"
     return Said("done", n)
 
 
