@@ -5,7 +5,8 @@ object; other rooms' units are in :mod:`smpd.transfer.collection`.
 """
 
 import contextlib
-from collections.abc import AsyncIterable, AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from functools import partial
 from operator import attrgetter
 from typing import Protocol
 
@@ -99,16 +100,28 @@ class Pipeline:
             async for unit in units:
                 await self._room.acquire()
                 slot = await self._plain.take() if self._plain else None
-                group.start_soon(self._one, index, unit, unit.claim() or await self._pool.take(small=unit.small), slot)
+                lane = unit.claim() or await self._pool.take(small=unit.small)
+                group.start_soon(self._one, index, unit, partial(self._in_lane, unit, lane), slot)
                 index += 1
 
-    async def _one(self, index: int, unit: Unit, lane: Lane, slot: int | None) -> None:
+    async def alone(self, unit: "RangeUnit") -> None:
+        """Bring the only unit through, whose bytes are here: that takes no lane, and no task. Raises as :meth:`run`."""
+        self._turn(0).set()
+        await self._room.acquire()
+        await self._one(0, unit, partial(unit.bring, None), await self._plain.take() if self._plain else None)
+
+    async def _in_lane(self, unit: Unit, lane: Lane, plain: Target | None) -> int:
+        try:
+            return await unit.bring(lane, plain)
+        finally:
+            self._pool.give(lane)  # the next unit does not wait for this one's turn, nor for the disk
+
+    async def _one(
+        self, index: int, unit: Unit, bring: Callable[[Target | None], Awaitable[int]], slot: int | None
+    ) -> None:
         plain = self._plain.target(slot) if self._plain and slot is not None else None
         try:
-            try:
-                length = await unit.bring(lane, plain)
-            finally:
-                self._pool.give(lane)  # the next unit does not wait for this one's turn, nor for the disk
+            length = await bring(plain)
             self._pool.counts.opened(length)
             if self._plain and slot is not None:
                 await self._turn(index).wait()
@@ -185,8 +198,8 @@ class RangeUnit:
         self._arrival = self._ahead.claim(self._index) if self._ahead else None
         return self._arrival.lane if self._arrival else None
 
-    async def bring(self, lane: Lane, plain: Target | None) -> int:
-        """See :class:`Unit`."""
+    async def bring(self, lane: Lane | None, plain: Target | None) -> int:
+        """See :class:`Unit`; what came along with the envelope needs no lane."""
         asked = await self._arrival.wait() if self._arrival else 0
         into = plain.view if plain else None
         spooled = await self._from_spool(into)
@@ -227,7 +240,7 @@ class RangeUnit:
         self._tally.resumed(end - start)
         return leaves
 
-    async def _from_remote(self, lane: Lane, plain: memoryview | None, asked: int) -> bytes:
+    async def _from_remote(self, lane: Lane | None, plain: memoryview | None, asked: int) -> bytes:
         source, spool = self._source, self._spool
         start, end = self._span
         came = source.came(start, end)
@@ -235,6 +248,7 @@ class RangeUnit:
             read = from_memory(came)
             self._tally.fetched(source.info.size if source.cutting.single else end - start)
         else:
+            assert lane is not None
             asked = asked or await self._pool.read(lane, source.path, source.info.pin, start, end - start)
             self._tally.fetched(asked)
             read = from_ring(self._pool.processes.ring(lane), lane.slot)
@@ -305,7 +319,11 @@ async def bring_object(
     segments = source.opener.layout.segments
     leaves, have = Leaves(segments), None if marks is None else _marked(segments, marks)
     units = ranges(pool, source, spool=spool, have=have, leaves=leaves, tally=tally, ahead=ahead)
-    await Pipeline(pool, plain).run(units)
+    pipeline = Pipeline(pool, plain)
+    if source.whole and source.cutting.single:
+        await pipeline.alone(await anext(units))
+    else:
+        await pipeline.run(units)
     source.opener.check_content(leaves.of(range(segments)))
 
 

@@ -203,7 +203,7 @@ class Runner:
         else:
             source = await self._open(job, pool, path)
 
-        ahead = Ahead(pool, source) if pool.mode != "standard" and not left.begun else None
+        ahead = Ahead(pool, source) if pool.mode != "standard" and not (left.begun or source.whole) else None
 
         async def feed(plain: PlainRing) -> None:
             spool = await self._fill(job, pool, source, spec.source, meter, plain=plain, ahead=ahead)

@@ -47,6 +47,11 @@ class Source:
         first = self.trailer.payload_bytes - len(self.ending)
         return self.ending[start - first : end - first] if start >= first else None
 
+    @property
+    def whole(self) -> bool:
+        """Whether all of the object came along with its envelope."""
+        return len(self.ending) == self.trailer.payload_bytes
+
     def is_new(self, location: str) -> bool:
         """Whether there is something to :meth:`remember`."""
         return self.acceptance is not None and self.acceptance.is_new(location)

@@ -249,18 +249,35 @@ async def test_a_remote_that_is_removed_waits_for_nobodys_turn(sealed):
         assert not pool.lanes_in_use
 
 
-async def test_what_came_along_is_not_fetched(tmp_path):
-    """An object that came with its envelope has no range to be fetched."""
+@pytest.mark.parametrize("size", [0, 1000])
+async def test_what_came_along_is_not_fetched(tmp_path, size):
+    """An object that came with its envelope has no range to be fetched, and is brought through without a lane."""
+    plaintext = os.urandom(size)
     with (tmp_path / "object.smp").open("wb") as file:
         writer = BundleWriter(file.write, sender=ME, recipients=[ME.public])
         writer.begin("scan.bin")
-        writer.write(os.urandom(1000))
+        writer.write(plaintext)
         writer.end()
         writer.finish()
-    async with fetching(tmp_path) as (pool, source, reads), Ahead(pool, source).running():
+    async with fetching(tmp_path) as (pool, source, reads), Ahead(pool, source).running() as ahead:
         await until_still()
+        assert source.whole
+        lanes = [await pool.take() for _ in range(pool.pacing.window)]
+        for each in (None, ahead):
+            assert (await bring(pool, source, each))[0] == plaintext
         assert not reads.begun
-        assert not pool.lanes_in_use
+        for lane in lanes:
+            pool.give(lane)
+        await all_lanes_are_back(pool)
+
+
+async def test_what_came_in_part_is_fetched(plaintext, sealed):
+    """An object whose end came along takes lanes for the rest."""
+    async with fetching(sealed) as (pool, source, reads):
+        assert source.ending
+        assert not source.whole
+        assert (await bring(pool, source, None))[0] == plaintext
+        assert reads.begun
 
 
 async def test_a_ring_counts_until_it_is_unmapped(sealed, monkeypatch):
