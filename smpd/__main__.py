@@ -14,6 +14,7 @@ from smpd.config import Config
 from smpd.configuring import check_config, load_config
 from smpd.control.actor import unknown_accounts
 from smpd.host.process import bind_now, harden
+from smpd.host.scheduling import work_in_bulk
 
 
 def main() -> None:
@@ -53,6 +54,7 @@ def _run(config: Config, read: Callable[[], Config]) -> None:
 
     configure_logs(config.log.level, config.log.format)
     harden()
+    work_in_bulk()
     uvloop = importlib.util.find_spec("uvloop") is not None
     with one_error():
         anyio.run(app.run, config, read, backend_options={"use_uvloop": uvloop})

@@ -20,6 +20,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 
+from smpd.host.scheduling import work_in_bulk
 from smpd.links.starting import START, STARTED, command, environment, peer_uid
 
 _FIRST_WORD_S = 10.0
@@ -41,6 +42,7 @@ def main(argv: list[str]) -> int:
     link = _link(connection)
     if link is None:
         return _refuse(_EXIT_PROTOCOL, "keeper: no link came")
+    work_in_bulk()
     process = subprocess.Popen(  # noqa: S603 - our own
         command("compute", link),
         cwd="/",

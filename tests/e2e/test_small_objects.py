@@ -105,6 +105,14 @@ def test_they_are_opened_by_processes_that_status_and_doctor_show(ward):
     assert 'smp_workers{role="opening"' in ward.box.ctl("metrics", "print").stdout.decode()
 
 
+def test_the_daemon_works_in_bulk(ward):
+    """It preempts nobody, and neither do its workers, whose every piece wakes somebody."""
+    ward.warm()
+    found = {worker.role: os.sched_getscheduler(worker.pid) for worker in ward.client.status().workers if worker.pid}
+    assert found == dict.fromkeys(("compute", "fetch", "opening"), os.SCHED_BATCH)
+    assert os.sched_getscheduler(ward.box.process.pid) == os.SCHED_BATCH
+
+
 def test_a_process_that_is_killed_costs_an_attempt_at_most(ward):
     """The job is tried again by itself and every object arrives; smpd stays."""
     pids, job = ward.caught()

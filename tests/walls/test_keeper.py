@@ -90,6 +90,7 @@ def test_a_run_in_the_process_of_another_user(how: str) -> None:
         seen = status(pid)
         assert (set(seen["Uid"].split()), seen["NoNewPrivs"], seen["Seccomp"]) == ({str(OTHER)}, "1", "2")
         assert Path(f"/proc/{pid}/oom_score_adj").read_text() == "500\n"
+        assert os.sched_getscheduler(pid) == os.SCHED_BATCH
         key = machine.state / "keys" / "identity.key"
         assert key.exists()
         code = f"import os; print(os.listdir({str(machine.folder)!r}), flush=True); open({str(key)!r})"
