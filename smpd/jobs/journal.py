@@ -292,14 +292,11 @@ class Journal:
         """Show this progress with the job until it moves on."""
         self._live[job_id] = progress
 
-    def set_source(self, job_id: str, pin: str, size: int, envelope: bytes | None = None) -> None:
-        """Pin a job to an object. Replaces an earlier pin."""
-        with self._db.transaction() as connection:
-            _require(connection, job_id)
-            self._pin(connection, job_id, Source(pin, size, envelope))
-
     def keep_result(self, job_id: str, sealed: Source, delivery: Delivery | None = None) -> None:
-        """Note that a job's results are sealed in the spool, and with that how far their delivery is."""
+        """Note that a job's results are sealed in the spool, and with that how far their delivery is.
+
+        Replaces what the job was pinned to.
+        """
         with self._db.transaction() as connection:
             _require(connection, job_id)
             self._pin(connection, job_id, sealed)

@@ -6,10 +6,9 @@ are sealed into the spool before they are delivered, and are delivered under a n
 
 import contextlib
 import os
-import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any
 
 import anyio
 
@@ -23,6 +22,7 @@ from smpd.jobs.job import Job, Progress
 from smpd.jobs.scheduler import RANKS
 from smpd.links import computing
 from smpd.opening.ranges import Opener
+from smpd.transfer.adopting import Brought, keep
 from smpd.transfer.ahead import Ahead
 from smpd.transfer.arriving import find_objects, seal_arriving
 from smpd.transfer.box import Box, Meter
@@ -36,24 +36,10 @@ from smpd.transfer.pipeline import bring_object
 from smpd.transfer.plain import PlainRing
 from smpd.transfer.pool import RemotePool
 from smpd.transfer.refusing import Acceptance, Refusals
-from smpd.transfer.sealing import SealedFile, sealed_by, sealed_file
+from smpd.transfer.sealing import SealedFile, sealed_file
 from smpd.transfer.source import Source, check_version, naming, open_source
 from smpd.transfer.spool import Spool
-from smpd.vault.objects import Adoption
 from smpd.vault.remotes import is_prefix, parse_location
-
-
-class Brought(NamedTuple):
-    """What is to be the vault's: a sealed file in the spool, whole and verified.
-
-    Args:
-        path: of the file.
-        sender: the key id of who sealed it; empty where it was sealed here, perhaps with an earlier key.
-    """
-
-    path: str
-    result: Result
-    sender: bytes = b""
 
 
 class Runner:
@@ -87,7 +73,9 @@ class Runner:
                 outcome = await self._do(job, meter, left)
                 if left.refused:
                     await refusals.settle()
-                return outcome if isinstance(outcome, Result) else await self._keep(job, meter, outcome)
+                if isinstance(outcome, Brought):
+                    return await keep(self._box, self.leavings, job, meter, outcome)
+                return outcome
         except IntegrityError as error:
             await refusals.complete(error)
             raise
@@ -137,41 +125,6 @@ class Runner:
             return Brought(spool.path, result, signed.sender)
         finally:
             source.close()
-
-    async def _keep(self, job: Job, meter: Meter, brought: Brought) -> Job:
-        """Have the vault take what a job brought; the job is done with that."""
-        meter.stage("store")
-        result = brought.result
-        sender = brought.sender or self.leavings.signed_by(job.id)
-        if not sender:
-            sender = await self._thread(sealed_by, brought.path) or self._box.identity.public.key_id
-        item = Adoption(
-            job.id,
-            brought.path,
-            bytes.fromhex(result.object_id),
-            sender,
-            result.sealed_bytes,
-            result.entries,
-            result.plain_bytes,
-        )
-        result.vault_id = item.id
-
-        def adopt() -> Job:
-            meter.stop()
-            ended: list[Callable[[], Job]] = []
-
-            def also(connection: sqlite3.Connection) -> None:
-                ended.append(self._box.journal.succeed_in(connection, job.id, result))
-
-            self._box.vault.adopt(job.id, [item], also)
-            return ended[0]()
-
-        try:
-            return cast("Job", await self._audit(job, "object.store", result.object_id, act=adopt))
-        except BaseException:
-            with anyio.CancelScope(shield=True), contextlib.suppress(SmpError):  # else it is computed once more
-                await self._thread(self.leavings.note, job.id)
-            raise
 
     # ── run ────────────────────────────────────────────────────────────────────────────────────────────
 

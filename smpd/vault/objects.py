@@ -93,14 +93,17 @@ class Vault:
             raise disk_error(error, f"the vault {self._path}") from error
 
     def adopt(
-        self, job: str, items: Sequence[Adoption], also: Callable[[sqlite3.Connection], None] = lambda connection: None
-    ) -> None:
+        self, job: str, items: Sequence[Adoption], also: Callable[[sqlite3.Connection], Any] = lambda connection: None
+    ) -> Any:
         """Take over complete, verified sealed objects of a job. Idempotent by their ids; durable on return.
 
         Args:
             job: whose they are.
             items: which; their files need not be synced.
             also: what else is to be true once they are the vault's; written in the same transaction.
+
+        Returns:
+            What ``also`` returned, once that is committed.
 
         Raises:
             IntegrityError: ``truncated``, when a file has another size.
@@ -123,7 +126,7 @@ class Vault:
                 f"INSERT INTO vault ({_PROVED}, proof) VALUES (?,?,?,?,?,?,?,?,?,?)",  # noqa: S608 - the names above
                 [(*row, self._proof(row)) for row in rows],
             )
-            also(connection)
+            return also(connection)
 
     def _part(self, job: str, item: Adoption) -> str:
         path = item.part

@@ -27,6 +27,7 @@ from scene import (
     workers,
 )
 from servers import rclone_sftp
+from torture.planted import planting
 
 from smp_proto.control import GetSpec, JobView, RunSpec
 
@@ -114,6 +115,27 @@ def test_sigkill_at_half(scene, tmp_path, kind):
     twice = scene.store.sent - scene.sealed
     assert view.transfer.resumed_bytes > TOTAL // 4
     assert twice <= 2 * RANGE * CONNECTIONS + MIB, f"{twice} bytes came twice"
+    check(scene, view, tmp_path / "out")
+
+
+@pytest.mark.parametrize("kind", ["get", "run"])
+def test_sigkill_between_a_file_in_the_vault_and_its_row(scene, tmp_path, kind):
+    """Into the place of that file a get fetches again, and a run computes from what is in the spool; it is there once."""
+    assert scene.box.stop() == 0
+    with planting("torture.faults.keeping:killed"):
+        scene.box.start()
+    sent = scene.store.sent
+    job = submit(scene, kind)
+    assert scene.box.process.wait(60) == -signal.SIGKILL
+    named = scene.box.state / "vault" / "objects" / f"{job.id}.smp"
+    assert named.exists()
+    scene.box.start()
+    with client(scene.box) as ctl:
+        assert [item for item in ctl.vault() if item.job == job.id] == []
+        view = ctl.wait(job.id)
+        assert [item.id for item in ctl.vault() if item.job == job.id] == [job.id]
+    fetched = (scene.store.sent - sent) / scene.sealed
+    assert fetched >= 2 if kind == "get" else fetched < 1.1
     check(scene, view, tmp_path / "out")
 
 

@@ -169,7 +169,7 @@ def test_wrong_moves_and_unknown_jobs_change_nothing(store) -> None:
         lambda: store.journal.get("nope"),
         lambda: store.journal.move("nope", "start"),
         lambda: store.journal.mark_ranges("nope", {0: b"x"}),
-        lambda: store.journal.set_source("nope", "etag:1", 1),
+        lambda: store.journal.keep_result("nope", Source("etag:1", 1)),
         lambda: store.journal.keep_progress("nope"),
         lambda: store.journal.pin("nope", "etag:1", 1),
     ):
@@ -237,8 +237,8 @@ def test_sources_and_ranges(store) -> None:
     """Pins and ranges are replaced, cleared, and forgotten when the job ends."""
     job = store.add()
     assert store.journal.source(job.id) is None
-    store.journal.set_source(job.id, "etag:1", 10)
-    store.journal.set_source(job.id, "etag:2", 20, b"envelope" * 100)
+    store.journal.keep_result(job.id, Source("etag:1", 10))
+    store.journal.keep_result(job.id, Source("etag:2", 20, b"envelope" * 100))
     store.journal.mark_ranges(job.id, {1: b"old", 0: b"zero"})
     store.journal.mark_ranges(job.id, {1: b"new"})
     store.reopen()
@@ -246,7 +246,7 @@ def test_sources_and_ranges(store) -> None:
     assert store.journal.ranges(job.id) == {0: b"zero", 1: b"new"}
     store.journal.clear_ranges(job.id)
     assert (store.journal.source(job.id), store.journal.ranges(job.id)) == (None, {})
-    store.journal.set_source(job.id, "etag:3", 1)
+    store.journal.keep_result(job.id, Source("etag:3", 1))
     store.journal.mark_ranges(job.id, {1: b"new"})
     assert store.journal.pin(job.id, "etag:4", 1) == "etag:3"
     assert store.journal.ranges(job.id) == {1: b"new"}
@@ -267,7 +267,7 @@ def test_no_name_is_in_the_files(store) -> None:
     words = [part.encode() for part in re.split(r"[:/]", SECRET)[1:]] + [b"MUELLER", b"idempotent-key"]
     for spec in (GetSpec(SECRET), RunSpec(SECRET, "digest", {"note": SECRET}, SECRET), PutSpec(SECRET, [])):
         job, _ = store.journal.add(spec, owner="1:x", key=f"idempotent-key {spec.__struct_config__.tag}")
-        store.journal.set_source(job.id, SECRET, 1, SECRET.encode())
+        store.journal.keep_result(job.id, Source(SECRET, 1, SECRET.encode()))
         store.journal.mark_ranges(job.id, {0: SECRET.encode()})
         store.journal.move(job.id, "start")
         error = ErrorBody("corrupt", SECRET, SECRET, details={"x": SECRET})
@@ -321,7 +321,7 @@ def test_a_changed_column_is_seen_and_isolated(store, change: str) -> None:
 def test_a_damaged_range_or_source_is_fetched_again(store) -> None:
     """A flipped bit in what serves only resuming costs that range, not the job."""
     job = store.add()
-    store.journal.set_source(job.id, "etag:1", 1)
+    store.journal.keep_result(job.id, Source("etag:1", 1))
     store.journal.mark_ranges(job.id, {0: b"a" * 32, 1: b"b" * 32})
     with store.db.transaction() as connection:
         connection.execute("UPDATE ranges SET leaves=substr(leaves, 2) WHERE range=0")

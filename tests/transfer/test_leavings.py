@@ -14,9 +14,11 @@ from smp_proto.control import AnyJobSpec, GetSpec, PutSpec, Result, RunSpec
 from smp_proto.errors import AuditError
 from smpd.jobs.job import Job, Progress
 from smpd.jobs.journal import Journal
+from smpd.transfer import adopting
+from smpd.transfer.adopting import Brought
 from smpd.transfer.box import Meter
 from smpd.transfer.device import finish_results
-from smpd.transfer.runner import Brought, result_of
+from smpd.transfer.runner import result_of
 from smpd.transfer.sealing import sealed_file
 
 
@@ -52,7 +54,8 @@ async def keep(box: Whole, job: Job, result: Result) -> Job:
     runner = box.daemon.runner
     progress = Progress(job, lambda: None)
     box.daemon.box.journal.track(job.id, progress)
-    return await runner._keep(job, Meter(progress), Brought(runner.leavings.out(job.id), result))
+    brought = Brought(runner.leavings.out(job.id), result)
+    return await adopting.keep(box.daemon.box, runner.leavings, job, Meter(progress), brought)
 
 
 async def test_results_are_in_the_vault_when_their_job_is_done(tmp_path: Path, monkeypatch) -> None:
@@ -62,8 +65,8 @@ async def test_results_are_in_the_vault_when_their_job_is_done(tmp_path: Path, m
         journal, vault = box.daemon.box.journal, box.daemon.box.vault
         seen = []
 
-        def succeed_in(connection: sqlite3.Connection, *facts: Any) -> Any:
-            committed = Journal.succeed_in(journal, connection, *facts)
+        def succeed_in(connection: sqlite3.Connection, **facts: Any) -> Any:
+            committed = Journal.succeed_in(journal, connection, **facts)
             seen.append((journal.get(job.id).state, vault.adopted(job.id)))
             return committed
 
