@@ -7,7 +7,7 @@ EXTRAS := daemon,gpu,images,dev
 PEERS  := $(VENV)/.bench-installed
 JSON   ?= build/bench/latest.json
 
-.PHONY: help install demo test lint format size bench bench-report bench-gpu bench-client bench-job torture torture-report fuzz man wheel wheel-check install-systemd clean
+.PHONY: help install demo test test-gpu lint format size bench bench-report bench-gpu bench-client bench-job torture torture-report fuzz man wheel wheel-check install-systemd clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -53,6 +53,10 @@ bench-report: $(STAMP) ## write tables and charts of the last run (or of JSON="f
 
 bench-gpu: $(PEERS) ## copies to a CUDA device, alone and while fetching
 	@$(BIN)/python -m benchmarks.gpu
+
+test-gpu: $(STAMP) ## the tests of the compute process on a CUDA device instead of the CPU
+	SMP_TEST_DEVICE=cuda $(BIN)/python -m pytest -n auto --dist loadfile tests/compute --ignore tests/compute/test_gpu.py
+	$(BIN)/python -m pytest tests/compute/test_gpu.py # alone: it fills the device
 
 bench-client: $(STAMP) ## smpctl status against python -c "import msgspec"
 	@$(BIN)/python benchmarks/client.py

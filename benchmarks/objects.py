@@ -27,12 +27,12 @@ def write_plain(path: Path, size: int, seed: int = 0) -> None:
 
 
 def seal_object(
-    path: Path, size: int, sender: Identity, recipient: PublicIdentity, *, entries: int = 1, seed: int = 0
+    path: Path, size: int, sender: Identity, *recipients: PublicIdentity, entries: int = 1, seed: int = 0
 ) -> str:
     """Seal ``entries`` entries of ``size`` bytes each into one object; the SHA-256 of all of it in order."""
     digest = hashlib.sha256()
     with path.open("wb") as file:
-        writer = BundleWriter(file.write, sender=sender, recipients=[recipient])
+        writer = BundleWriter(file.write, sender=sender, recipients=list(recipients))
         for number in range(entries):
             writer.begin(f"{number:06}.raw")
             for block in noise(size, seed + number):

@@ -15,6 +15,7 @@ import torch
 
 from smpd.compute.device import Device
 from smpd.compute.feed import Clock, Feed
+from smpd.compute.run import POLL_S
 from smpd.links.computing import Chunk
 
 CANARY = 0xA5
@@ -69,7 +70,7 @@ class Producer(threading.Thread):
         slot, fence = back
         if fence is not None:
             while not fence.query():
-                time.sleep(0)
+                time.sleep(POLL_S)  # as the compute process does: without a pause it takes the interpreter lock away
             self._device.recycle(fence)
         return slot
 
@@ -113,6 +114,35 @@ def check(device: Device, slots: list[torch.Tensor], sizes: list[int]) -> Iterat
     slots_used = -(-offset // slots[0].numel())
     if device.stream is not None and producer.fences not in {0, slots_used}:
         yield f"{producer.fences} of {slots_used} slots came back with an event"
+
+
+def check_windows(device: Device, slots: list[torch.Tensor], total: int, hold_up: Callable[[], None]) -> Iterator[str]:
+    """Take ``total`` bytes as windows, each read only after a delay, and yield all that is wrong with what was read.
+
+    A window or a slot that is written to again before it has been read shows as wrong bytes. The producer must be
+    faster than the delay, so the slots should be small.
+
+    Args:
+        hold_up: queues work on the current stream that takes longer than a slot takes to be filled.
+    """
+    producer = Producer(device, slots, total, pattern)
+    feed = Feed(slots, producer.chunks, producer.free, device, Clock())
+    producer.start()
+    read: list[torch.Tensor] = []
+    with device.current(), contextlib.closing(producer):
+        for window in feed.windows(0, total):
+            hold_up()
+            read.append(window.clone())
+        _wait(device)
+    offset = 0
+    for number, found in enumerate(read):
+        expected = torch.empty(found.numel(), dtype=torch.uint8)
+        pattern(expected, offset)
+        if not torch.equal(found.cpu(), expected):
+            yield f"window {number} of {found.numel()} bytes is not what was in its slot"
+        offset += found.numel()
+    if offset != total:
+        yield f"the windows hold {offset} bytes of {total}"
 
 
 def pattern(target: torch.Tensor, offset: int) -> None:

@@ -8,6 +8,7 @@ import contextlib
 import os
 import shutil
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -92,12 +93,13 @@ class Store:
         if self._access_log is not None:
             lines = self._access_log.read_bytes().split()
             return sum(map(int, lines)), len(lines)
-        found = [0, 0]
+        sent = requests = 0
+        trusted = ssl.create_default_context(cafile=self.ca)
         for endpoint in (self.http, self.https):
-            if endpoint.startswith("http:"):
-                with urllib.request.urlopen(endpoint + SENT, timeout=10) as answer:
-                    found = [int(word) for word in answer.read().split()]
-        return found[0], found[1]
+            with urllib.request.urlopen(endpoint + SENT, timeout=10, context=trusted) as answer:
+                counts = [int(word) for word in answer.read().split()]
+            sent, requests = sent + counts[0], requests + counts[1]
+        return sent, requests
 
 
 def program(name: str) -> str | None:

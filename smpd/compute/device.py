@@ -10,7 +10,7 @@ from types import ModuleType
 
 import torch
 
-from smp_proto.errors import UsageError
+from smp_proto.errors import ResourceError, UsageError
 
 ORDER = ("cuda", "rocm", "mps", "xpu", "cpu")
 STAGING_BYTES = 4 << 20
@@ -221,6 +221,7 @@ def choose(wanted: str) -> tuple[Device, list[str]]:
 
     Raises:
         UsageError: ``bad_config``, no such device here.
+        ResourceError: ``no_memory``, others use all of its memory.
     """
     kind, _, index = wanted.partition(":")
     if wanted != "auto" and (kind not in ORDER or (index and not index.isdecimal())):
@@ -255,9 +256,16 @@ def _open(name: str, index: int) -> Device:
     module = torch.xpu if name == "xpu" else torch.cuda
     if index >= module.device_count():
         raise UsageError("bad_config", f"device {name}:{index} is not here", hint=f"there are {module.device_count()}")
-    module.set_device(index)
     device = torch.device(module.__name__.rpartition(".")[2], index)
-    torch.empty(1, device=device)
+    try:
+        module.set_device(index)
+        torch.empty(1, device=device)
+    except RuntimeError as error:
+        if not is_memory_error(error):
+            raise
+        message = f"device {name}:{index} cannot be opened: all of its memory is in use"
+        hint = "end what else runs on it (nvidia-smi, rocm-smi or xpu-smi lists that), or choose another device"
+        raise ResourceError("no_memory", message, hint=hint) from None
     register = _host_register if module is torch.cuda else _no_register
     return StreamDevice(device, str(module.get_device_name(index)), module, register)
 
@@ -282,7 +290,9 @@ def is_memory_error(error: BaseException) -> bool:
     """Whether an exception says that the device or this process is out of memory."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    # The CPU's allocator; and a driver's own, where a kernel is loaded or a process opens a device that is full.
+    said = ("can't allocate memory", "error: out of memory")
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in said)
 
 
 def is_fatal(error: BaseException) -> bool:

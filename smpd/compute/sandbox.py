@@ -6,12 +6,12 @@ device is open and before the first line of a plugin runs: seccomp on all thread
 
 Memory is limited by RLIMIT_DATA, since address space (RLIMIT_AS) is reserved by torch and by drivers far beyond what
 is used. It counts private memory only, so the kinds that it does not count are closed: files in memory grow by no byte
-(RLIMIT_FSIZE), no shared memory without a file can be mapped, nor any that grows down. With a GPU, whose driver may
-need these, none of this holds; there smpd's own watch on the process is all there is, and a unit's MemoryMax.
+(RLIMIT_FSIZE), no shared memory without a file can be mapped, nor any that grows down. NVIDIA's driver needs shared
+memory without a file; with a GPU smpd's own watch on the process is what counts that, and a unit's MemoryMax.
 
-Not tried on a GPU. By what their authors document, NVIDIA's driver from 570 on reads ``/proc/driver/nvidia*``
-and writes ``/proc/self/task/*/comm``. The setuid
-``nvidia-modprobe`` cannot run from here, so the device nodes must exist.
+Seen with driver 580 on an H100: it reads ``/proc/driver/nvidia*``, and names its threads through
+``/proc/self/task/*/comm``; refused that, it gives up (CUDA error 304). The rest of ``/proc/self`` it can do without.
+The setuid ``nvidia-modprobe`` cannot run from here, so the device nodes must exist. Not tried with ROCm and XPU.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from collections.abc import Iterable
 
 from smpd.compute.usage import status_bytes
 from smpd.walls import sandbox
-from smpd.walls.landlock import DEVICE, Rule
+from smpd.walls.landlock import DEVICE, OVERWRITE, Rule
 
 _KERNEL = ("/proc/cpuinfo", "/proc/meminfo", "/proc/stat", "/proc/devices", "/sys/devices/system")
 # Not all of /proc/self, where net/ has every socket of the machine, and mountinfo every mount.
@@ -42,6 +42,7 @@ _SELF = (
 )
 _GPU = (
     "/proc/driver/nvidia*",
+    "/proc/sys/vm/mmap_min_addr",
     "/sys/bus/pci",
     "/sys/devices/pci*",
     "/sys/module/nvidia*",
@@ -49,6 +50,7 @@ _GPU = (
     "/sys/class/drm",
     "/sys/devices/virtual/kfd",
     "/usr/local/cuda*",
+    "/usr/local/nvidia",
     "/opt/rocm*",
     "/usr/share/libdrm",
     "/run/opengl-driver",
@@ -72,21 +74,20 @@ class Sandbox(sandbox.Sandbox):
         rules += [Rule(path) for pattern in _GPU for path in glob.glob(pattern)]
         devices = [path for pattern in _DEVICES for path in glob.glob(pattern)]
         rules += [Rule(path, DEVICE) for path in devices]
-        rules += [Rule("/proc/self", DEVICE)] if devices else [Rule(f"/proc/self/{name}") for name in _SELF]
+        rules += [Rule(f"/proc/self/{name}") for name in _SELF]
+        if devices:  # a driver that cannot name its threads gives up (CUDA error 304)
+            rules.append(Rule("/proc/self/task", OVERWRITE))
         self.enter_landlock(rules)
 
     def before_plugins(self, memory_bytes: int, *, gpu: bool) -> None:
         """Refuse system calls on all threads, and limit what can be taken.
 
         Args:
-            memory_bytes: what this process may allocate from here on, beside what it has; 0 for no limit. Not for a
-                process with a GPU, whose driver reserves far more than it uses.
+            memory_bytes: what this process may allocate from here on, beside what it has; 0 for no limit.
             gpu: its driver is at work here.
         """
-        limits = {resource.RLIMIT_NOFILE: _FILES}
-        if not gpu:
-            limits[resource.RLIMIT_FSIZE] = 0
-            if memory_bytes > 0:
-                limits[resource.RLIMIT_DATA] = status_bytes("VmData") + memory_bytes
+        limits = {resource.RLIMIT_NOFILE: _FILES, resource.RLIMIT_FSIZE: 0}
+        if memory_bytes > 0:
+            limits[resource.RLIMIT_DATA] = status_bytes("VmData") + memory_bytes
         self.limit(limits)
         self.enter_seccomp(shared_memory=gpu)

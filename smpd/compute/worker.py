@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 
-from smpd.compute.device import choose
+from smpd.compute.device import Device, choose
 from smpd.links.ring import Ring
 from smpd.processors import Processor
 
@@ -19,14 +19,18 @@ class Worker:
 
     One thread for the life of the process, since OpenMP keeps a pool of threads for each thread that asks it.
 
+    Args:
+        wanted: as :func:`~smpd.compute.device.choose` takes it, or a device that is open already.
+
     Raises:
         UsageError: ``bad_config``, the device is not here.
     """
 
-    def __init__(self, wanted: str, plain: Ring, result: Ring) -> None:
-        self.device, self.notes = choose(wanted)
+    def __init__(self, wanted: str | Device, plain: Ring, result: Ring) -> None:
+        self.device, self.notes = (wanted, []) if isinstance(wanted, Device) else choose(wanted)
         # One core is left: decryption, fetching and this process's own event loop run on the same box.
         torch.set_num_threads(max(1, min(torch.get_num_threads(), len(os.sched_getaffinity(0)) - 1)))
+        self._rings = plain, result  # whose memory the tensors are
         self._whole = _as_tensor(plain)
         self.plain = list(torch.split(self._whole, plain.slot_bytes))
         self.result = list(torch.split(_as_tensor(result), result.slot_bytes))

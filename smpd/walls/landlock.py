@@ -20,6 +20,7 @@ _REMOVE_FILE, _MAKE_DIR, _MAKE_REG, _REFER = 1 << 5, 1 << 7, 1 << 8, 1 << 13
 _FILE_RIGHTS = _WRITE_FILE | _READ_FILE | _TRUNCATE | _IOCTL_DEV | 1
 READ = _READ_FILE | _READ_DIR
 DEVICE = READ | _WRITE_FILE | _IOCTL_DEV
+OVERWRITE = _WRITE_FILE | _TRUNCATE
 FILES = READ | _WRITE_FILE | _REMOVE_FILE | _MAKE_DIR | _MAKE_REG | _REFER
 # ABI: the highest bit of the file rights it knows.
 _FS_BITS = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}
@@ -29,7 +30,7 @@ _SCOPES = 0b11  # abstract Unix sockets and signals of processes outside; from A
 
 class Rule(NamedTuple):
     """A file or folder, and what may be done below it: READ, or in addition write and send ioctls (DEVICE), or make,
-    write, rename and remove files, and make folders (FILES)."""
+    write, rename and remove files, and make folders (FILES); or only write over files that are there (OVERWRITE)."""
 
     path: str
     rights: int = READ

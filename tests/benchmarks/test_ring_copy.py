@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks.gpu import gpu_goals, gpu_loads
-from benchmarks.ring_copy import check, copy_windows
+from benchmarks.ring_copy import check, check_windows, copy_windows
 from smpd.compute.device import Device, StreamDevice
 
 ROOT = Path(__file__).parents[2]
@@ -73,6 +73,24 @@ def slots():
 def test_what_arrives_is_what_was_sent(device):
     assert list(check(device(), slots(), SIZES)) == []
     assert copy_windows(device(), slots(), 100_000) > 0
+
+
+@pytest.mark.parametrize("device", [LazyDevice, lambda: Device(torch.device("cpu"), "CPU")])
+def test_windows_hold_what_was_sent(device):
+    device = device()
+    assert list(check_windows(device, slots(), 50_000, lambda: device.stream and device.stream.synchronize())) == []
+
+
+def test_a_window_that_is_written_to_is_found():
+    class Careless(Device):
+        def window(self, source):
+            return super().window(source[:-1])
+
+    device = Careless(torch.device("cpu"), "CPU")
+    device.reads_slots = False
+    found = list(check_windows(device, slots(), 50_000, lambda: super(Careless, device).window(torch.zeros(4095))))
+    assert any("is not what was in its slot" in problem for problem in found)
+    assert "the windows hold 49987 bytes of 50000" in found
 
 
 def test_a_slot_that_is_reused_too_early_is_found():

@@ -37,6 +37,8 @@ from smpd.links.computing import (
 from smpd.links.ring import Ring, Slots
 
 DEADLINE_S = 60
+# The processes of all tests that do not ask for another: SMP_TEST_DEVICE=cuda has a GPU pass what the CPU passes.
+DEVICE = os.environ.get("SMP_TEST_DEVICE", "cpu")
 Slot4 = tuple[int, int, int, int]
 BUILT_IN = ("digest", "tensor.stats", "image.resize", "image.blur", "image.sharpen", "image.edges")
 HOSTILE_MODULE = Path(__file__).parent / "hostile.py"
@@ -239,7 +241,7 @@ async def compute(
     plugins: Path | None = None,
     slots: Slot4 = (4, 1 << 16, 2, 1 << 16),
     sandbox: str = "required",
-    device: str = "cpu",
+    device: str = DEVICE,
     memory_bytes: int = 0,
     code: str = "",
     stderr: int | None = None,

@@ -209,7 +209,7 @@ def sleeps(item, ctx):
 def allocates(item, ctx):
     held = []
     while True:
-        held.append(torch.ones(64 << 20, dtype=torch.uint8))
+        held.append(torch.ones(64 << 20, dtype=torch.uint8, device=ctx.device))
 
 
 @processor("hostile.objects")
@@ -230,6 +230,35 @@ def leaks(item, ctx):
 def threads(item, ctx):
     while True:
         threading.Thread(target=threading.Event().wait, daemon=True).start()
+
+
+@processor("hostile.asserts")
+def asserts(item, ctx):
+    """On a GPU an index that is out of bounds is found by the kernel, and no call of this process works after it."""
+    return Output("never", torch.zeros(1, device=ctx.device)[torch.tensor([5], device=ctx.device)])
+
+
+@processor("hostile.leaves")
+def leaves(item, ctx):
+    """Leave a pattern in memory that the allocator of torch gives back at the job's end."""
+    held = torch.full((256 << 20,), 0xA7, dtype=torch.uint8, device=ctx.device)
+    return Output("sum", str(int(held.sum())).encode())
+
+
+@processor("hostile.finds")
+def finds(item, ctx):
+    """How much of all the memory that can be had shows the pattern of ``hostile.leaves``."""
+    held, found, size = [], 0, 1 << 30
+    while size >= 256 << 20:
+        try:
+            held.append(torch.empty(size, dtype=torch.uint8, device=ctx.device))
+        except torch.OutOfMemoryError:
+            size //= 2
+    del held[-1]  # room for what comparing takes
+    for block in held:
+        for part in block.split(64 << 20):
+            found += int((part == 0xA7).sum())
+    return Output("found", str(found).encode())
 
 
 @processor("hostile.crashes")

@@ -72,7 +72,7 @@ def terminal() -> str:
         except OSError:
             continue
     # Of /proc and /sys, the entries that the rules of Landlock are about.
-    good = ("socket:", "anon_inode:", "/memfd:", "/dev/null", "pipe:", "/proc/", "/sys/")
+    good = ("socket:", "anon_inode:", "/memfd:", "/dev/null", "pipe:", "/proc/", "/sys/", "/dev/nvidia")
     strangers = [each for each in found if not each.startswith(good)]
     if not strangers:
         raise PermissionError
@@ -169,3 +169,5 @@ OTHERWISE = {
     "more_files": "ValueError",
     "bigger_files": "ValueError",
 }
+#: Open to a process with a GPU.
+UNCOUNTED = ("uncounted_memory", "uncounted_by_call")

@@ -30,7 +30,7 @@ async def test_digest_equals_hashlib_at_all_boundaries(tmp_path):
             done, results = await worker.run("digest", entries)
             assert [r.name for r in results] == ["digests.json", "SHA256SUMS"]
             assert json.loads(results[0].data) == _expected(entries)
-            assert (done.entries, done.outputs, done.device) == (len(entries), 2, "cpu")
+            assert (done.entries, done.outputs, done.device) == (len(entries), 2, worker.ready.device)
             assert done.peak_rss_bytes > 50 << 20
             # More chunks than the result ring has slots: each was used again.
             assert results[0].chunks == -(-len(results[0].data) // 512)

@@ -122,7 +122,7 @@ async def test_waiting_for_smpd_is_no_work():
 
 async def test_memory_without_end(plugins):
     """With a limit, allocating for ever is ``device_memory``, and the memory comes back."""
-    async with compute(*HOSTILE, plugins=plugins, memory_bytes=384 << 20) as worker:
+    async with compute(*HOSTILE, plugins=plugins, memory_bytes=384 << 20, device="cpu") as worker:
         for name in ("hostile.allocates", "hostile.objects", "hostile.allocates"):
             error = await worker.error(name, ONE)
             assert isinstance(error, ResourceError)
