@@ -7,7 +7,7 @@ EXTRAS := daemon,gpu,images,dev
 PEERS  := $(VENV)/.bench-installed
 JSON   ?= build/bench/latest.json
 
-.PHONY: help install demo test test-gpu lint format size bench bench-report bench-gpu bench-client bench-job torture torture-report fuzz man wheel wheel-check install-systemd clean
+.PHONY: help install demo test test-gpu lint format size bench bench-report bench-gpu bench-gpu-report bench-client bench-job torture torture-report fuzz man wheel wheel-check install-systemd clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -50,6 +50,9 @@ bench: $(PEERS)  ## every load against its peers; ROUNDS=5 ONLY=name,name QUICK=
 
 bench-report: $(STAMP) ## write tables and charts of the last run (or of JSON="file file") into docs/
 	@$(BIN)/python -m benchmarks --report $(JSON)
+
+bench-gpu-report: $(STAMP) ## the same for a run of bench-gpu, JSON=file
+	@$(BIN)/python -m benchmarks.gpu --report $(JSON)
 
 bench-gpu: $(PEERS) ## copies to a CUDA device, alone and while fetching
 	@$(BIN)/python -m benchmarks.gpu

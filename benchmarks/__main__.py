@@ -18,8 +18,12 @@ def main() -> int:
     return run(LOADS, GOALS, sys.argv[1:])
 
 
-def run(loads: Sequence[Load], goals: Sequence[Goal], arguments: Sequence[str]) -> int:
-    """Run; 1 when a goal is missed, whatever else came out is written all the same."""
+def run(loads: Sequence[Load], goals: Sequence[Goal], arguments: Sequence[str], suite: str = "") -> int:
+    """Run; 1 when a goal is missed, whatever else came out is written all the same.
+
+    Args:
+        suite: names the marks of these loads on the page, see :func:`benchmarks.report.sections`.
+    """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", default="", help="names of loads, with commas between")
@@ -30,7 +34,7 @@ def run(loads: Sequence[Load], goals: Sequence[Goal], arguments: Sequence[str]) 
     if options.report:
         found = results.merge([results.load(path) for path in options.report])
         found.goals = judge(found.loads, goals)
-        report.publish(found)
+        report.publish(found, suite=suite)
         return 0
     try:
         loads = select(loads, options.only)

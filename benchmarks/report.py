@@ -12,9 +12,13 @@ PAGE = ROOT / "docs" / "performance.md"
 CHARTS = ROOT / "docs" / "performance"
 
 
-def sections(run: Run) -> dict[str, str]:
-    """The text between each pair of marks: ``machine``, ``goals``, and one for each load."""
-    found = {"machine": machine_lines(run), "goals": goals_table(run.goals)}
+def sections(run: Run, suite: str = "") -> dict[str, str]:
+    """The text between each pair of marks: ``machine``, ``goals``, and one for each load.
+
+    Args:
+        suite: begins the first two names, for loads that run on a machine of their own.
+    """
+    found = {f"{suite}machine": machine_lines(run), f"{suite}goals": goals_table(run.goals)}
     for load in run.loads:
         found[load.name] = "\n\n".join(part for part in (load_table(load), peers_line(load), load.note) if part)
     return found
@@ -45,9 +49,9 @@ def fill(page: str, parts: dict[str, str]) -> str:
     return page
 
 
-def publish(run: Run, page: Path = PAGE, charts: Path = CHARTS) -> None:
+def publish(run: Run, page: Path = PAGE, charts: Path = CHARTS, *, suite: str = "") -> None:
     """Rewrite the page's tables, and the charts of those loads that have samples."""
-    page.write_text(fill(page.read_text(), sections(run)))
+    page.write_text(fill(page.read_text(), sections(run, suite)))
     charts.mkdir(exist_ok=True)
     for load in run.loads:
         if any(each.samples for each in load.contested):

@@ -25,7 +25,11 @@ def load_table(load: LoadResult) -> str:
     """Everyone who took part in one load, and who could not."""
     ceiling = load.find(load.ceiling)
     head = ["", UNITS[load.unit]]
-    head += ["GB per CPU-s"] if any(sample.bytes for each in load.contested for sample in each.samples) else []
+    head += (
+        ["GB per CPU-s"]
+        if any(sample.bytes and sample.cpu_s for each in load.contested for sample in each.samples)
+        else []
+    )
     head += [f"ratio to {load.ceiling}"] if load.ceiling else []
     extra = list(dict.fromkeys(name for each in load.contested for s in each.samples for name in s.figures))
     extra = [name for name in extra if name != load.unit]
@@ -91,7 +95,10 @@ def _sent(each: Contested) -> str:
 
 def _requests(each: Contested) -> str:
     counts = [sample.requests / sample.objects for sample in each.samples if sample.objects and sample.requests]
-    return f"{median(counts):.3g}" if counts else ""
+    if not counts:
+        return ""
+    count = median(counts)
+    return f"{count:.0f}" if count >= 100 else f"{count:.3g}"
 
 
 def _peaks(each: Contested) -> str:

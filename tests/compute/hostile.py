@@ -155,6 +155,27 @@ def _start_thread():
     return done
 
 
+@processor("hostile.names")
+def names(item, ctx):
+    """What NVIDIA's driver does to its threads, and what else could be read or written beside that."""
+    done, task = threading.Event(), f"/proc/self/task/{threading.get_native_id()}"
+    thread = threading.Thread(target=done.wait)
+    thread.start()
+    other = f"/proc/self/task/{thread.native_id}/comm"
+    try:
+        return _report(
+            name=lambda: os.write(os.open(other, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666), b"driver"),
+            connections=lambda: open(f"{task}/net/tcp").read(),
+            mounts=lambda: open(f"{task}/mountinfo").read(),
+            memory=lambda: open(f"{task}/mem", "rb"),
+            environment=lambda: open("/proc/self/environ").read(),
+            clear=lambda: open("/proc/self/clear_refs", "w"),
+            folder=lambda: os.listdir("/proc/self/task"),
+        )
+    finally:
+        done.set()
+
+
 @processor("hostile.raises")
 def raises(item, ctx):
     raise ValueError(f"cannot read {item.name}")
@@ -254,9 +275,10 @@ def finds(item, ctx):
             held.append(torch.empty(size, dtype=torch.uint8, device=ctx.device))
         except torch.OutOfMemoryError:
             size //= 2
-    del held[-1]  # room for what comparing takes
+    del held[-1]
+    torch.cuda.empty_cache()  # room for what comparing takes: nine bytes for each that is compared
     for block in held:
-        for part in block.split(64 << 20):
+        for part in block.split(8 << 20):
             found += int((part == 0xA7).sum())
     return Output("found", str(found).encode())
 

@@ -20,6 +20,14 @@ from smpd.compute.__main__ import main
 leaked = os.open("/etc/hosts", os.O_RDONLY), os.dup2(os.open("/etc/hosts", os.O_RDONLY), 500)
 os._exit(main(sys.argv[1:]))
 """
+WITH_A_NODE = """
+import os, sys
+from smpd.compute import sandbox
+from smpd.compute.__main__ import main
+sandbox._DEVICES = ("/dev/null",)
+os._exit(main(sys.argv[1:]))
+"""
+WITHOUT_A_NODE = WITH_A_NODE.replace("/dev/null", "/dev/none")
 FAKE_KERNEL = """
 import os, sys
 from smpd.compute.__main__ import main
@@ -41,10 +49,21 @@ async def test_files_are_out_of_reach(plugins, tmp_path):
         assert worker.ready.sandbox == dict.fromkeys(WALLS, "on")
         report = await _report(worker, "hostile.files", path=str(key))
     assert report.pop("allowed") == "done: 1"
+    assert report.pop("home") in REFUSED | {"FileNotFoundError"}  # whose that is may not be found out
     assert set(report.values()) == REFUSED, report
     assert sorted(p.name for p in tmp_path.iterdir()) == ["identity.key"]
     assert key.read_text() == "secret"
     assert "KEPT" in (plugins / "hostile.py").read_text()
+
+
+async def test_a_driver_may_name_its_threads(plugins):
+    """With a device node (a stand-in for a GPU's) threads can be named, as CUDA needs; nothing more can be read."""
+    async with compute("hostile.names", plugins=plugins, code=WITH_A_NODE) as worker:
+        report = await _report(worker, "hostile.names")
+    assert report.pop("name") == "done: 6"
+    assert set(report.values()) == REFUSED, report
+    async with compute("hostile.names", plugins=plugins, device="cpu", code=WITHOUT_A_NODE) as worker:
+        assert set((await _report(worker, "hostile.names")).values()) == REFUSED
 
 
 async def test_there_is_no_network(plugins):
