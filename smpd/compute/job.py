@@ -94,6 +94,7 @@ class Job:
                 raise self._none_taken()
             return
         results.prefix = item.prefix
+        feed.expect([entry for _, entry in accepted])
         if processor.group and processor.stream:
             _put_all(results, processor(self._streams(accepted, feed), self._context))
         elif processor.group:

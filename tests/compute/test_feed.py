@@ -1,0 +1,61 @@
+"""The plaintext side of a run by itself: whatever the sizes and whatever is read, each window holds its own bytes."""
+
+import queue
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from smpd.compute.device import Device
+from smpd.compute.feed import Clock, Feed
+from smpd.links.computing import Chunk, InputEntry
+
+SLOT_BYTES = 16
+sizes = st.lists(st.tuples(st.sampled_from([0, 0, 0, 1, 5]), st.integers(0, 40), st.integers(0, 3)), max_size=30)
+
+
+class Producer:
+    """Fills slots in order as they come back, so that a window read too late would show other bytes."""
+
+    def __init__(self, plain: bytes, lengths: list[int]) -> None:
+        self.slots = [torch.zeros(SLOT_BYTES, dtype=torch.uint8) for _ in range(2)]
+        self.chunks: queue.SimpleQueue[Chunk | None] = queue.SimpleQueue()
+        self._plain, self._lengths, self._offset = plain, lengths, 0
+        for slot in range(len(self.slots)):
+            self.fill(slot)
+
+    def fill(self, slot: int, _fence: "torch.Event | None" = None) -> None:
+        part = self._plain[self._offset : self._offset + (self._lengths.pop() if self._lengths else SLOT_BYTES)]
+        if part:
+            self.slots[slot][: len(part)] = torch.frombuffer(bytearray(part), dtype=torch.uint8)
+            self.chunks.put(Chunk(slot, self._offset, len(part)))
+            self._offset += len(part)
+
+
+@given(sizes, st.lists(st.integers(1, SLOT_BYTES), max_size=40), st.booleans(), st.integers(0, 30))
+def test_windows_are_the_entries(layout: list[tuple[int, int, int]], lengths: list[int], told: bool, late: int) -> None:
+    """Entries with gaps between them, in slots filled to any length, of each of which some windows are read."""
+    entries, reads, end = [], [], 0
+    for gap, size, read in layout:
+        entries.append(InputEntry("", end + gap, size, ""))
+        reads.append(read)
+        end += gap + size
+    plain = bytes(number % 251 for number in range(end + 3))
+    producer, clock = Producer(plain, lengths), Clock()
+    feed = Feed(producer.slots, producer.chunks, producer.fill, Device(torch.device("cpu"), "CPU"), clock)
+    if told:
+        feed.expect(entries[:late])
+    for number, (entry, read) in enumerate(zip(entries, reads, strict=True)):
+        if told and number == late:
+            feed.expect(entries[late:])  # as for the next object, in the middle of a slot
+        expected, position = plain[entry.offset : entry.offset + entry.size], 0
+        for count, window in enumerate(feed.windows(entry.offset, entry.size)):
+            if count == read < 3:
+                break
+            assert bytes(window.tolist()) == expected[position : position + window.numel()]
+            assert window.numel()
+            position += window.numel()
+        else:
+            assert position == entry.size
+    feed.skip_to(len(plain))
+    assert producer.chunks.empty()
