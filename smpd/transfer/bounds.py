@@ -40,7 +40,7 @@ _FETCH = frozenset(
 )
 _FETCH_TEXT_MAX = 6000  # a path and what happened to it
 _FACTS = ("retry_after", "status", "bare")
-_SET_UP = _RUN | {"bad_config", "sandbox"}
+_SET_UP = _RUN | {"bad_config", "sandbox", "no_memory"}
 
 
 class Bounds(NamedTuple):

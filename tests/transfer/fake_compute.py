@@ -11,7 +11,7 @@ from typing import cast
 import anyio
 
 from smp_proto.aio import Channel, Exchange, close_all, decode
-from smp_proto.errors import IntegrityError, ProcessorError
+from smp_proto.errors import IntegrityError, ProcessorError, ResourceError
 from smp_proto.serving import serve
 from smpd.links.computing import (
     AnyRequest,
@@ -44,6 +44,8 @@ async def handle(body: bytes, fds: list[int], exchange: Exchange) -> object:
     if isinstance(request, Setup):
         rings.append(Ring(fds[0], request.slots, request.slot_bytes))
         rings.append(Ring(fds[1], request.result_slots, request.result_slot_bytes))
+        if os.environ.get("FAKE_DEVICE") == "full":
+            raise ResourceError("no_memory", "device cuda:0 cannot be opened: all of its memory is in use")
         return Ready("cpu", "fake", "0", False, {}, [])
     close_all(fds)
     assert isinstance(request, Run)

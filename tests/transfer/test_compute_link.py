@@ -6,7 +6,7 @@ import anyio
 import pytest
 from transfer.compute_box import CHUNKS, SLOT, Computing, boxes, run
 
-from smp_proto.errors import IntegrityError, ProcessorError, SmpError
+from smp_proto.errors import IntegrityError, ProcessorError, ResourceError, SmpError
 from smpd.links.computing import Done
 from smpd.metrics.counting import Metrics
 from smpd.transfer.health import HealthSettings
@@ -61,6 +61,18 @@ async def test_what_goes_wrong_ends_the_job_and_no_more(computing, act, code, me
         done, _ = await run(compute, "echo")
         assert done.outputs == 1
         assert compute.host.restarts == (0 if act in ("fails", "fails late", "early", "accuses") else 1)
+
+
+async def test_a_device_that_others_fill(computing, monkeypatch):
+    """A process that cannot open its device for want of memory is believed, and the job may be tried again."""
+    async with computing() as compute:
+        monkeypatch.setenv("FAKE_DEVICE", "full")
+        with pytest.raises(ResourceError, match="all of its memory is in use") as caught:
+            await run(compute, "echo")
+        assert (caught.value.code, caught.value.retryable) == ("no_memory", True)
+        monkeypatch.setenv("FAKE_DEVICE", "")
+        done, _ = await run(compute, "echo")
+        assert done.outputs == 1
 
 
 async def test_what_it_says_is_cut_to_size(computing):
