@@ -259,6 +259,25 @@ def asserts(item, ctx):
     return Output("never", torch.zeros(1, device=ctx.device)[torch.tensor([5], device=ctx.device)])
 
 
+@processor("hostile.uses")
+def uses(item, ctx):
+    """What processors use of a device: its libraries, each loaded at its first call, and kernels made at run time."""
+    square = torch.rand(512, 512, device=ctx.device)
+    picture = square.expand(1, 3, 512, 512)
+    kernel = torch.rand(8, 3, 5, 5, device=ctx.device)
+    interpolate, convolve = torch.nn.functional.interpolate, torch.nn.functional.conv2d
+    return _report(
+        product=lambda: bool((square @ square).isfinite().all()),
+        convolution=lambda: bool(convolve(picture, kernel).isfinite().all()),
+        transform=lambda: bool(torch.fft.fft2(square).abs().isfinite().all()),
+        singular=lambda: bool(torch.linalg.svdvals(square[:64, :64]).isfinite().all()),
+        sort=lambda: bool(square.flatten().sort()[0].isfinite().all()),
+        resize=lambda: bool(interpolate(picture, size=(70, 90), mode="bilinear", antialias=True).isfinite().all()),
+        much=lambda: int(torch.ones(1 << 30, dtype=torch.uint8, device=ctx.device).sum()) == 1 << 30,
+        pinned=lambda: torch.empty(1 << 20, pin_memory=True).is_pinned(),
+    )
+
+
 @processor("hostile.leaves")
 def leaves(item, ctx):
     """Leave a pattern in memory that the allocator of torch gives back at the job's end."""

@@ -1,6 +1,7 @@
 """What holds on a real GPU only: its faults cost one job, its memory comes back, its copies are in order."""
 
 import contextlib
+import json
 
 import pytest
 import torch
@@ -33,6 +34,14 @@ async def test_all_walls_are_up(plugins):
     async with compute(*HOSTILE, plugins=plugins, device="cuda") as worker:
         assert worker.ready.sandbox == dict.fromkeys(WALLS, "on")
         assert worker.ready.pinned
+        await _sums(worker)
+
+
+async def test_libraries_work_behind_the_walls(plugins):
+    """cuBLAS, cuDNN, cuFFT, cuSOLVER, kernels made at run time, and pinned memory, with a limit of memory."""
+    async with compute(*HOSTILE, plugins=plugins, device="cuda", memory_bytes=8 << 30) as worker:
+        _, [result] = await worker.run("hostile.uses", ONE)
+        assert set(json.loads(result.data).values()) == {"done: True"}
         await _sums(worker)
 
 
