@@ -65,7 +65,7 @@ def files(item, ctx):
         listing=lambda: os.listdir(os.path.dirname(path)),
         shadow=lambda: open("/etc/shadow").read(),
         home=lambda: os.listdir(os.path.expanduser("~")),
-        shm=lambda: open("/dev/shm/smp-test", "w"),
+        shm=lambda: open(f"/dev/shm/smp-{os.getpid()}", "w"),
         own_code=lambda: open(__file__, "a"),
         parent_memory=lambda: open(f"/proc/{os.getppid()}/mem", "rb"),
         parent_environment=lambda: open(f"/proc/{os.getppid()}/environ", "rb").read(),
