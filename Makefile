@@ -58,6 +58,7 @@ bench-gpu: $(PEERS) ## copies to a CUDA device, alone and while fetching
 	@$(BIN)/python -m benchmarks.gpu
 
 test-gpu: $(STAMP) ## the tests of the compute process on a CUDA device instead of the CPU
+	@$(BIN)/python -c "import sys, torch; torch.cuda.is_available() or sys.exit('there is no CUDA device here')"
 	SMP_TEST_DEVICE=cuda $(BIN)/python -m pytest -n auto --dist loadfile tests/compute --ignore tests/compute/test_gpu.py
 	$(BIN)/python -m pytest tests/compute/test_gpu.py # alone: it fills the device
 
