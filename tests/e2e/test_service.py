@@ -94,13 +94,14 @@ def test_sighup_takes_a_configuration_up(service: Service) -> None:
         service.box.configure(jobs={"running_max": 1}, log={"level": "warning"}, fetch={"slots": 6})
         hup(service)
         assert ctl.status().config_restart == ["fetch.slots"]
-        assert any(check.name == "configuration" and "fetch.slots" in check.text for check in ctl.doctor())
         assert "needs a restart: fetch.slots" in service.box.ctl("status").stdout.decode()
         second = ctl.submit(GetSpec("lake:volume.bin"))
         assert (ctl.job(job.id).state, ctl.job(second.id).state) == ("running", "queued")
         service.store.release()
         assert done(following.final(job.id)).attempt == 1
         done(following.final(second.id))
+        # Not before: it asks the remote, and waits for one that is held.
+        assert any(check.name == "configuration" and "fetch.slots" in check.text for check in ctl.doctor())
     records = [each["fields"] for each in audited(service) if each["event"] == "daemon.reload"]
     assert records == [{"changed": "jobs.running_max log.level", "restart": "fetch.slots"}]
 
