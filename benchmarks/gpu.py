@@ -216,7 +216,8 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="only check that the right bytes arrive")
     parser.add_argument("--unsanitized", action="store_true", help="leave compute-sanitizer out, which takes minutes")
     options, rest = parser.parse_known_args()
-    if not torch.cuda.is_available() and "--report" not in rest:
+    reporting = "--report" in rest
+    if not reporting and not torch.cuda.is_available():
         print("there is no CUDA device here, so there is nothing to measure", file=sys.stderr)
         return 2
     if options.check:
@@ -225,8 +226,8 @@ def main() -> int:
         return 1 if problems else 0
     from benchmarks.__main__ import run  # not before: the check needs no server
 
-    unchecked = 0 if "--report" in rest else checked(sanitizer=not options.unsanitized)
-    return unchecked or run(gpu_loads(), gpu_goals(), rest, "gpu-")
+    failed = 0 if reporting else checked(sanitizer=not options.unsanitized)
+    return failed or run(gpu_loads(), gpu_goals(), rest, "gpu-")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from benchmarks.results import ROOT
@@ -89,14 +90,17 @@ class Store:
         before, self._last = self._last, (sent, requests)
         return sent - before[0], requests - before[1]
 
+    @cached_property
+    def _trusted(self) -> ssl.SSLContext:
+        return ssl.create_default_context(cafile=self.ca)
+
     def _total(self) -> tuple[int, int]:
         if self._access_log is not None:
             lines = self._access_log.read_bytes().split()
             return sum(map(int, lines)), len(lines)
         sent = requests = 0
-        trusted = ssl.create_default_context(cafile=self.ca)
         for endpoint in (self.http, self.https):
-            with urllib.request.urlopen(endpoint + SENT, timeout=10, context=trusted) as answer:
+            with urllib.request.urlopen(endpoint + SENT, timeout=10, context=self._trusted) as answer:
                 counts = [int(word) for word in answer.read().split()]
             sent, requests = sent + counts[0], requests + counts[1]
         return sent, requests

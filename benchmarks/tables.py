@@ -25,13 +25,10 @@ def load_table(load: LoadResult) -> str:
     """Everyone who took part in one load, and who could not."""
     ceiling = load.find(load.ceiling)
     head = ["", UNITS[load.unit]]
-    head += (
-        ["GB per CPU-s"]
-        if any(sample.bytes and sample.cpu_s for each in load.contested for sample in each.samples)
-        else []
-    )
+    samples = [sample for each in load.contested for sample in each.samples]
+    head += ["GB per CPU-s"] if any(sample.bytes and sample.cpu_s for sample in samples) else []
     head += [f"ratio to {load.ceiling}"] if load.ceiling else []
-    extra = list(dict.fromkeys(name for each in load.contested for s in each.samples for name in s.figures))
+    extra = list(dict.fromkeys(name for sample in samples for name in sample.figures))
     extra = [name for name in extra if name != load.unit]
     head += [UNITS.get(name, name) for name in extra]
     head += ["sent / payload", "requests per object", "peak memory, MiB", "ends as"]

@@ -119,7 +119,7 @@ class Feed:
         self._position = 0
         self._chunk: Chunk | None = None
         self._expected: Sequence[InputEntry] = ()
-        self._at = 0  # the first of them that does not end before the chunk does
+        self._at = 0  # the first of them that was in no chunk to its end
         self._pieces: dict[int, torch.Tensor] = {}  # entries that lie in the chunk, by where they begin
 
     def expect(self, entries: Sequence[InputEntry]) -> None:
@@ -191,8 +191,9 @@ class Feed:
                 starts.append(entry.offset)
                 sizes.append(entry.size)
                 position = entry.offset + entry.size
-        whole = self._slots[chunk.slot][first - chunk.offset : position - chunk.offset]
-        self._pieces = dict(zip(starts, torch.split(whole, sizes), strict=True)) if sizes else {}
+        if sizes:
+            whole = self._slots[chunk.slot][first - chunk.offset : position - chunk.offset]
+            self._pieces = dict(zip(starts, torch.split(whole, sizes), strict=True))
 
 
 class Results:

@@ -10,8 +10,9 @@ is used. It counts private memory only, so the kinds that it does not count are 
 memory without a file; with a GPU smpd's own watch on the process is what counts that, and a unit's MemoryMax.
 
 Seen with driver 580 on an H100: it reads ``/proc/driver/nvidia*``, and names its threads through
-``/proc/self/task/*/comm``; refused that, it gives up (CUDA error 304). The rest of ``/proc/self`` it can do without.
-The setuid ``nvidia-modprobe`` cannot run from here, so the device nodes must exist. Not tried with ROCm and XPU.
+``/proc/self/task/*/comm``; refused that, it gives up (CUDA error 304). Of ``/proc/self`` it needs no more besides than
+torch does. The setuid ``nvidia-modprobe`` cannot run from here, so the device nodes must exist. Not tried with ROCm
+and XPU.
 """
 
 import contextlib

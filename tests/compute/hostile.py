@@ -171,6 +171,7 @@ def names(item, ctx):
             environment=lambda: open("/proc/self/environ").read(),
             clear=lambda: open("/proc/self/clear_refs", "w"),
             folder=lambda: os.listdir("/proc/self/task"),
+            spared=lambda: os.write(os.open(f"{task}/oom_score_adj", os.O_WRONLY), b"-900"),
         )
     finally:
         done.set()
