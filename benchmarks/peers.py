@@ -15,7 +15,7 @@ from typing import Any
 from benchmarks.objects import MIB
 from benchmarks.results import ROOT, Sample
 from benchmarks.servers import ACCESS_KEY, BUCKET, SECRET_KEY, Store, program
-from benchmarks.watch import Peaks, run_program
+from benchmarks.watch import Command, Peaks, run_program
 
 _AWS = {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY, "AWS_REGION": "us-east-1"}
 _TENSOR_BYTES = 64 * MIB
@@ -37,9 +37,13 @@ def curl(url: str, ca: Path | None = None) -> Sample:
 
 def s5cmd(store: Store, source: str | Path, target: str | Path, *, tls: bool = False, endpoint: str = "") -> Sample:
     """``s5cmd cp``, as it is by default."""
-    endpoint = endpoint or (store.https if tls else store.http)
+    return s5cmd_command(source, target, store, endpoint or (store.https if tls else store.http)).run()
+
+
+def s5cmd_command(source: str | Path, target: str | Path, store: Store, endpoint: str) -> Command:
+    """The command for it."""
     argv = [s5cmd_path(), "--log", "error", "--endpoint-url", endpoint, "cp", source, target]
-    return run_program(argv, env={**os.environ, **_AWS, "AWS_CA_BUNDLE": str(store.ca)})
+    return Command(argv, {**os.environ, **_AWS, "AWS_CA_BUNDLE": str(store.ca)})
 
 
 def s5cmd_path() -> str:
@@ -93,7 +97,11 @@ class Rclone:
 
     def copy(self, source: str | Path, target: str | Path) -> Sample:
         """``rclone copyto`` with its four streams."""
-        return run_program([self._program, "copyto", source, target], env=self._env)
+        return self.copy_command(source, target).run()
+
+    def copy_command(self, source: str | Path, target: str | Path) -> Command:
+        """The command for it; of a bucket's object as it is: ``http_s3:bucket/KEY``."""
+        return Command([self._program, "copyto", source, target], self._env)
 
 
 def _program(name: str) -> str:

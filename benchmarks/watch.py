@@ -8,9 +8,9 @@ import os
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.results import Sample
 
@@ -92,6 +92,17 @@ def costs(pid: int, sample: Sample) -> Iterator[None]:
     peaks = Peaks(pid)
     peaks.look()
     sample.peak_rss = peaks.by_role()
+
+
+class Command(NamedTuple):
+    """A program's command line, and its environment."""
+
+    argv: Sequence[str | Path]
+    env: Mapping[str, str]
+
+    def run(self) -> Sample:
+        """As :func:`run_program`."""
+        return run_program(self.argv, env=self.env)
 
 
 def run_program(argv: Sequence[str | Path], **options: Any) -> Sample:

@@ -6,6 +6,7 @@ from benchmarks.loads.large import LargeHttp, LargeHttps
 from benchmarks.loads.latency import Ready, RoundTrip
 from benchmarks.loads.put import Put
 from benchmarks.loads.rest import Idle, Memory
+from benchmarks.loads.resume import Resume
 from benchmarks.loads.sftp import Sftp
 from benchmarks.loads.small import MANY, ManyEntries
 from benchmarks.loads.spool import Spool
@@ -18,6 +19,7 @@ LOADS: tuple[Load, ...] = (
     ManyEntries(),
     Put(),
     Spool(),
+    Resume(),
     ManyJobs(),
     Ready(),
     RoundTrip(),

@@ -38,7 +38,8 @@ class Pacing:
         self._size = 0
         self._latency_s = 0.0
         self._skip = self.window  # ranges still to come that were begun with another window, or while it all started
-        self._peak = 0  # in use at once
+        self._under_way = 0
+        self._peak = 0  # lanes in use at once
         self._growing = self.window < lanes
         self._before: tuple[int, float] | None = None  # the window before the trial, and bytes per second with it
         self._down = True  # whether a smaller window is tried next
@@ -48,9 +49,10 @@ class Pacing:
         self._busy_at = -BUSY_PAUSE_S
 
     def started(self, now: float, in_use: int) -> None:
-        """A range was begun, the ``in_use``-th at once."""
-        if in_use <= 1 and now - self._last > IDLE_S:
+        """A range is asked for, and so many lanes are handed out. It ends by :meth:`done` or :meth:`failed`."""
+        if not self._under_way and now - self._last > IDLE_S:
             self._next(now)  # what comes after a pause says nothing of the pause
+        self._under_way += 1
         self._peak = max(self._peak, in_use)
 
     def done(self, now: float, seconds: float, size: int) -> None:
@@ -58,6 +60,7 @@ class Pacing:
         self.ranges += 1
         self.bytes += size
         self._last = now
+        self._under_way -= 1
         if self._skip:
             self._skip -= 1
             self._next(now)
@@ -73,6 +76,10 @@ class Pacing:
                 self.window, self._growing, self._before = self._before[0], False, None
             self._skip = window if self.window != window else 0
             self._next(now)
+
+    def failed(self) -> None:
+        """A range did not come."""
+        self._under_way -= 1
 
     def busy(self, now: float) -> None:
         """The remote refused for want of room (503, too many connections)."""

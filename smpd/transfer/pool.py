@@ -172,8 +172,9 @@ class RemotePool:
         self.pacing.started(started, self._lanes.under_way)
         try:
             answer = await self._call(self.processes.of(lane), request, kind, brings=size)
-        except SmpError as error:
-            if error.code == "remote_busy":
+        except BaseException as error:
+            self.pacing.failed()
+            if isinstance(error, SmpError) and error.code == "remote_busy":
                 self.pacing.busy(time.monotonic())
             raise
         now = time.monotonic()
@@ -368,6 +369,8 @@ class RemotePool:
         many = answer if isinstance(answer, fetching.ManyRead) else None  # which tells of each object
         if brings and not (many and many.errors):
             self.sizing.came(took, brings)
+        elif isinstance(request, fetching.Tail):
+            self.sizing.answered(took)
         if many is None:
             self.gate.note(None)
         return answer

@@ -186,6 +186,37 @@ def test_a_pause_within_an_epoch_is_not_judged() -> None:
     assert pacing.window == 16
 
 
+def test_a_pause_is_seen_however_many_lanes_were_handed_out_before_the_first_request() -> None:
+    """A job takes all of its lanes before it asks for anything, so the first request is not the first lane."""
+    pacing, now = Pacing(32, 8), 0.0
+    for rounds, window in ((2, 16), (1, 16), (2, 32)):
+        for _ in range(rounds):
+            ranges = pacing.window
+            for _ in range(ranges):
+                pacing.started(now, ranges)
+            now += 1.0  # they come together, as those do that share a line
+            for _ in range(ranges):
+                pacing.done(now, 1.0, SIZE)
+        assert pacing.window == window
+        now += 60.0
+
+
+def test_a_range_that_failed_is_not_under_way() -> None:
+    """Else no pause would be seen any more."""
+    pacing, now = Pacing(32, 4), 10.0
+    pacing.started(now, 1)
+    pacing.failed()
+    for pause_s in (1.0, 1.0, 1.0, 60.0):
+        now += pause_s
+        ranges = pacing.window
+        for _ in range(ranges):
+            pacing.started(now, ranges)
+        now += 1.0
+        for _ in range(ranges):
+            pacing.done(now, 1.0, SIZE)
+    assert pacing.window == 16
+
+
 def test_a_burst_of_refusals_halves_once_and_is_made_good() -> None:
     """A 503 burst costs half of the window, not all of it; afterwards the throughput comes back."""
     sim = Server(Pacing(32, 8), latency_s=0.2, bandwidth=5e8, each=3e7)

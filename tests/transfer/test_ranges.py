@@ -326,6 +326,18 @@ async def test_batches_tell_of_the_line_too(sealed, plaintext):
     assert came == [2 * MIB]
 
 
+async def test_the_end_of_an_object_tells_how_late_answers_begin(sealed):
+    """It is asked for first, so it is known before a range is cut."""
+    async with pools(sealed) as found:
+        pool, answered = await found.get("local"), list[float]()
+        pool.sizing.answered = answered.append  # type: ignore[method-assign]
+        info, _ = await pool.tail("object.smp", 1000)
+        assert len(answered) == 1
+        async with pool.lane() as lane:
+            await pool.read(lane, "object.smp", info.pin, 0, MIB)
+    assert len(answered) == 1
+
+
 async def test_a_slow_remote_has_small_ranges(sealed, plaintext, tmp_path):
     """What is begun now is as long as a lane brings in a second, and the slot is no longer filled."""
     async with opened(sealed, slot_bytes=4 * MIB) as (pool, source):

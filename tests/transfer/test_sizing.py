@@ -39,6 +39,35 @@ def test_what_a_lane_brings_in_a_second(latency_s: float, lane: float, low: int,
         assert low * MIB <= after(each, 24, latency_s=latency_s, lane=lane) <= high * MIB
 
 
+@pytest.mark.parametrize(
+    ("latency_s", "lane", "low", "high"),
+    [
+        (1.0, 5e6, 4, 5),
+        (2.0, 1e6, 1, 2),
+        (2.0, 5e6, 8, 8),  # it was a segment, of which five sixths were waiting
+        (5.0, 1e6, 4, 5),
+        (0.0, 100e3, 1, 1),  # the end of an object takes 2.6 s, which is no latency
+    ],
+)
+def test_where_answers_begin_late_ranges_last_as_long(latency_s: float, lane: float, low: int, high: int) -> None:
+    """A lane is busy for half of the time, where a slot has room for that; the end of an object tells of it."""
+    for told_before in (True, False):
+        sizing = Sizing(SLOT)
+        if not told_before:
+            after(sizing, 9, latency_s=latency_s, lane=lane)
+        sizing.answered(latency_s + (256 << 10) / lane)
+        assert low * MIB <= after(sizing, 30, latency_s=latency_s, lane=lane) <= high * MIB
+
+
+def test_a_login_is_no_latency_for_long() -> None:
+    """What one short request waited for, others did not; meanwhile ranges are four times what they may be at most."""
+    sizing = Sizing(SLOT)
+    sizing.answered(3.0)
+    assert after(sizing, 20, latency_s=0.01, lane=500e3) <= 4 * 3 * 0.5 * MIB
+    sizing.answered(0.5)
+    assert after(sizing, 20, latency_s=0.01, lane=500e3) == MIB
+
+
 def test_a_quick_line_has_whole_slots_after_one_range() -> None:
     """The first of them says so."""
     sizing = Sizing(SLOT)
@@ -77,14 +106,16 @@ def test_what_is_cut_off_is_smaller_the_next_time() -> None:
 
 @given(
     st.integers(SEGMENT_BYTES, 64 * MIB),
-    st.lists(st.one_of(st.none(), st.tuples(st.floats(0, 1e5), st.integers(0, 64 * MIB)))),
+    st.lists(st.one_of(st.none(), st.floats(0, 1e5), st.tuples(st.floats(0, 1e5), st.integers(0, 64 * MIB)))),
 )
-def test_always_whole_segments_that_fit(most: int, told: list[tuple[float, int] | None]) -> None:
+def test_always_whole_segments_that_fit(most: int, told: list[tuple[float, int] | float | None]) -> None:
     """Whatever comes, and however long it took."""
     sizing = Sizing(most)
     for each in told:
         if each is None:
             sizing.lost()
+        elif isinstance(each, float):
+            sizing.answered(each)
         else:
             sizing.came(*each)
         assert SEGMENT_BYTES <= sizing.range_bytes <= most
