@@ -64,7 +64,7 @@ class Fetch(Section, frozen=True):
     processes: Few | Literal["auto"] = "auto"
     slots: Annotated[int, Meta(ge=2, le=1024)] = 16
     slot_bytes: Annotated[int, Meta(ge=MIB, le=256 * MIB, multiple_of=MIB)] = 8 * MIB
-    connections: Few = 16
+    connections: Few = 64
     idle_s: Seconds = 300.0
     connect_s: Seconds = 10.0
     login_s: Seconds = 30.0

@@ -43,6 +43,8 @@ class Connection(asyncio.BufferedProtocol):
         self._full = False
         self._secure = False
         self._received = 0
+        self._asked_at = 0.0
+        self.answered_s = 0.0  # how long after its head was sent the last exchange's answer began
         self._patience = Patience(deadlines)
         self._watch_s = 0.0
         self._watch: asyncio.TimerHandle | None = None
@@ -73,6 +75,7 @@ class Connection(asyncio.BufferedProtocol):
         if exchange.in_body:
             exchange.advance(nbytes)
         else:
+            self.answered_s = self.answered_s or self._loop.time() - self._asked_at
             exchange.feed(bytes(self._scratch[:nbytes]))
         if exchange.done:
             self._wake()
@@ -109,6 +112,7 @@ class Connection(asyncio.BufferedProtocol):
         try:
             self._be_patient()
             self._transport.write(head)
+            self._asked_at, self.answered_s = self._loop.time(), 0.0
             sent = body is None or await self._send(exchange, body)
             if answer_s:
                 self._be_patient(answer_s)

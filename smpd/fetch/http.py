@@ -10,11 +10,13 @@ import anyio
 
 from smp_proto.errors import RemoteError, UsageError
 from smpd.fetch.connection import Body, Connection
+from smpd.fetch.crowd import Crowd
 from smpd.fetch.exchange import REFUSAL_MAX_BYTES, Answer, Exchange, Suffix, Wanted
 from smpd.fetch.remote import ANEW, unreachable
 from smpd.links.fetching import Deadlines
 
 _NOTHING = memoryview(b"")
+_LEAST = 16  # requests at once: as many as a process has lanes
 
 
 class Origin(NamedTuple):
@@ -48,7 +50,7 @@ class Pool:
         self.origin = origin
         self._tls = tls
         self._deadlines = deadlines
-        self._permits = anyio.Semaphore(connections, fast_acquire=True)
+        self._crowd = Crowd(_LEAST, connections)
         self._idle: list[Connection] = []
 
     async def get(self, head: bytes, wanted: Wanted | Suffix, into: memoryview) -> Answer:
@@ -98,7 +100,7 @@ class Pool:
         *,
         fresh: bool = False,
     ) -> Answer:
-        async with self._permits:
+        async with self._crowd:
             while True:
                 connection, reused = (await self._connect(), False) if fresh else await self._take()
                 exchange = make()
@@ -110,11 +112,13 @@ class Pool:
                         continue
                     raise
                 self._give(connection)
+                if body is None:
+                    self._crowd.answered(connection.answered_s)
                 return answer
 
     async def probe(self) -> dict[str, str]:
         """Connect, and say what TLS agreed on."""
-        async with self._permits:
+        async with self._crowd:
             connection, _ = await self._take()
             facts = connection.facts
             self._give(connection)

@@ -88,6 +88,8 @@ def _open_stepwise(root: int, path: str, flags: int, mode: int) -> int:
 class LocalRemote:
     """A folder. All calls that block run in threads."""
 
+    at_once = 8
+
     def __init__(self, config: LocalConfig) -> None:
         self._root = config.root
         self._swept: set[tuple[int, int]] = set()

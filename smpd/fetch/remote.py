@@ -40,7 +40,13 @@ PLAINLY = Writing()
 
 
 class Remote(Protocol):
-    """One remote. Paths have passed :func:`check_path`; errors are those of ``smpd.links.fetching``."""
+    """One remote. Paths have passed :func:`check_path`; errors are those of ``smpd.links.fetching``.
+
+    Attributes:
+        at_once: how many small objects may be read at once.
+    """
+
+    at_once: int
 
     async def stat(self, path: str) -> ObjectInfo:
         """Size and pin of one object."""

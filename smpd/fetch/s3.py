@@ -27,6 +27,7 @@ class S3Remote:
             raise UsageError(
                 "bad_config", "the endpoint is not an http or https URL", hint="e.g. https://s3.example.org"
             )
+        self.at_once = connections
         self._deadlines = deadlines
         self._root = config.prefix.strip("/") + "/" if config.prefix.strip("/") else ""
         self._bucket = Bucket(config, secret, connections, deadlines, trust(config.ca_pem))

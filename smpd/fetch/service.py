@@ -50,7 +50,6 @@ class Service:
         self._remote: Remote | None = None
         self._webhook: Webhook | None = None
         self._ring: Ring | None = None
-        self._connections = 0
 
     async def run(self, channel: Channel) -> None:
         """Serve until smpd closes the link."""
@@ -98,7 +97,6 @@ class Service:
         walls = sandbox.enter(request.sandbox, self._kernel, config)
         self._ring = Ring(fds.pop(), request.slots, request.slot_bytes)
         self._remote = remote
-        self._connections = request.connections
         gc.freeze()  # the libraries' own objects are not looked through again while ranges wait
         return fetching.Walls(walls)
 
@@ -127,7 +125,7 @@ class Service:
                 with _place(ring, request.slot, 0, request.length) as into:
                     return await remote.tail(request.path, into)
             case fetching.ReadMany():
-                return await _read_many(request, remote, ring, self._connections)
+                return await _read_many(request, remote, ring)
             case fetching.Stat() | fetching.Move():
                 return await _stat_or_move(request, remote)
             case fetching.List():
@@ -220,7 +218,7 @@ async def _read_range(remote: Remote, path: str, pin: str, offset: int, into: me
         raise changed(path)
 
 
-async def _read_many(request: fetching.ReadMany, remote: Remote, ring: Ring, workers: int) -> fetching.ManyRead:
+async def _read_many(request: fetching.ReadMany, remote: Remote, ring: Ring) -> fetching.ManyRead:
     answer = fetching.ManyRead()
     todo = iter(enumerate(request.objects))
 
@@ -234,7 +232,7 @@ async def _read_many(request: fetching.ReadMany, remote: Remote, ring: Ring, wor
                 answer.errors[index] = error.body()
 
     async with anyio.create_task_group() as group:
-        for _ in range(min(workers, len(request.objects))):
+        for _ in range(min(remote.at_once, len(request.objects))):
             group.start_soon(work)
     return answer
 

@@ -28,7 +28,7 @@ from smpd.fetch.remote import (
     untold,
     walk_folders,
 )
-from smpd.fetch.sftp_lines import Line, Lines
+from smpd.fetch.sftp_lines import CONNECTIONS_MAX, Line, Lines
 from smpd.fetch.sftp_login import GONE, Login
 from smpd.fetch.sftp_session import ReadSession
 from smpd.links.fetching import Deadlines, Seen
@@ -48,7 +48,8 @@ class SftpRemote:
         self._config = config
         self._deadlines = deadlines
         self._login = Login(config, secret, deadlines)
-        self._lines = Lines(self._login, connections, deadlines)
+        self._lines = Lines(self._login, min(connections, CONNECTIONS_MAX), deadlines)
+        self.at_once = self._lines.at_once
         self._where = self._login.where
 
     @contextlib.asynccontextmanager

@@ -19,6 +19,7 @@ from smpd.fetch.sftp_session import Meter, ReadSession, moved
 from smpd.links.fetching import Deadlines
 
 GROW_S = 0.25  # how long a rate is measured
+CONNECTIONS_MAX = 8  # each takes a login, and two processes of the server
 _SETTLED_S = 30.0  # how long to do with the connections there are when another was refused or brought nothing
 _GAIN = 1.15  # by which factor another one has to raise the rate
 _SHARED = 2  # uses of a connection at once, when all are in use: while one starts or ends, the other goes on
@@ -77,13 +78,17 @@ class Lines:
 
     Args:
         connections: how many there may be.
+
+    Attributes:
+        at_once: how many uses there can be at once.
     """
 
     def __init__(self, login: Login, connections: int, deadlines: Deadlines) -> None:
         self._login = login
         self._connections = connections
         self._deadlines = deadlines
-        self._permits = anyio.Semaphore(connections * _SHARED)
+        self.at_once = connections * _SHARED
+        self._permits = anyio.Semaphore(self.at_once)
         self._connecting = anyio.Lock()
         self._lines: list[Line] = []
         self._meter = Meter()

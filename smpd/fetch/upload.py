@@ -19,6 +19,7 @@ from smpd.links.fetching import Deadlines
 
 PART_BYTES = 8 << 20
 PARTS_MAX = 10_000
+PARTS_AT_ONCE = 8
 OBJECT_MAX_BYTES = 5 << 40
 _FIELDS = {"IfMatch": "if-match", "IfNoneMatch": "if-none-match"}
 
@@ -38,7 +39,7 @@ class Uploader:
 
     def __init__(self, bucket: Bucket, connections: int, deadlines: Deadlines) -> None:
         self._bucket = bucket
-        self._connections = connections
+        self._at_once = min(connections, PARTS_AT_ONCE)
         self._deadlines = deadlines
         self._by_client = False
         self._conditional = True
@@ -139,7 +140,7 @@ class Uploader:
 
         with first_error():
             async with anyio.create_task_group() as group:
-                for _ in range(self._connections):
+                for _ in range(self._at_once):
                     group.start_soon(worker)
         return [{"PartNumber": number, "ETag": etag} for number, etag in sorted(etags.items())]
 

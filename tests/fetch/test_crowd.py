@@ -1,0 +1,112 @@
+"""How many requests are under way at one server."""
+
+import math
+
+import anyio
+import pytest
+from fetch_link import fetch_in_process
+from hypothesis import given
+from hypothesis import strategies as st
+from scripted_http import DATA, ETAG, Asked, Peer, answer, scripted
+
+from smp_proto.control import S3Config, S3Secret
+from smpd.fetch.crowd import BUSY_S, FORGET_S, Crowd
+from smpd.fetch.pins import etag_pin
+from smpd.links.fetching import Whole
+
+OBJECTS = 96
+LATE_S = 0.03
+
+
+async def enter_all(crowd: Crowd, count: int) -> tuple[int, int]:
+    """Have so many come; how many are inside once nothing moves, and how many ever came in at once."""
+    inside = peak = 0
+    leave = anyio.Event()
+
+    async def one() -> None:
+        nonlocal inside, peak
+        async with crowd:
+            inside += 1
+            peak = max(peak, inside)
+            await leave.wait()
+            inside -= 1
+
+    async with anyio.create_task_group() as group:
+        for _ in range(count):
+            group.start_soon(one)
+        await anyio.wait_all_tasks_blocked()
+        found = inside
+        leave.set()
+    return found, peak
+
+
+async def test_as_many_as_the_lateness_is_worth() -> None:
+    """Few at a server beside us; at one far away as many as its answers take longer than our own part."""
+    crowd = Crowd(4, 32)
+    assert await enter_all(crowd, 50) == (4, 4)
+    crowd.answered(20 * BUSY_S)
+    assert await enter_all(crowd, 50) == (20, 20)
+    crowd.answered(1000 * BUSY_S)  # slower than another: it waited for something
+    assert await enter_all(crowd, 50) == (20, 20)
+    crowd.answered(BUSY_S)
+    await enter_all(crowd, 20)  # those that are inside stay, and leave no room behind
+    assert await enter_all(crowd, 50) == (4, 4)
+
+
+async def test_never_more_than_there_may_be() -> None:
+    """Nor where that is fewer than the least."""
+    crowd = Crowd(4, 32)
+    crowd.answered(10.0)
+    assert await enter_all(crowd, 50) == (32, 32)
+    assert await enter_all(Crowd(4, 2), 50) == (2, 2)
+
+
+async def test_after_a_pause_it_is_seen_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The quickest answer does not count for ever: the way to the server may be another."""
+    crowd, now = Crowd(4, 32), 1000.0
+    monkeypatch.setattr(anyio, "current_time", lambda: now)
+    await enter_all(crowd, 1)
+    crowd.answered(BUSY_S)
+    now += FORGET_S / 2
+    await enter_all(crowd, 1)
+    crowd.answered(20 * BUSY_S)
+    assert crowd.at_once == 4
+    now += FORGET_S * 1.1
+    await enter_all(crowd, 1)
+    crowd.answered(20 * BUSY_S)
+    assert crowd.at_once == 20
+
+
+@given(st.integers(1, 20), st.integers(1, 80), st.lists(st.floats(0, 1)))
+async def test_the_room_is_what_it_says(least: int, most: int, answers: list[float]) -> None:
+    """Whatever came before, as many come in as it says."""
+    crowd = Crowd(least, most)
+    await enter_all(crowd, 1)
+    for seconds in answers:
+        crowd.answered(seconds)
+        await enter_all(crowd, most)
+    assert min(least, most) <= crowd.at_once <= most
+    assert await enter_all(crowd, most + 1) == (crowd.at_once, crowd.at_once)
+    if answers:
+        assert crowd.at_once == max(min(least, most), min(most, math.ceil(min(answers) / BUSY_S)))
+
+
+async def test_a_late_server_is_asked_for_many_objects_at_once() -> None:
+    """Each answer begins late, so more requests are under way than there are lanes; all objects come."""
+    inside = peak = 0
+
+    async def late(peer: Peer, asked: Asked) -> bool:
+        nonlocal inside, peak
+        inside += 1
+        peak = max(peak, inside)
+        await anyio.sleep(LATE_S)  # the length of the way, which is what is tried
+        inside -= 1
+        await peer.send(answer(asked) + asked.body)
+        return True
+
+    wanted = [Whole(str(number), etag_pin(len(DATA), ETAG), len(DATA), 0) for number in range(OBJECTS)]
+    async with scripted({each.path: late for each in wanted}) as endpoint:
+        config = S3Config("b", endpoint=endpoint, addressing="path")
+        async with fetch_in_process(config, S3Secret("k", "s"), connections=64) as link:
+            assert await link.read_many(wanted) == ([DATA] * OBJECTS, {})
+    assert 16 < peak <= 64
