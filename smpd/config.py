@@ -108,7 +108,7 @@ class Compute(Section, frozen=True):
 class Jobs(Section, frozen=True):
     """How many jobs run at once, how failed ones are tried again, and how many that are over are kept."""
 
-    running_max: Few = 8
+    running_max: Few = 16
     unfinished_user_max: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
     attempts: Annotated[int, Meta(ge=1, le=100)] = 4
     backoff_base_s: Seconds = 2.0

@@ -1,10 +1,10 @@
 """The first ranges of an object, fetched before anybody has room for their plaintext: while its job waits for the
 processor, which runs one job at a time.
 
-What waits is ciphertext, in lanes: half of them at most, of few objects of a remote at a time. They do not count for
-the window. So whoever has the processor always gets lanes, and whoever comes next has a part of its object at once.
-While a job's results are on their way nothing of it is left to fetch or to open: with one object ahead a fifth of two
-cores was idle then.
+What waits is ciphertext, in lanes: half of them at most, a few for each object. They do not count for the window. So
+whoever has the processor always gets lanes, and whoever comes next has a part of its object at once. While a job's
+results are on their way nothing of it is left to fetch or to open: with one object ahead a fifth of two cores was idle
+then. On a long line an object takes far longer to come than to be worked on, so there it takes many of them.
 """
 
 import contextlib
@@ -82,36 +82,41 @@ class Ahead:
         """The range, if it was begun: its lane is the caller's from now on. They are asked for in order."""
         self._claimed = index + 1
         arrival = self._arrivals.pop(index, None)
-        if arrival is not None and arrival.parked:
-            self._pool.unpark()
+        if arrival is not None:
+            self._catch_up(index, arrival)
         if self._begun and not self._arrivals:
             self._over.set()
         return arrival
 
     async def _run(self) -> None:
-        async with self._pool.ahead:
-            try:
-                async with anyio.create_task_group() as group:
-                    for index in range(min(RANGES_AHEAD, self._pool.lanes // 2)):
-                        segments = self._source.cutting.first(index)
-                        if segments is None:
-                            break
-                        span = self._source.opener.layout.span(segments)
-                        if index < self._claimed or self._source.came(*span) is not None:
-                            continue
-                        lane = await self._pool.take()
-                        if index < self._claimed:
-                            self._pool.give(lane)
-                            continue
-                        self._arrivals[index] = Arrival(lane)
-                        group.start_soon(self._fetch, index, self._arrivals[index], *span)
-                self._begun = True
-                if self._arrivals:
-                    await self._pool.closing_or(self._over)
-            finally:
-                for arrival in self._arrivals.values():
-                    self._give(arrival)
-                self._arrivals.clear()
+        try:
+            async with anyio.create_task_group() as group:
+                group.start_soon(self._begin)
+                await self._pool.closing_or(self._over)
+                group.cancel_scope.cancel()
+        finally:
+            for index, arrival in self._arrivals.items():
+                self._give(index, arrival)
+            self._arrivals.clear()
+
+    async def _begin(self) -> None:
+        async with anyio.create_task_group() as group:
+            for index in range(RANGES_AHEAD):
+                segments = self._source.cutting.first(index)
+                if segments is None:
+                    break
+                span = self._source.opener.layout.span(segments)
+                if index < self._claimed or self._source.came(*span) is not None:
+                    continue
+                arrival = Arrival(await self._pool.take_ahead((self, index)))
+                if index < self._claimed:
+                    self._give(index, arrival)
+                    continue
+                self._arrivals[index] = arrival
+                group.start_soon(self._fetch, index, arrival, *span)
+        self._begun = True
+        if not self._arrivals:
+            self._over.set()
 
     async def _fetch(self, index: int, arrival: Arrival, start: int, end: int) -> None:
         await arrival.fetch(self._pool, self._source, start, end)
@@ -119,7 +124,11 @@ class Ahead:
             arrival.parked = True
             self._pool.park()
 
-    def _give(self, arrival: Arrival) -> None:
+    def _catch_up(self, index: int, arrival: Arrival) -> None:
         if arrival.parked:
             self._pool.unpark()
+        self._pool.caught_up((self, index))
+
+    def _give(self, index: int, arrival: Arrival) -> None:
+        self._catch_up(index, arrival)
         self._pool.give(arrival.lane)

@@ -17,15 +17,9 @@ from smpd.transfer.packing import Packing
 
 NORMAL = 2
 RANGES_AHEAD = 4  # of an object
-_OBJECTS_AHEAD = 3
 
 # Of the job that a task works for: 0 is the most urgent. The runner sets it for all that an attempt does.
 rank: ContextVar[int] = ContextVar("rank", default=NORMAL)
-
-
-def objects_ahead(lanes: int) -> int:
-    """Of how many objects a remote with so many lanes may fetch ahead: together they take half of the lanes at most."""
-    return max(1, min(_OBJECTS_AHEAD, lanes // 2 // RANGES_AHEAD))
 
 
 class Lane(NamedTuple):
@@ -36,8 +30,9 @@ class Lane(NamedTuple):
 
 
 class _Waiter:
-    def __init__(self, *, spread: bool) -> None:
+    def __init__(self, *, spread: bool, brief: bool) -> None:
         self.spread = spread
+        self.brief = brief
         self.ready = anyio.Event()
         self.lane: Lane | None = None
 
@@ -56,6 +51,7 @@ class Lanes:
         for lane in lanes:
             self._free.setdefault(lane.worker, []).append(lane)
         self._used: Counter[int] = Counter()
+        self._brief: set[Lane] = set()
         self._parked = 0
         self._pacing = pacing
         self._packing = packing
@@ -70,8 +66,8 @@ class Lanes:
 
     @property
     def under_way(self) -> int:
-        """How many of them the window is for: not those that are parked."""
-        return self._used.total() - self._parked
+        """How many of them the window is for: not those that are parked, nor brief ones."""
+        return self._used.total() - self._parked - len(self._brief)
 
     def park(self) -> None:
         """What came into a lane waits in it: another range may be under way meanwhile."""
@@ -86,15 +82,17 @@ class Lanes:
         """Whether a lane of this fetch process is handed out."""
         return self._used[worker] > 0
 
-    async def take(self, *, spread: bool = False) -> Lane:
+    async def take(self, *, spread: bool = False, brief: bool = False) -> Lane:
         """Wait for a free lane. Those who wait are served by the rank of their job, and then in order.
 
         Args:
             spread: its process has more to do than to receive, so all of them take part.
+            brief: for a request that is answered by few bytes: the window, which is for what fills the line, does not
+                hold it back where a lane is free.
         """
-        if not self._waiting and (free := self._open_to(spread=spread)):
-            return self._hand_out(free)
-        waiter = _Waiter(spread=spread)
+        if (brief or not self._waiting) and (free := self._open_to(spread=spread, brief=brief)):
+            return self._hand_out(free, brief=brief)
+        waiter = _Waiter(spread=spread, brief=brief)
         self._number += 1
         heapq.heappush(self._waiting, (rank.get(), self._number, waiter))
         try:
@@ -113,28 +111,36 @@ class Lanes:
         """Return a lane."""
         self._free[lane.worker].append(lane)
         self._used[lane.worker] -= 1
+        self._brief.discard(lane)
         self.wake()
         if not self.in_use:
             self._idle.set()
 
     def wake(self) -> None:
         """Hand out what the window allows; it may have grown."""
-        while self._waiting and (free := self._open_to(spread=self._waiting[0][2].spread)):
+        while self._waiting:
+            first = self._waiting[0][2]
+            free = self._open_to(spread=first.spread, brief=first.brief)
+            if not free:
+                return
             waiter = heapq.heappop(self._waiting)[2]
-            waiter.lane = self._hand_out(free)
+            waiter.lane = self._hand_out(free, brief=waiter.brief)
             waiter.ready.set()
 
-    def _open_to(self, *, spread: bool) -> list[int]:
+    def _open_to(self, *, spread: bool, brief: bool) -> list[int]:
         """The processes that have a lane for it; none where the window is full."""
-        if self.under_way >= self._pacing.window:
+        if self.under_way >= self._pacing.window and not brief:
             return []
         count = len(self._free) if self._packing is None or spread else self._packing.used
         return [worker for worker, free in self._free.items() if free and worker < count]
 
-    def _hand_out(self, workers: Iterable[int]) -> Lane:
+    def _hand_out(self, workers: Iterable[int], *, brief: bool) -> Lane:
         worker = min(workers, key=self._used.__getitem__)
         self._used[worker] += 1
-        return self._free[worker].pop()
+        lane = self._free[worker].pop()
+        if brief:
+            self._brief.add(lane)
+        return lane
 
     async def until_idle(self) -> None:
         """Wait until all lanes are back."""

@@ -25,11 +25,11 @@ from smpd.transfer.counting import RemoteCounts
 from smpd.transfer.cutting import Cutting
 from smpd.transfer.gate import Gate
 from smpd.transfer.joining import Joining, only_receives
-from smpd.transfer.lanes import Lane, Lanes, objects_ahead
+from smpd.transfer.lanes import Lane, Lanes
 from smpd.transfer.limiting import Limiter, RemoteLimiter
 from smpd.transfer.openers import Openers
 from smpd.transfer.pacing import Pacing
-from smpd.transfer.packing import Packing
+from smpd.transfer.packing import LONG_S, Packing
 from smpd.transfer.processes import Processes
 from smpd.transfer.settings import FetchSettings
 from smpd.transfer.sizing import Sizing
@@ -48,7 +48,6 @@ class RemotePool:
 
     Attributes:
         processes: those that speak to it, and their rings.
-        ahead: taken by whoever fetches before there is room for the plaintext.
         openers: limits the threads that hash and open.
     """
 
@@ -84,7 +83,9 @@ class RemotePool:
             self._joining = Joining(
                 packing, self.processes, self._lanes, self.pacing, settings.slots, self._closing, group
             )
-        self.ahead = anyio.Semaphore(objects_ahead(settings.slots if packing else len(lanes)), fast_acquire=True)
+        self._packing = packing
+        self._ahead = anyio.CapacityLimiter(1)
+        self._long = False  # whether the newest range took long
         self.gate = Gate(
             remote.name,
             settings.breaker,
@@ -109,13 +110,36 @@ class RemotePool:
         """How an object of this remote is cut into ranges."""
         return Cutting(layout, self.settings.slot_bytes, lambda: self.sizing.range_bytes)
 
-    async def take(self, *, small: bool = False) -> Lane:
+    async def take(self, *, small: bool = False, brief: bool = False) -> Lane:
         """Wait for a free lane; those who wait are served by the priority of their job, then in order.
 
         Args:
             small: it is for many small objects, which are more work to ask for than to receive.
+            brief: it is for few bytes.
         """
-        return await self._limits.lane(partial(self._lanes.take, spread=small), self.settings.slot_bytes)
+        return await self._limits.lane(partial(self._lanes.take, spread=small, brief=brief), self.settings.slot_bytes)
+
+    async def take_ahead(self, who: object) -> Lane:
+        """Wait for a free lane, to fetch before there is room for the plaintext.
+
+        Half of the lanes that take part may be taken so, and three quarters where ranges take long; whoever has room
+        always gets others.
+
+        Args:
+            who: is told to :meth:`caught_up` when there is room, or the lane is given back.
+        """
+        processes = self._packing.used if self._packing else self.settings.processes
+        self._ahead.total_tokens = max(1, processes * self.settings.slots * (3 if self._long else 2) // 4)
+        await self._ahead.acquire_on_behalf_of(who)
+        try:
+            return await self.take()
+        except BaseException:
+            self.caught_up(who)
+            raise
+
+    def caught_up(self, who: object) -> None:
+        """There is room now for what comes into a lane of :meth:`take_ahead`."""
+        self._ahead.release_on_behalf_of(who)
 
     def give(self, lane: Lane) -> None:
         """Return a lane."""
@@ -144,9 +168,9 @@ class RemotePool:
             group.cancel_scope.cancel()
 
     @contextlib.asynccontextmanager
-    async def lane(self) -> AsyncIterator[Lane]:
+    async def lane(self, *, brief: bool = False) -> AsyncIterator[Lane]:
         """A lane for the length of a block."""
-        lane = await self.take()
+        lane = await self.take(brief=brief)
         try:
             yield lane
         finally:
@@ -180,6 +204,7 @@ class RemotePool:
         now = time.monotonic()
         self.pacing.done(now, now - started, size)
         self.counts.fetched(size)
+        self._long = now - started >= LONG_S
         if self._joining is not None:
             self._joining.came(now, now - started)
         return answer
@@ -199,7 +224,7 @@ class RemotePool:
 
     async def tail(self, path: str, length: int) -> tuple[ObjectInfo, bytes]:
         """What an object is, and its last ``length`` bytes (all, where it has fewer) in private memory."""
-        async with self.lane() as lane:
+        async with self.lane(brief=True) as lane:
             length = min(length, self.settings.slot_bytes)
             request = fetching.Tail(path, length, lane.slot)
             host = self.processes.of(lane)

@@ -163,8 +163,8 @@ async def test_others_are_not_held_up(plaintext, sealed):
         await all_lanes_are_back(pool)
 
 
-async def test_one_object_at_a_time(plaintext, sealed):
-    """The next job's ranges are fetched when the first one's were taken over, not before."""
+async def test_half_of_the_lanes_wait_at_most(plaintext, sealed):
+    """Of however many objects; the next job's ranges are fetched when the first one's were taken over, not before."""
     async with fetching(sealed) as (pool, source, reads):
         async with Ahead(pool, source).running() as one, Ahead(pool, source).running() as two:
             await reads.until(2)
@@ -172,6 +172,33 @@ async def test_one_object_at_a_time(plaintext, sealed):
             assert len(reads.begun) == 2
             assert (await bring(pool, source, one))[0] == plaintext
             assert (await bring(pool, source, two))[0] == plaintext
+        await all_lanes_are_back(pool)
+
+
+async def test_more_of_them_wait_where_ranges_take_long(sealed, monkeypatch):
+    """On a long line an object takes longer to come than to be worked on; a quarter is left to who has room."""
+    async with fetching(sealed, slots=4) as (pool, _, _):
+        pool.pacing.window = pool.lanes
+        taken: list[Lane] = []
+
+        async def take(number: int) -> None:
+            taken.append(await pool.take_ahead(number))
+
+        async with anyio.create_task_group() as group:
+            for number in range(pool.lanes):
+                group.start_soon(take, number)
+            await until_still()
+            assert len(taken) == pool.lanes // 2
+            monkeypatch.setattr("smpd.transfer.pool.LONG_S", 0.0)
+            async with pool.lane() as lane:
+                await pool.read(lane, "loose/0", (await pool.stat("loose/0")).pin, 0, MIB)
+            pool.caught_up(0)
+            group.start_soon(take, pool.lanes)
+            await until_still()
+            assert len(taken) - 1 == pool.lanes * 3 // 4  # one has caught up
+            group.cancel_scope.cancel()
+        for lane in taken:
+            pool.give(lane)
         await all_lanes_are_back(pool)
 
 
@@ -205,12 +232,13 @@ async def test_a_job_that_goes_gives_all_back(sealed, claimed):
         async with anyio.create_task_group() as group:
             group.start_soon(job)
             await until_still()
-            assert len(reads.begun) == 2
+            begun = pool.lanes if claimed else pool.lanes // 2
+            assert len(reads.begun) == begun
             leaving.cancel()
             await until_still()
-            assert (reads.ended, pool.lanes_in_use) == (0, 2)
+            assert (reads.ended, pool.lanes_in_use) == (0, begun)
             reads.settled.set()
-        assert reads.ended == 2
+        assert reads.ended == begun
         await all_lanes_are_back(pool)
 
 

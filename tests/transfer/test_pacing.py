@@ -316,6 +316,46 @@ async def test_processes_that_do_not_take_part_get_no_lanes() -> None:
     assert sorted([(await lanes.take()).worker for _ in range(4)]) == [0, 0, 1, 1]
 
 
+async def test_a_brief_request_is_not_held_back_by_the_window() -> None:
+    """It takes a free lane, also past those who wait for the window, and takes nothing of the window."""
+    lanes, pacing = _lanes(4)
+    pacing.window = 1
+    held = await lanes.take()
+    got: list[str] = []
+    async with anyio.create_task_group() as group:
+        group.start_soon(_taker(lanes, got), "range", 2)
+        await anyio.wait_all_tasks_blocked()
+        brief = [await lanes.take(brief=True) for _ in range(3)]
+        assert (got, lanes.in_use, lanes.under_way) == ([], 4, 1)
+        lanes.give(held)
+        await anyio.wait_all_tasks_blocked()
+        assert got == ["range"]
+    lanes.give(brief.pop())
+    assert (lanes.in_use, lanes.under_way) == (2, 0)
+    for lane in brief:
+        lanes.give(lane)
+    ordinary = [await lanes.take() for _ in range(pacing.window)]
+    assert lanes.under_way == len(ordinary)  # a lane that was brief is not for ever
+
+
+async def test_a_brief_request_that_waits_for_a_lane_is_brief_then() -> None:
+    """All lanes are in use; it gets the next one, and the window has as much room as before."""
+    lanes, pacing = _lanes(2)
+    held = [await lanes.take(), await lanes.take()]
+    found: list[Lane] = []
+
+    async def take() -> None:
+        found.append(await lanes.take(brief=True))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(take)
+        await anyio.wait_all_tasks_blocked()
+        pacing.window = 1
+        lanes.give(held.pop())
+    assert (lanes.in_use, lanes.under_way) == (2, 1)
+    assert found
+
+
 async def test_who_waits_for_a_process_that_takes_part_gets_its_lane() -> None:
     """Its lanes are all in use, and the window has room: the next one given back goes to who waits."""
     lanes = Lanes([Lane(worker, slot) for worker in range(2) for slot in range(2)], Pacing(4, 4), Packing(2))
