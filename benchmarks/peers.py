@@ -74,10 +74,14 @@ class Rclone:
         self._folder = store.bucket / "crypt"
         self._remote("local", type="crypt", remote=self._folder, password=obscured.stdout.strip())
         for name, endpoint in (("http", store.http), ("uploads", store.uploads)):
-            s3 = {"type": "s3", "provider": "Other", "endpoint": endpoint, "no_check_bucket": "true"}
-            self._remote(f"{name}_s3", **s3, access_key_id=ACCESS_KEY, secret_access_key=SECRET_KEY)
+            self.know(f"{name}_s3", endpoint)
             where = f"{name}_s3:{BUCKET}/crypt"
             self._remote(name, type="crypt", remote=where, password=obscured.stdout.strip())
+
+    def know(self, remote: str, endpoint: str) -> None:
+        """Have a remote for what lies at an endpoint as it is."""
+        s3 = {"type": "s3", "provider": "Other", "endpoint": endpoint, "no_check_bucket": "true"}
+        self._remote(remote, **s3, access_key_id=ACCESS_KEY, secret_access_key=SECRET_KEY)
 
     def _remote(self, remote: str, /, **options: object) -> None:
         options |= {"filename_encryption": "off"} if options["type"] == "crypt" else {}

@@ -1,6 +1,7 @@
 """The loads, in the order in which they run."""
 
 from benchmarks.bench import Load
+from benchmarks.loads.far import Far, FarJobs, FarObjects
 from benchmarks.loads.jobs import ManyJobs
 from benchmarks.loads.large import LargeHttp, LargeHttps
 from benchmarks.loads.latency import Ready, RoundTrip
@@ -21,6 +22,9 @@ LOADS: tuple[Load, ...] = (
     Spool(),
     Resume(),
     ManyJobs(),
+    Far(),
+    FarObjects(),
+    FarJobs(),
     Ready(),
     RoundTrip(),
     Idle(),

@@ -5,7 +5,9 @@ import html
 import os
 import subprocess
 import sys
+import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import pytest
 from servers import make_certificate, program
 
 from benchmarks import results
+from benchmarks.relay import Line, relay
 from benchmarks.servers import own_server, store
 from benchmarks.watch import run_program
 
@@ -20,14 +23,15 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_quick_run(tmp_path):
-    """Two loads end with samples of all who are here, a table, and a JSON that says what the server sent."""
-    argv = [sys.executable, "-m", "benchmarks", "--quick", "--rounds", "1", "--only", "https,put", "--out", tmp_path]
+    """Some loads end with samples of all who are here, a table, and a JSON that says what the server sent."""
+    loads = "https,put,resume,far"
+    argv = [sys.executable, "-m", "benchmarks", "--quick", "--rounds", "1", "--only", loads, "--out", tmp_path]
     done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
     run = results.load(tmp_path / "latest.json")
-    [https, put] = run.loads
-    for load in (https, put):
-        ours = load.find("SMP")
+    https, put, resume, far = run.loads
+    for load, name in ((https, "SMP"), (put, "SMP"), (resume, "SMP, killed at half"), (far, "SMP")):
+        ours = load.find(name)
         assert not ours.trouble
         [sample] = ours.samples
         assert sample.seconds > 0 < sample.cpu_s
@@ -35,8 +39,29 @@ def test_quick_run(tmp_path):
         assert "smpd" in sample.peak_rss
         assert not [each.name for each in load.contested if each.trouble and not each.trouble.startswith("absent: ")]
     assert 16 << 20 <= https.find("SMP").samples[0].sent < 18 << 20
+    assert 16 << 20 <= far.find("SMP").samples[0].sent < 18 << 20
     assert "| SMP |" in done.stdout
     assert len(run.goals) == 2
+
+
+def test_a_relay_changes_nothing_and_takes_its_time(tmp_path):
+    """What went in comes out, on several connections and both ways, not before the line lets it through."""
+    line = Line(0.05, 4e6, 1 << 17)
+    data = [os.urandom(300_000) for _ in range(3)]
+    (tmp_path / "bucket").mkdir()
+    for number, body in enumerate(data):
+        (tmp_path / "bucket" / str(number)).write_bytes(body)
+    with own_server(tmp_path) as port, relay(port, line) as far, ThreadPoolExecutor(3) as threads:
+
+        def get(number: int) -> bytes:
+            with urllib.request.urlopen(f"http://127.0.0.1:{far}/bucket/{number}", timeout=30) as answer:
+                return answer.read()
+
+        started = time.monotonic()
+        assert list(threads.map(get, range(3))) == data
+        took_s = time.monotonic() - started
+        # A handshake and a request, and then the bytes of all: never less, however quick the machine.
+        assert took_s >= 4 * line.delay_s + 3 * 300_000 / line.rate
 
 
 @pytest.mark.parametrize("nginx", [True, False])
