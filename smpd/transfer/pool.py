@@ -70,9 +70,10 @@ class RemotePool:
         self.settings = settings
         lanes = [Lane(w, s) for w in range(settings.processes) for s in range(settings.slots)]
         self.pacing = Pacing(len(lanes), _FIRST_LANES * settings.processes)
-        packing = None
+        packing, least = None, settings.processes
         if only_receives(remote.config):
-            packing = Packing(settings.processes, -(-self.pacing.window // settings.slots))
+            least = -(-self.pacing.window // settings.slots)
+            packing = Packing(settings.processes, least)
         self.sizing = Sizing(settings.slot_bytes)
         self._lanes = Lanes(lanes, self.pacing, packing)
         self.processes = Processes(remote.name, load, settings, self._lanes, group)
@@ -83,7 +84,8 @@ class RemotePool:
             self._joining = Joining(
                 packing, self.processes, self._lanes, self.pacing, settings.slots, self._closing, group
             )
-        self._packing = packing
+        # Not those of processes that joined: they may not take part any more when somebody who has room needs a lane.
+        self._sure_lanes = least * settings.slots
         self._ahead = anyio.CapacityLimiter(1)
         self._long = False  # whether the newest range took long
         self.gate = Gate(
@@ -122,14 +124,13 @@ class RemotePool:
     async def take_ahead(self, who: object) -> Lane:
         """Wait for a free lane, to fetch before there is room for the plaintext.
 
-        Half of the lanes that take part may be taken so, and three quarters where ranges take long; whoever has room
-        always gets others.
+        Half of the lanes that always take part may be taken so, and three quarters where ranges take long; whoever has
+        room always gets others.
 
         Args:
             who: is told to :meth:`caught_up` when there is room, or the lane is given back.
         """
-        processes = self._packing.used if self._packing else self.settings.processes
-        self._ahead.total_tokens = max(1, processes * self.settings.slots * (3 if self._long else 2) // 4)
+        self._ahead.total_tokens = max(1, self._sure_lanes * (3 if self._long else 2) // 4)
         await self._ahead.acquire_on_behalf_of(who)
         try:
             return await self.take()

@@ -202,6 +202,31 @@ async def test_more_of_them_wait_where_ranges_take_long(sealed, monkeypatch):
         await all_lanes_are_back(pool)
 
 
+async def test_lanes_of_a_process_that_joined_do_not_add_to_them(sealed):
+    """It may leave while ranges wait in lanes of the others: then whoever has room would get none, and wait for ever."""
+    async with fetching(sealed, slots=8) as (pool, _, _):
+        assert pool._joining is not None
+        packing = pool._joining._packing
+        pool.pacing.window = pool.lanes
+        packing.joined(there=True)
+        assert packing.used == 2
+        taken: list[Lane] = []
+
+        async def take(number: int) -> None:
+            taken.append(await pool.take_ahead(number))
+
+        async with anyio.create_task_group() as group:
+            for number in range(pool.lanes):
+                group.start_soon(take, number)
+            await until_still()
+            assert len(taken) == 8 // 2
+            packing.used = 1
+            taken.append(await pool.take())
+            group.cancel_scope.cancel()
+        for lane in taken:
+            pool.give(lane)
+
+
 async def test_what_fails_ahead_is_asked_for_again(plaintext, sealed):
     """A failure that nobody waits for is nobody's; it is told when the range is asked for."""
     async with fetching(sealed) as (pool, source, reads):
