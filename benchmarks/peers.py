@@ -15,7 +15,7 @@ from typing import Any
 from benchmarks.objects import MIB
 from benchmarks.results import ROOT, Sample
 from benchmarks.servers import ACCESS_KEY, BUCKET, SECRET_KEY, Store, program
-from benchmarks.watch import Command, Peaks, run_program
+from benchmarks.watch import Command, peaks, run_program
 
 _AWS = {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY, "AWS_REGION": "us-east-1"}
 _TENSOR_BYTES = 64 * MIB
@@ -136,9 +136,7 @@ class Libraries:
         answer = json.loads(self._process.stdout.readline() or '{"error": "the process ended"}')
         if "error" in answer:
             raise RuntimeError(answer["error"])
-        peaks = Peaks(self._process.pid)
-        peaks.look()
-        return Sample(answer["seconds"], cpu_s=answer["cpu_s"], peak_rss=peaks.by_role())
+        return Sample(answer["seconds"], cpu_s=answer["cpu_s"], peak_rss=peaks(self._process.pid))
 
 
 @contextlib.contextmanager

@@ -79,6 +79,18 @@ class Smp:
         """The plaintext of an object, or of all below a prefix, to the sink."""
         return self.measure(RunSpec(source, SINK), size, objects)
 
+    def get(self, spec: GetSpec, size: int) -> Sample:
+        """An object into the vault, which is emptied afterwards."""
+        sample = self.measure(spec, size)
+        self.empty(size)
+        return sample
+
+    def empty(self, size: int) -> None:
+        """Remove what is as large as such an object; the results of the sink stay, they are small."""
+        for item in self.client.vault():
+            if item.size > size:
+                self.client.vault_remove(item.id)
+
     def sunk(self, view: JobView) -> dict[str, Any]:
         """What the sink said of a job."""
         assert view.result

@@ -82,6 +82,13 @@ class Peaks:
         return found
 
 
+def peaks(pid: int) -> dict[str, int]:
+    """The peaks so far of a process that runs, and of its descendants, by role."""
+    found = Peaks(pid)
+    found.look()
+    return found.by_role()
+
+
 @contextlib.contextmanager
 def costs(pid: int, sample: Sample) -> Iterator[None]:
     """Add what a running process spends in the block to a sample: seconds, CPU seconds, peak memory."""
@@ -89,9 +96,7 @@ def costs(pid: int, sample: Sample) -> Iterator[None]:
     yield
     sample.seconds = time.perf_counter() - started
     sample.cpu_s = cpu_seconds(pid) - before
-    peaks = Peaks(pid)
-    peaks.look()
-    sample.peak_rss = peaks.by_role()
+    sample.peak_rss = peaks(pid)
 
 
 class Command(NamedTuple):
@@ -116,11 +121,11 @@ def run_program(argv: Sequence[str | Path], **options: Any) -> Sample:
     with subprocess.Popen(
         list(map(str, argv)), stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, **options
     ) as process:
-        peaks, ended = Peaks(process.pid), threading.Event()
+        watched, ended = Peaks(process.pid), threading.Event()
 
         def watch() -> None:
             while not ended.wait(_EVERY_S):
-                peaks.look()
+                watched.look()
                 if time.perf_counter() - started > TIMEOUT_S:
                     process.kill()
 
@@ -134,7 +139,7 @@ def run_program(argv: Sequence[str | Path], **options: Any) -> Sample:
             ended.set()
             watcher.join()
         process.returncode = os.waitstatus_to_exitcode(status)
-    sample = Sample(time.perf_counter() - started, cpu_s=usage.ru_utime + usage.ru_stime, peak_rss=peaks.by_role())
+    sample = Sample(time.perf_counter() - started, cpu_s=usage.ru_utime + usage.ru_stime, peak_rss=watched.by_role())
     if process.returncode:
         raise RuntimeError(f"{os.path.basename(str(argv[0]))} exited {process.returncode}: {complaint[-400:].strip()}")
     return sample

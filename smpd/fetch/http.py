@@ -16,7 +16,7 @@ from smpd.fetch.remote import ANEW, unreachable
 from smpd.links.fetching import Deadlines
 
 _NOTHING = memoryview(b"")
-_LEAST = 16  # requests at once: as many as a process has lanes
+_LEAST = 16  # requests at once: as many as a process has lanes by default
 
 
 class Origin(NamedTuple):

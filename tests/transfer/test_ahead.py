@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,13 @@ async def until_still() -> None:
     """Until what was begun has ended, or waits for something."""
     for _ in range(3):
         await anyio.wait_all_tasks_blocked()
+
+
+def ahead_taker(pool: RemotePool, taken: list[Lane]) -> Callable[[int], Awaitable[None]]:
+    async def take(number: int) -> None:
+        taken.append(await pool.take_ahead(number))
+
+    return take
 
 
 @pytest.mark.parametrize("slots", [2, 5])
@@ -180,10 +187,7 @@ async def test_more_of_them_wait_where_ranges_take_long(sealed, monkeypatch):
     async with fetching(sealed, slots=4) as (pool, _, _):
         pool.pacing.window = pool.lanes
         taken: list[Lane] = []
-
-        async def take(number: int) -> None:
-            taken.append(await pool.take_ahead(number))
-
+        take = ahead_taker(pool, taken)
         async with anyio.create_task_group() as group:
             for number in range(pool.lanes):
                 group.start_soon(take, number)
@@ -211,10 +215,7 @@ async def test_lanes_of_a_process_that_joined_do_not_add_to_them(sealed):
         packing.joined(there=True)
         assert packing.used == 2
         taken: list[Lane] = []
-
-        async def take(number: int) -> None:
-            taken.append(await pool.take_ahead(number))
-
+        take = ahead_taker(pool, taken)
         async with anyio.create_task_group() as group:
             for number in range(pool.lanes):
                 group.start_soon(take, number)
