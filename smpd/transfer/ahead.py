@@ -15,7 +15,7 @@ import anyio
 from smp_proto.errors import SmpError
 from smpd.transfer.lanes import RANGES_AHEAD, Lane
 from smpd.transfer.pool import RemotePool
-from smpd.transfer.source import Source
+from smpd.transfer.source import Cut
 
 
 class Arrival:
@@ -32,11 +32,11 @@ class Arrival:
         self._scope = anyio.CancelScope()
         self._done = anyio.Event()
 
-    async def fetch(self, pool: RemotePool, source: Source, start: int, end: int) -> None:
+    async def fetch(self, pool: RemotePool, cut: Cut, start: int, end: int) -> None:
         """Bring it. What goes wrong is found again, and told, by who asks for it then."""
         try:
             with self._scope, contextlib.suppress(SmpError):
-                self.asked = await pool.read(self.lane, source.path, source.info.pin, start, end - start)
+                self.asked = await pool.read(self.lane, cut.path, cut.pin, start, end - start)
         finally:
             self._done.set()
 
@@ -57,12 +57,12 @@ class Ahead:
 
     Args:
         pool: of its remote.
-        source: the object, whose envelope was checked.
+        cut: the object.
     """
 
-    def __init__(self, pool: RemotePool, source: Source) -> None:
+    def __init__(self, pool: RemotePool, cut: Cut) -> None:
         self._pool = pool
-        self._source = source
+        self._cut = cut
         self._arrivals: dict[int, Arrival] = {}
         self._claimed = 0  # from this one on nobody has asked
         self._begun = False  # all that are to be fetched
@@ -102,11 +102,11 @@ class Ahead:
     async def _begin(self) -> None:
         async with anyio.create_task_group() as group:
             for index in range(RANGES_AHEAD):
-                segments = self._source.cutting.first(index)
+                segments = self._cut.cutting.first(index)
                 if segments is None:
                     break
-                span = self._source.opener.layout.span(segments)
-                if index < self._claimed or self._source.came(*span) is not None:
+                span = self._cut.cutting.span(segments)
+                if index < self._claimed or span[0] >= self._cut.here:
                     continue
                 arrival = Arrival(await self._pool.take_ahead((self, index)))
                 if index < self._claimed:
@@ -119,7 +119,7 @@ class Ahead:
             self._over.set()
 
     async def _fetch(self, index: int, arrival: Arrival, start: int, end: int) -> None:
-        await arrival.fetch(self._pool, self._source, start, end)
+        await arrival.fetch(self._pool, self._cut, start, end)
         if index in self._arrivals:
             arrival.parked = True
             self._pool.park()

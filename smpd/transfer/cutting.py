@@ -29,6 +29,10 @@ class Cutting:
         """Whether the object is one range: it fits a slot."""
         return self._layout.segments <= self._most
 
+    def span(self, segments: range) -> tuple[int, int]:
+        """Where a range lies: see :meth:`Layout.span`."""
+        return self._layout.span(segments)
+
     def first(self, index: int, have: Leaves | None = None) -> range | None:
         """One of the first ranges, which are asked for in order; None where the object has none of that number."""
         if index == len(self._first):

@@ -211,13 +211,16 @@ class RemotePool:
         return answer
 
     async def fetch_bytes(self, path: str, pin: str, start: int, end: int) -> bytes:
-        """Bytes ``[start, end)`` of an object in private memory; for envelopes, not for payloads."""
+        """Bytes ``[start, end)`` of an object in private memory; for envelopes, not for payloads.
+
+        The window does not hold them back: everything else of the object waits for them.
+        """
         data = bytearray(end - start)
         view = memoryview(data)
         step = self.settings.slot_bytes
         for offset in range(start, end, step):
             length = min(step, end - offset)
-            async with self.lane() as lane:
+            async with self.lane(brief=True) as lane:
                 await self.read(lane, path, pin, offset, length)
                 part = view[offset - start : offset - start + length]
                 await anyio.to_thread.run_sync(self.processes.ring(lane).read, lane.slot, 0, part)

@@ -37,7 +37,7 @@ from smpd.transfer.plain import PlainRing
 from smpd.transfer.pool import RemotePool
 from smpd.transfer.refusing import Acceptance, Refusals
 from smpd.transfer.sealing import SealedFile, sealed_file
-from smpd.transfer.source import Source, check_version, naming, open_source
+from smpd.transfer.source import Cut, Source, check_version, naming, open_source
 from smpd.transfer.spool import Spool
 from smpd.vault.remotes import is_prefix, parse_location
 
@@ -150,25 +150,29 @@ class Runner:
             async with Members(self._box, job, pool, path, meter) as members:
                 senders = members.senders
                 return await self._compute(job, spec, meter, members.feed, senders.values, single=False)
-        if pool.mode == "standard":
-            await self._arrive(job, pool, path, meter)
-            source = await self._open_own(job, pool)
-        else:
-            source = await self._open(job, pool, path)
+        async with contextlib.AsyncExitStack() as held:
+            ahead: Ahead | None = None
 
-        ahead = Ahead(pool, source) if pool.mode != "standard" and not (left.begun or source.whole) else None
+            async def early(cut: Cut) -> None:
+                nonlocal ahead
+                ahead = await held.enter_async_context(Ahead(pool, cut).running())
 
-        async def feed(plain: PlainRing) -> None:
-            spool = await self._fill(job, pool, source, spec.source, meter, plain=plain, ahead=ahead)
-            if spool is not None:
-                spool.close()
+            if pool.mode == "standard":
+                await self._arrive(job, pool, path, meter)
+                source = await self._open_own(job, pool)
+            else:
+                source = await self._open(job, pool, path, None if left.begun else early)
+            held.callback(source.close)
+            if not (pool.mode == "standard" or left.begun or source.whole or ahead):
+                await early(source.cut)
 
-        try:
+            async def feed(plain: PlainRing) -> None:
+                spool = await self._fill(job, pool, source, spec.source, meter, plain=plain, ahead=ahead)
+                if spool is not None:
+                    spool.close()
+
             sender = source.opener.envelope.sender
-            async with ahead.running() if ahead else contextlib.nullcontext():
-                return await self._compute(job, spec, meter, feed, lambda: [sender], single=True)
-        finally:
-            source.close()
+            return await self._compute(job, spec, meter, feed, lambda: [sender], single=True)
 
     async def _compute(
         self,
@@ -229,8 +233,13 @@ class Runner:
         name, path = parse_location(location, prefix=True)
         return await self._box.remote(name), path
 
-    async def _open(self, job: Job, pool: RemotePool, path: str) -> Source:
-        """Check the envelope of a remote object; the object is pinned from the job's first attempt on."""
+    async def _open(
+        self, job: Job, pool: RemotePool, path: str, early: Callable[[Cut], Awaitable[None]] | None = None
+    ) -> Source:
+        """Check the envelope of a remote object; the object is pinned from the job's first attempt on.
+
+        For ``early`` see :func:`~smpd.transfer.source.open_source`.
+        """
         location = f"{pool.name}:{path}"
         journal = self._box.journal
         evidence = Evidence("" if pool.mode == "streaming" else self.leavings.part(job.id), self._box.space)
@@ -247,7 +256,7 @@ class Runner:
 
         async with self._reading(job, pool, location, evidence):
             trust, acceptance = self._box.trust_at(location), Acceptance(self._box, job)
-            return await open_source(pool, path, self._box.identities, trust, check, acceptance, evidence)
+            return await open_source(pool, path, self._box.identities, trust, check, acceptance, evidence, early)
 
     @contextlib.asynccontextmanager
     async def _reading(self, job: Job, pool: RemotePool, location: str, evidence: Evidence) -> AsyncIterator[None]:

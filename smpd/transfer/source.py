@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import anyio
 
@@ -10,7 +10,7 @@ from smp_proto.control import ObjectInfo
 from smp_proto.errors import IntegrityError, NotFoundError, SmpError
 from smp_proto.sealed.envelope import OpenedEnvelope, Trust, open_envelope
 from smp_proto.sealed.keys import Identity
-from smp_proto.sealed.layout import TRAILER_BYTES, Trailer
+from smp_proto.sealed.layout import TRAILER_BYTES, Layout, Trailer
 from smpd.jobs.job import Job
 from smpd.opening.ranges import Opener
 from smpd.transfer.cutting import Cutting
@@ -22,6 +22,19 @@ if TYPE_CHECKING:
 
 # One request covers the trailer and, for all but huge bundles, the envelope.
 _TAIL_BYTES = 256 << 10
+
+
+class Cut(NamedTuple):
+    """An object whose trailer has been read: nothing of it is believed, but it is known how it would be cut.
+
+    Attributes:
+        here: from this byte on it came along with the trailer.
+    """
+
+    path: str
+    pin: str
+    cutting: Cutting
+    here: int
 
 
 @dataclass(slots=True)
@@ -44,8 +57,13 @@ class Source:
 
     def came(self, start: int, end: int) -> bytes | None:
         """Bytes ``[start, end)`` of the payload where they came along with the envelope."""
-        first = self.trailer.payload_bytes - len(self.ending)
-        return self.ending[start - first : end - first] if start >= first else None
+        here = self.cut.here
+        return self.ending[start - here : end - here] if start >= here else None
+
+    @property
+    def cut(self) -> Cut:
+        """How it is fetched."""
+        return Cut(self.path, self.info.pin, self.cutting, self.trailer.payload_bytes - len(self.ending))
 
     @property
     def whole(self) -> bool:
@@ -74,6 +92,7 @@ async def open_source(
     check: Callable[[ObjectInfo, Callable[[], Any]], Awaitable[Any]],
     acceptance: "Acceptance | None" = None,
     evidence: Evidence | None = None,
+    early: Callable[[Cut], Awaitable[object]] | None = None,
 ) -> Source:
     """Read and check the end of a remote object, which is pinned by the answer to the first request.
 
@@ -82,6 +101,8 @@ async def open_source(
             thread: for a small object each hand-over between threads takes as long as opening it.
         acceptance: says whether the object may be taken where it is.
         evidence: gets what is to be kept of the object if it is refused.
+        early: is told how the object is cut before a long index is decoded, which takes longer than to fetch the first
+            of what it is about.
 
     Raises:
         IntegrityError: not sealed, cut, changed, for someone else, or by someone unknown.
@@ -108,11 +129,14 @@ async def open_source(
         return opened
 
     trailer, opened = await check(info, begin)
+    cutting = pool.cutting(Layout.from_payload_bytes(trailer.payload_bytes))
     if opened is None:
+        if early is not None:
+            await early(Cut(path, info.pin, cutting, trailer.payload_bytes))
         tail = await pool.fetch_bytes(path, info.pin, trailer.payload_bytes, first) + tail
         first = trailer.payload_bytes
         opened = await anyio.to_thread.run_sync(open_it, trailer)
-    came, cutting = trailer.payload_bytes - first, pool.cutting(opened.layout)
+    came = trailer.payload_bytes - first
     return Source(path, info, trailer, tail[came:], Opener(opened), cutting, tail[:came], evidence, acceptance)
 
 

@@ -9,7 +9,18 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import pytest
-from transfer.test_ranges import ME, MIB, Count, Plain, all_lanes_are_back, opened, plaintext, sealed
+from transfer.test_ranges import (
+    ME,
+    MIB,
+    Count,
+    Plain,
+    all_lanes_are_back,
+    opened,
+    plaintext,
+    pools,
+    sealed,
+    unchecked,
+)
 
 from smp_proto.errors import RemoteError, SmpError
 from smp_proto.sealed.bundle import BundleWriter
@@ -18,7 +29,7 @@ from smpd.transfer.ahead import Ahead
 from smpd.transfer.lanes import Lane
 from smpd.transfer.pipeline import bring_object
 from smpd.transfer.pool import RemotePool
-from smpd.transfer.source import Source
+from smpd.transfer.source import Cut, Source, open_source
 
 __all__ = ["plaintext", "sealed"]  # fixtures
 
@@ -96,7 +107,7 @@ def ahead_taker(pool: RemotePool, taken: list[Lane]) -> Callable[[int], Awaitabl
 async def test_what_came_ahead_is_not_asked_for_again(plaintext, sealed, slots):
     """Half of the lanes at most wait; the rest comes as ever, each range once, and all lanes are back."""
     async with fetching(sealed, slots=slots) as (pool, source, reads):
-        async with Ahead(pool, source).running() as ahead:
+        async with Ahead(pool, source.cut).running() as ahead:
             await reads.until(min(4, pool.lanes // 2))
             await until_still()
             assert reads.begun == [index * MIB for index in range(min(4, pool.lanes // 2))]
@@ -111,7 +122,7 @@ async def test_what_is_under_way_is_waited_for(plaintext, sealed):
     """The job gets its turn while the first ranges are still on their way: they are not asked for twice."""
     async with fetching(sealed) as (pool, source, reads):
         reads.gate = anyio.Event()
-        async with Ahead(pool, source).running() as ahead, anyio.create_task_group() as group:
+        async with Ahead(pool, source.cut).running() as ahead, anyio.create_task_group() as group:
             await until_still()
             assert reads.begun == [0, MIB]
             found: list[tuple[bytes, Count]] = []
@@ -138,7 +149,7 @@ async def test_what_was_asked_for_meanwhile_is_left_out(sealed):
             return await take()
 
         pool.take = take_later  # type: ignore[method-assign]
-        async with Ahead(pool, source).running() as ahead:
+        async with Ahead(pool, source.cut).running() as ahead:
             await reads.until(1)
             await until_still()
             first = ahead.claim(0)
@@ -161,7 +172,7 @@ async def test_what_was_asked_for_meanwhile_is_left_out(sealed):
 async def test_others_are_not_held_up(plaintext, sealed):
     """While ranges wait for a job's turn another job brings its object, also where one range may be under way."""
     async with fetching(sealed) as (pool, source, reads):
-        async with Ahead(pool, source).running() as ahead:
+        async with Ahead(pool, source.cut).running() as ahead:
             await reads.until(2)
             await until_still()
             pool.pacing.window = 1
@@ -173,7 +184,7 @@ async def test_others_are_not_held_up(plaintext, sealed):
 async def test_half_of_the_lanes_wait_at_most(plaintext, sealed):
     """Of however many objects; the next job's ranges are fetched when the first one's were taken over, not before."""
     async with fetching(sealed) as (pool, source, reads):
-        async with Ahead(pool, source).running() as one, Ahead(pool, source).running() as two:
+        async with Ahead(pool, source.cut).running() as one, Ahead(pool, source.cut).running() as two:
             await reads.until(2)
             await until_still()
             assert len(reads.begun) == 2
@@ -232,11 +243,11 @@ async def test_what_fails_ahead_is_asked_for_again(plaintext, sealed):
     """A failure that nobody waits for is nobody's; it is told when the range is asked for."""
     async with fetching(sealed) as (pool, source, reads):
         reads.failures = 2
-        async with Ahead(pool, source).running() as ahead:
+        async with Ahead(pool, source.cut).running() as ahead:
             await reads.until(2)
             assert (await bring(pool, source, ahead))[0] == plaintext
         reads.failures = 100
-        async with Ahead(pool, source).running() as ahead:
+        async with Ahead(pool, source.cut).running() as ahead:
             with pytest.raises((SmpError, ExceptionGroup)):
                 await bring(pool, source, ahead)
         reads.failures = 0
@@ -252,7 +263,7 @@ async def test_a_job_that_goes_gives_all_back(sealed, claimed):
 
         async def job() -> None:
             with leaving:
-                async with Ahead(pool, source).running() as ahead:
+                async with Ahead(pool, source.cut).running() as ahead:
                     await (bring(pool, source, ahead) if claimed else anyio.sleep_forever())
 
         async with anyio.create_task_group() as group:
@@ -272,7 +283,7 @@ async def test_a_job_that_goes_gives_all_back(sealed, claimed):
 async def test_a_process_that_goes_meanwhile_leaves_its_ring_as_long_as_it_is_needed(plaintext, sealed, claimed):
     """What waits stays readable when the fetch process was let go, and the rings go with the last lane."""
     async with fetching(sealed) as (pool, source, reads):
-        async with Ahead(pool, source).running() as ahead:
+        async with Ahead(pool, source.cut).running() as ahead:
             await reads.until(2)
             await until_still()
             for host in pool.processes.hosts:
@@ -295,7 +306,7 @@ async def test_a_process_that_goes_meanwhile_leaves_its_ring_as_long_as_it_is_ne
 
 async def test_a_remote_that_is_removed_waits_for_nobodys_turn(sealed):
     """What waits in its lanes is let go of, so that the remote can be closed while the job still waits."""
-    async with fetching(sealed) as (pool, source, reads), Ahead(pool, source).running():
+    async with fetching(sealed) as (pool, source, reads), Ahead(pool, source.cut).running():
         await reads.until(2)
         await until_still()
         with anyio.fail_after(30):
@@ -313,7 +324,7 @@ async def test_what_came_along_is_not_fetched(tmp_path, size):
         writer.write(plaintext)
         writer.end()
         writer.finish()
-    async with fetching(tmp_path) as (pool, source, reads), Ahead(pool, source).running() as ahead:
+    async with fetching(tmp_path) as (pool, source, reads), Ahead(pool, source.cut).running() as ahead:
         await until_still()
         assert source.whole
         lanes = [await pool.take() for _ in range(pool.pacing.window)]
@@ -345,7 +356,7 @@ async def test_a_ring_counts_until_it_is_unmapped(sealed, monkeypatch):
             close(ring)
 
         monkeypatch.setattr(Ring, "close", closing)
-        async with Ahead(pool, source).running():
+        async with Ahead(pool, source.cut).running():
             await reads.until(2)
             await until_still()
             for host in pool.processes.hosts:
@@ -355,3 +366,54 @@ async def test_a_ring_counts_until_it_is_unmapped(sealed, monkeypatch):
                 await anyio.lowlevel.checkpoint()
         assert len(counted) == 2
         assert min(counted) >= 2 * MIB
+
+
+@pytest.fixture(scope="module")
+def indexed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
+    """A folder with an object whose index does not come along with its end, and its plaintext."""
+    folder = tmp_path_factory.mktemp("indexed")
+    plaintext = os.urandom(3 * MIB)
+    with (folder / "object.smp").open("wb") as file:
+        writer = BundleWriter(file.write, sender=ME, recipients=[ME.public])
+        for number in range(4096):
+            writer.begin(f"{number:04}/" + "x" * 60)
+            writer.write(plaintext[number * 768 : (number + 1) * 768])
+            writer.end()
+        writer.finish()
+    return folder, plaintext
+
+
+async def test_ranges_come_while_a_long_index_does(indexed):
+    """They are on their way before the index is there, do not hold it up where they fill the line, and come once."""
+    folder, plaintext = indexed
+    async with pools(folder, slots=4) as found, anyio.create_task_group() as group, contextlib.AsyncExitStack() as held:
+        pool = await found.get("local")
+        pool.pacing.window = 2
+        reads = Reads(pool)
+        reads.gate = anyio.Event()
+        told: list[tuple[Cut, Ahead]] = []
+        asked: list[int] = []
+
+        async def early(cut: Cut) -> None:
+            told.append((cut, await held.enter_async_context(Ahead(pool, cut).running())))
+
+        async def watch() -> None:
+            while len(reads.begun) < 3:
+                await until_still()
+            asked.extend(reads.begun)
+            reads.gate.set()
+
+        group.start_soon(watch)
+        source = await open_source(pool, "object.smp", [ME], lambda _: ME.public, unchecked, early=early)
+        index = source.trailer.payload_bytes
+        assert sorted(asked) == [0, MIB, index]
+        ((cut, ahead),) = told
+        assert cut == source.cut
+        assert cut.cutting is source.cutting
+        data, count = await bring(pool, source, ahead)
+        source.close()
+        await held.aclose()
+        assert data == plaintext
+        assert sorted(reads.begun) == sorted(set(reads.begun))
+        assert count.fetched_bytes == index
+        await all_lanes_are_back(pool)
