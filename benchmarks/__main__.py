@@ -6,6 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
+
 from benchmarks import report, results
 from benchmarks.bench import Load, bench
 from benchmarks.goals import GOALS, Goal, judge
@@ -32,9 +34,14 @@ def run(loads: Sequence[Load], goals: Sequence[Goal], arguments: Sequence[str], 
     parser.add_argument("--report", type=Path, nargs="+", metavar="JSON", help="write these runs into docs/")
     options = parser.parse_args(arguments)
     if options.report:
-        found = results.merge([results.load(path) for path in options.report])
-        found.goals = judge(found.loads, goals)
-        report.publish(found, suite=suite)
+        try:
+            found = results.merge([results.load(path) for path in options.report])
+            found.goals = judge(found.loads, goals)
+            report.publish(
+                found, suite=suite, whole={load.name for load in loads} <= {load.name for load in found.loads}
+            )
+        except (OSError, ValueError, msgspec.MsgspecError) as error:
+            parser.error(f"cannot report {' '.join(map(str, options.report))}: {error}")
         return 0
     try:
         loads = select(loads, options.only)

@@ -49,9 +49,19 @@ def fill(page: str, parts: dict[str, str]) -> str:
     return page
 
 
-def publish(run: Run, page: Path = PAGE, charts: Path = CHARTS, *, suite: str = "") -> None:
-    """Rewrite the page's tables, and the charts of those loads that have samples."""
-    page.write_text(fill(page.read_text(), sections(run, suite)))
+def publish(run: Run, page: Path = PAGE, charts: Path = CHARTS, *, suite: str = "", whole: bool = True) -> None:
+    """Rewrite the page's tables, and the charts of those loads that have samples.
+
+    Args:
+        whole: the run has all loads. Else the page's machine and goals stay, which are those of such a run.
+
+    Raises:
+        ValueError: see :func:`fill`.
+    """
+    parts = sections(run, suite)
+    if not whole:
+        parts = {load.name: parts[load.name] for load in run.loads}
+    page.write_text(fill(page.read_text(), parts))
     charts.mkdir(exist_ok=True)
     for load in run.loads:
         if any(each.samples for each in load.contested):

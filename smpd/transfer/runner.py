@@ -144,8 +144,10 @@ class Runner:
         return Brought(self.leavings.out(job.id), result)
 
     async def _process(self, job: Job, spec: RunSpec, meter: Meter, left: Left) -> Result:
-        self._box.compute.of(spec.processor)
+        compute = self._box.compute.of(spec.processor)
         pool, path = await self._locate(spec.source)
+        if pool.mode != "standard":  # which is sealed first, for as long as that takes
+            compute.host.expect()
         if pool.mode != "standard" and is_prefix(path):
             async with Members(self._box, job, pool, path, meter) as members:
                 senders = members.senders

@@ -17,7 +17,7 @@ import anyio
 from anyio.abc import Process, TaskGroup, TaskStatus
 
 from smp_proto.aio import Caller, Channel
-from smp_proto.errors import ResourceError, SmpError
+from smp_proto.errors import ResourceError, SmpError, one_error
 from smpd.host.memory import Usage, usage
 from smpd.links.starting import command, environment
 from smpd.transfer.bounds import believed_of_fetch
@@ -174,6 +174,16 @@ class WorkerHost:
         finally:
             self._users -= 1
             self._used.set()
+
+    def expect(self) -> None:
+        """Start the worker for a use that will come, if there is none. What goes wrong is for that use to find."""
+        if self.absent:
+            self._group.start_soon(self._begin)
+
+    async def _begin(self) -> None:
+        with contextlib.suppress(SmpError), one_error():
+            async with self.use():
+                pass
 
     @property
     def pid(self) -> int:

@@ -6,6 +6,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from benchmarks import __main__ as bench_main
 from benchmarks import report, results
 from benchmarks.charts import bar_chart
 from benchmarks.goals import GOALS, Goal, judge
@@ -138,6 +139,28 @@ def test_report_fills_the_page(load, tmp_path):
     assert (tmp_path / "charts" / "http.svg").exists()
     with pytest.raises(ValueError, match="0 places for nowhere"):
         report.fill("", {"nowhere": ""})
+
+
+def test_a_run_of_some_loads_leaves_machine_and_goals(load, tmp_path):
+    """They are those of the last run that had all."""
+    run = results.new_run(quick=False, rounds=3)
+    run.loads, run.goals = [load], judge([load])
+    page = tmp_path / "page.md"
+    page.write_text("".join(f"<!-- bench:{n} -->old<!-- /bench:{n} -->\n" for n in ("machine", "goals", "http")))
+    report.publish(run, page, tmp_path / "charts", whole=False)
+    assert page.read_text().count("old") == 2
+    assert "| SMP | 0.40" in page.read_text()
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{}", b"[1]"])
+def test_a_report_of_what_is_no_run_is_one_line(content, tmp_path, capsys):
+    path = tmp_path / "run.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(SystemExit) as caught:
+        bench_main.run(LOADS, GOALS, ["--report", str(path)])
+    assert caught.value.code == 2
+    assert f"cannot report {path}: " in capsys.readouterr().err
 
 
 def test_the_page_has_a_place_for_every_load():

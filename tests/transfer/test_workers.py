@@ -65,6 +65,40 @@ async def test_a_worker_that_breaks_the_protocol_is_ended(hosting, op):
         assert not alive(worker.pid)
 
 
+async def test_one_that_is_expected_is_started_before_it_is_used(hosting):
+    """Once, however often it is expected; who uses it meanwhile gets the same."""
+    ready = anyio.Event()
+
+    async def set_up(worker: Worker) -> None:
+        await worker.caller.call({"op": "pid"}, int, timeout=30)
+        ready.set()
+
+    async with hosting(set_up) as host:
+        host.expect()
+        host.expect()
+        with anyio.fail_after(30):
+            await ready.wait()
+        assert await pid_of(host)
+        host.expect()
+        assert host.restarts == 0
+
+
+async def test_what_goes_wrong_with_one_that_is_expected_is_for_its_user(hosting):
+    """It is nobody's error until somebody wants it, who has it tried again."""
+    tries, tried = iter(range(1, 10)), anyio.Event()
+
+    async def set_up(_worker: Worker) -> None:
+        tried.set()
+        raise ResourceError("device_memory", f"try {next(tries)}")
+
+    async with hosting(set_up) as host:
+        host.expect()
+        with anyio.fail_after(30):
+            await tried.wait()
+        with pytest.raises(ResourceError, match="try 2"):
+            await pid_of(host)
+
+
 async def test_death_while_starting(hosting):
     """A worker that dies before it is set up is an error of whoever asked for it; the next try may succeed."""
     deaths = iter([True, False])
