@@ -3,7 +3,7 @@
 import contextlib
 import re
 import ssl
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple
@@ -126,10 +126,13 @@ class Bucket:
                 self._session = AioSession(profile=self._config.profile or None)
                 factory = self._session.get_component("response_parser_factory")
                 factory.set_parser_defaults(timestamp_parser=timestamp)
-                self._opened = await self._make("s3", self._config.region, self._config.endpoint, self._settings())
+                place = self._config.region, self._config.endpoint
+                self._opened = await self._make(self._stack, "s3", *place, self._settings())
         return self._opened
 
-    async def _make(self, service: str, region: str, endpoint: str, settings: AioConfig) -> Any:
+    async def _make(
+        self, stack: contextlib.AsyncExitStack, service: str, region: str, endpoint: str, settings: AioConfig
+    ) -> Any:
         secret = self._secret
         client = self._session.create_client(
             service,
@@ -140,20 +143,22 @@ class Bucket:
             aws_session_token=(secret.session_token or None) if secret else None,
             config=settings,
         )
-        return await self._stack.enter_async_context(client)
+        return await stack.enter_async_context(client)
 
-    async def queue(self, region: str, endpoint: str) -> Any:
+    @contextlib.asynccontextmanager
+    async def queue(self, region: str, endpoint: str) -> AsyncIterator[Any]:
         """A client of SQS with the bucket's credentials, over a connection of its own: it is waited on for long."""
         await self._client()
         pools: dict[Origin, Pool] = {}
+        async with contextlib.AsyncExitStack() as stack:
 
-        def pool_of(origin: Origin) -> Pool:
-            if origin not in pools:
-                pools[origin] = Pool(origin, self._tls, 1, self._deadlines)
-                self._stack.push_async_callback(pools[origin].aclose)
-            return pools[origin]
+            def pool_of(origin: Origin) -> Pool:
+                if origin not in pools:
+                    pools[origin] = Pool(origin, self._tls, 1, self._deadlines)
+                    stack.push_async_callback(pools[origin].aclose)
+                return pools[origin]
 
-        return await self._make("sqs", region, endpoint, self._common(pool_of, "v4"))
+            yield await self._make(stack, "sqs", region, endpoint, self._common(pool_of, "v4"))
 
     def _settings(self) -> AioConfig:
         s3: dict[str, Any] = {"addressing_style": self._config.addressing}

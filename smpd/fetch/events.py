@@ -5,7 +5,7 @@ name keys, and what is there is asked of the bucket. A message is deleted once w
 """
 
 from collections.abc import AsyncGenerator
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from typing import Any, NamedTuple
 from urllib.parse import unquote_plus, urlsplit
 
@@ -133,11 +133,22 @@ class Notifications:
         if not url:
             raise UsageError("bad_config", "a bucket tells of new objects through a queue", hint="give --events URL")
         place = Place.of(url, *self._bucket.home)
-        client = await self._bucket.queue(place.region, place.endpoint)
-        yield Seen()
+        async with (
+            self._bucket.queue(place.region, place.endpoint) as client,
+            aclosing(self._heard(client, url, root, prefix)) as heard,
+        ):
+            async for seen in heard:
+                yield seen
+
+    async def _heard(self, client: Any, url: str, root: str, prefix: str) -> AsyncGenerator[Seen, None]:
+        begun = False
         while True:
-            wait = {"MaxNumberOfMessages": MESSAGES_MAX, "WaitTimeSeconds": WAIT_S}
-            answer = await self._call(client, "receive_message", url, **wait)
+            wait_s = WAIT_S if begun else 0  # it is followed once it has answered
+            receive = {"MaxNumberOfMessages": MESSAGES_MAX, "WaitTimeSeconds": wait_s}
+            answer = await self._call(client, "receive_message", url, **receive)
+            if not begun:
+                begun = True
+                yield Seen()
             messages = [each for each in answer.get("Messages", ()) if "ReceiptHandle" in each][:MESSAGES_MAX]
             ours = [(each, keys_of(str(each.get("Body", "")), self._bucket.name)) for each in messages]
             paths = [path for _, keys in ours if keys for path in paths_of(keys, root, prefix)]
@@ -148,7 +159,7 @@ class Notifications:
             entries = [{"Id": str(number), "ReceiptHandle": handle} for number, handle in enumerate(done)]
             if entries:
                 await self._call(client, "delete_message_batch", url, Entries=entries)
-            else:
+            elif wait_s:
                 await anyio.sleep(PAUSE_S)
 
     async def _call(self, client: Any, method: str, url: str, **parameters: Any) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import asyncio
 import ssl
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -15,7 +15,9 @@ from smpd.fetch.exchange import REFUSAL_MAX_BYTES, Answer, Exchange, Suffix, Wan
 from smpd.fetch.remote import ANEW, unreachable
 from smpd.links.fetching import Deadlines
 
+Head = bytes | Callable[[], Awaitable[bytes]]
 _NOTHING = memoryview(b"")
+_NO_ROOM = (429, 503)  # RFC 6585 §4, RFC 9110 §15.6.4
 _LEAST = 16  # requests at once: as many as a process has lanes by default
 
 
@@ -53,11 +55,11 @@ class Pool:
         self._crowd = Crowd(_LEAST, connections)
         self._idle: list[Connection] = []
 
-    async def get(self, head: bytes, wanted: Wanted | Suffix, into: memoryview) -> Answer:
+    async def get(self, head: Head, wanted: Wanted | Suffix, into: memoryview) -> Answer:
         """Put what is wanted into the front of ``into``, or return the refusal.
 
         Args:
-            head: the whole request.
+            head: the whole request, or what makes it once it is to be sent: a signature holds for minutes.
 
         Raises:
             Unspoken: the answer is framed in a way for another reader.
@@ -69,7 +71,7 @@ class Pool:
     async def ask(
         self,
         method: str,
-        head: bytes,
+        head: Head,
         body: Body | bytes | None = None,
         *,
         answer_s: float = 0.0,
@@ -78,6 +80,7 @@ class Pool:
         """Send a request, and return the answer, whatever it is, with its body.
 
         Args:
+            head: as for :meth:`get`.
             body: makes what follows the head, anew for each attempt.
             answer_s: how long the answer may take once all was sent, where that is not ``stall_s``.
             keep_bytes: the most that the body of an answer may be; a refusal is cut there.
@@ -93,7 +96,7 @@ class Pool:
 
     async def _ask(
         self,
-        head: bytes,
+        head: Head,
         make: Callable[[], Exchange],
         body: Body | bytes | None = None,
         answer_s: float = 0.0,
@@ -101,18 +104,22 @@ class Pool:
         fresh: bool = False,
     ) -> Answer:
         async with self._crowd:
+            asked = anyio.current_time()
             while True:
                 connection, reused = (await self._connect(), False) if fresh else await self._take()
                 exchange = make()
                 try:
-                    answer = await connection.run(exchange, head, body, answer_s)
+                    sent = head if isinstance(head, bytes) else await head()
+                    answer = await connection.run(exchange, sent, body, answer_s)
                 except RemoteError:
                     # A kept-alive connection may have been closed by the server while the request was on its way.
                     if reused and exchange.stale:
                         continue
                     raise
                 self._give(connection)
-                if body is None:
+                if answer.status in _NO_ROOM:
+                    self._crowd.refused(asked)
+                elif body is None:
                     self._crowd.answered(connection.answered_s)
                 return answer
 

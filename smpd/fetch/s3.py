@@ -137,7 +137,8 @@ class S3Remote:
 
     async def _get(self, wanted: Wanted | Suffix, into: memoryview) -> Answer:
         pool = await self._bucket.pool()
-        return await pool.get(await self._bucket.request("GET", self._root + wanted.path, wanted.headers), wanted, into)
+        head = partial(self._bucket.request, "GET", self._root + wanted.path, wanted.headers)
+        return await pool.get(head, wanted, into)
 
     async def _read_by_client(self, wanted: Wanted, into: memoryview) -> None:
         """Read through aiohttp: for proxies, redirects and chunked answers. It copies, but checks the same."""

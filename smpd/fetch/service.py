@@ -22,7 +22,7 @@ from smp_proto.control import (
     SftpConfig,
     SftpSecret,
 )
-from smp_proto.errors import DaemonError, SmpError, UsageError
+from smp_proto.errors import DaemonError, ErrorBody, SmpError, UsageError
 from smp_proto.serving import serve
 from smpd.fetch import sandbox
 from smpd.fetch.pausing import tell
@@ -186,12 +186,10 @@ class _Reporter:
 
     async def __call__(self, done: int) -> None:
         self._done = done
-        if done >= self._paced:
-            await self._exchange.send(fetching.Progress(done))
-            return
         async with self._asking:  # parts are sent several at a time
             await self._exchange.send(fetching.Progress(done))
-            await self._exchange.receive(fetching.Noted)
+            if done < self._paced:
+                await self._exchange.receive(fetching.Noted)
 
     async def busy(self, seconds: float) -> None:
         """The server asked for patience."""
@@ -221,15 +219,22 @@ async def _read_range(remote: Remote, path: str, pin: str, offset: int, into: me
 async def _read_many(request: fetching.ReadMany, remote: Remote, ring: Ring) -> fetching.ManyRead:
     answer = fetching.ManyRead()
     todo = iter(enumerate(request.objects))
+    refused: ErrorBody | None = None
 
     async def work() -> None:
+        nonlocal refused
         for index, whole in todo:
+            if refused:  # the server has asked for patience: nothing more is asked of it
+                answer.errors[index] = refused
+                continue
             try:
                 check_path(whole.path)
                 with _place(ring, request.slot, whole.at, whole.size) as into:
                     await _read_range(remote, whole.path, whole.pin, 0, into)
             except SmpError as error:
                 answer.errors[index] = error.body()
+                if error.code == "remote_busy":
+                    refused = answer.errors[index]
 
     async with anyio.create_task_group() as group:
         for _ in range(min(remote.at_once, len(request.objects))):

@@ -341,12 +341,15 @@ def attributes_of(reply: Reply) -> asyncssh.SFTPAttrs:
 
 
 def read_limit(reply: Reply) -> int:
-    """How much a READ may ask for, by the answer to the extended request :data:`LIMITS`."""
+    """How much a READ may ask for, by the answer to the extended request :data:`LIMITS`; 0 in it says nothing.
+
+    Less than every server has to be able to send counts for nothing: a range would be millions of requests.
+    """
     body = expect(reply, EXTENDED_REPLY)
     if len(body) < _LIMITS.size:
         raise asyncssh.SFTPBadMessage("limits that end too early")
     _, limit, _, _ = _LIMITS.unpack_from(body)
-    return min(int(limit), BLOCK_MAX_BYTES) or BLOCK_BYTES  # 0: it says none
+    return max(BLOCK_BYTES, min(int(limit), BLOCK_MAX_BYTES))
 
 
 def tells_limits(version: bytes) -> bool:

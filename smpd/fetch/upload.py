@@ -177,7 +177,7 @@ class Uploader:
         query = "&".join(f"{name}={quote(str(value), safe='-_.~')}" for name, value in sorted(_query(more)))
         conditions = {_FIELDS[name]: str(value) for name, value in more.items() if name in _FIELDS}
         headers = {"content-length": str(length), **conditions}
-        head = await self._bucket.request("PUT", key, headers, query, UNSIGNED_PAYLOAD)
+        head = partial(self._bucket.request, "PUT", key, headers, query, UNSIGNED_PAYLOAD)
         body = Body(fd, start, length)
         answer = await pool.ask("PUT", head, body, answer_s=self._deadlines.answer_s)
         if answer.status == 200:

@@ -89,7 +89,8 @@ class Members:
         self.refusals = Refusals(box, job)
         self.acceptance = Acceptance(box, job)
         self._done = done
-        self._refused: list[SmpError] = []
+        self._refused = 0
+        self._worst: SmpError | None = None  # of what was refused: what is not to be trusted, else the first
         self._seen = 0
         self._open: set[Large] = set()
 
@@ -143,15 +144,17 @@ class Members:
             await self.refusals.add(location, error, evidence or self.evidence(info))
         if self.shelf is None or error.retryable:
             raise error
-        self._refused.append(error)
+        self._refused += 1
+        if self._worst is None or isinstance(error, IntegrityError) > isinstance(self._worst, IntegrityError):
+            self._worst = error
 
     def raise_refused(self) -> None:
         """Raise what was wrong with the first object that was refused, and say how many there were."""
-        if not self._refused:
+        if self._worst is None:
             return
-        first = min(self._refused, key=lambda error: not isinstance(error, IntegrityError))
+        first = self._worst
         if self._seen > 1:
-            first.message += f" ({len(self._refused)} of {self._seen} were refused; the others are in the vault)"
+            first.message += f" ({self._refused} of {self._seen} were refused; the others are in the vault)"
         first.hint = f"{first.hint}; to try again: smpctl job resume {self.job.id}".lstrip("; ")
         raise first
 

@@ -187,27 +187,38 @@ class RemotePool:
             SmpError: what the remote said, after :data:`ATTEMPTS` tries.
         """
         request = fetching.Read(path, pin, offset, length, lane.slot)
-        tries = await persist(lambda: self._paced(lane, request, type(None), length))
+        tries = await persist(lambda: self._bring(lane, request, type(None), lambda _: length))
         self.counts.retried(tries.made - 1)
         return tries.made * length
 
-    async def _paced(self, lane: Lane, request: object, kind: type[T], size: int) -> T:
-        """Ask for bytes into a lane's slot, and learn from how long they take."""
-        started = time.monotonic()
-        self.pacing.started(started, self._lanes.under_way)
-        try:
-            answer = await self._call(self.processes.of(lane), request, kind, brings=size)
-        except BaseException as error:
+    async def _bring(self, lane: Lane, request: object, kind: type[T], size: Callable[[T], int | None]) -> T:
+        """Ask for bytes into a lane's slot, and learn from how many came, if any did, and how long they took."""
+        async with self._ask(self.processes.of(lane), request) as (worker, exchange):
+            began = time.monotonic()  # what is waited for before the remote may be asked says nothing of the line
+            self.pacing.started(began, self._lanes.under_way)
+            try:
+                answer = await until_answered(worker, lambda: exchange.result(kind))
+            except BaseException as error:
+                self.pacing.failed()
+                if isinstance(error, SmpError) and error.code == "remote_busy":
+                    self.pacing.busy(time.monotonic())
+                elif isinstance(error, TimeoutError) or (isinstance(error, SmpError) and error.retryable):
+                    self.sizing.lost()
+                raise
+            now, brought = time.monotonic(), size(answer)
+        if brought is None:
             self.pacing.failed()
-            if isinstance(error, SmpError) and error.code == "remote_busy":
-                self.pacing.busy(time.monotonic())
-            raise
-        now = time.monotonic()
-        self.pacing.done(now, now - started, size)
-        self.counts.fetched(size)
-        self._long = now - started >= LONG_S
+            return answer
+        took = now - began
+        self.counts.took(took)
+        self.pacing.done(now, took, brought)
+        if not (isinstance(answer, fetching.ManyRead) and answer.errors):
+            self.sizing.came(took, brought)
+        self.counts.fetched(brought)
+        self._long = took >= LONG_S
         if self._joining is not None:
-            self._joining.came(now, now - started)
+            self._joining.came(now, took)
+        self.gate.note(None)
         return answer
 
     async def fetch_bytes(self, path: str, pin: str, start: int, end: int) -> bytes:
@@ -250,7 +261,8 @@ class RemotePool:
         while wanted and tries < ATTEMPTS:
             errors = await self._read_many_once(lane, [objects[number] for number in wanted])
             if any("held" in error.details for error in errors.values()):  # nothing was asked
-                return asked, dict(zip(wanted, errors.values(), strict=True)) | failed
+                tried = {number: error for number, error in failed.items() if error.code != "remote_busy"}
+                return asked, dict(zip(wanted, errors.values(), strict=True)) | tried
             for index, number in enumerate(wanted):
                 failed.pop(number, None)
                 if index in errors:
@@ -264,16 +276,19 @@ class RemotePool:
 
     async def _read_many_once(self, lane: Lane, objects: Sequence[fetching.Whole]) -> dict[int, SmpError]:
         request = fetching.ReadMany(list(objects), lane.slot)
+
+        def brought(answer: fetching.ManyRead) -> int | None:
+            came = [each.size for index, each in enumerate(objects) if index not in answer.errors]
+            return sum(came) if came else None
+
         try:
-            answer = await self._paced(lane, request, fetching.ManyRead, sum(each.size for each in objects))
+            answer = await self._bring(lane, request, fetching.ManyRead, brought)
         except SmpError as error:
             return dict.fromkeys(range(len(objects)), error)
         errors = {index: believed_of_fetch(SmpError.from_body(body)) for index, body in answer.errors.items()}
         for failure in errors.values():
             self._name(failure)
             self.gate.note(failure)
-        if not errors:
-            self.gate.note(None)
         if any(failure.code == "remote_busy" for failure in errors.values()):
             self.pacing.busy(time.monotonic())
         return errors
@@ -347,7 +362,7 @@ class RemotePool:
     ) -> ObjectInfo:
         """Upload a sealed file, see :class:`~smpd.links.fetching.Write`; ``begun`` keeps a multipart upload's id."""
         request, done = fetching.Write(path, size, part, replaces, self._limits.limits_bytes), 0
-        async with self._ask(self.processes.any(), request, [fd]) as (worker, exchange):
+        async with self._ask(self.processes.each(), request, [fd]) as (worker, exchange):
             async with contextlib.aclosing(messages(worker, exchange, fetching.Progress)) as steps:
                 async for step in steps:
                     if step.busy_s:
@@ -356,10 +371,10 @@ class RemotePool:
                         await begun(step.upload)
                         await exchange.send(fetching.Noted())
                     else:
-                        self.counts.put(step.done - done)
-                        moved, done = step.done - done, step.done
+                        moved, done = max(0, step.done - done), max(done, step.done)
+                        self.counts.put(moved)
                         progress(done)
-                        if request.paced and not step.busy_s and done < size:
+                        if request.paced and not step.busy_s and step.done < size:
                             await self._limits.sent(moved)
                             await exchange.send(fetching.Noted())
                         else:
@@ -382,26 +397,16 @@ class RemotePool:
         fds: Sequence[int] = (),
         *,
         gated: bool = True,
-        brings: int = 0,
     ) -> T:
-        """Ask one of the processes; ``brings`` is how many bytes come into a lane, if it is a range or a batch."""
+        """Ask one of the processes."""
         async with self._ask(host, request, fds, gated=gated) as (worker, exchange):
             began = time.monotonic()
-            try:
-                answer = await until_answered(worker, lambda: exchange.result(kind))
-            except (SmpError, TimeoutError) as error:
-                if brings and (isinstance(error, TimeoutError) or (error.retryable and error.code != "remote_busy")):
-                    self.sizing.lost()
-                raise
+            answer = await until_answered(worker, lambda: exchange.result(kind))
             took = time.monotonic() - began
             self.counts.took(took)
-        many = answer if isinstance(answer, fetching.ManyRead) else None  # which tells of each object
-        if brings and not (many and many.errors):
-            self.sizing.came(took, brings)
-        elif isinstance(request, fetching.Tail):
+        if isinstance(request, fetching.Tail):
             self.sizing.answered(took)
-        if many is None:
-            self.gate.note(None)
+        self.gate.note(None)
         return answer
 
     @contextlib.asynccontextmanager

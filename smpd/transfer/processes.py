@@ -58,9 +58,16 @@ class Processes:
         return sum(ring.slots * ring.slot_bytes for ring in [*self._rings, *self._going] if ring is not None)
 
     def any(self) -> WorkerHost:
-        """One of them, by turns."""
-        self._next = (self._next + 1) % len(self.hosts)
-        return self.hosts[self._next]
+        """One of those that are there, by turns: a question is no reason to start another."""
+        return self._turn([host for host in self.hosts if not host.absent] or self.hosts[:1])
+
+    def each(self) -> WorkerHost:
+        """One of them all, by turns: for what keeps a process busy."""
+        return self._turn(self.hosts)
+
+    def _turn(self, hosts: list[WorkerHost]) -> WorkerHost:
+        self._next += 1
+        return hosts[self._next % len(hosts)]
 
     def of(self, lane: Lane) -> WorkerHost:
         """The one that fills a lane."""

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scripted_http import DATA, ETAG, Asked, Peer, answer, scripted
 
 from smp_proto.control import S3Config, S3Secret
-from smpd.fetch.crowd import BUSY_S, FORGET_S, Crowd
+from smpd.fetch.crowd import BUSY_S, FORGET_S, GOOD_ANSWERS, Crowd
 from smpd.fetch.pins import etag_pin
 from smpd.links.fetching import Whole
 
@@ -77,18 +77,52 @@ async def test_after_a_pause_it_is_seen_anew(monkeypatch: pytest.MonkeyPatch) ->
     assert crowd.at_once == 20
 
 
-@given(st.integers(1, 20), st.integers(1, 80), st.lists(st.floats(0, 1)))
-async def test_the_room_is_what_it_says(least: int, most: int, answers: list[float]) -> None:
+async def test_a_server_that_refuses_is_asked_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By half as many, down to one; what was asked before that says nothing new."""
+    crowd, now = Crowd(4, 32), 1000.0
+    monkeypatch.setattr(anyio, "current_time", lambda: now)
+    crowd.answered(20 * BUSY_S)
+    for left in (10, 5, 2, 1, 1):
+        now += 1.0
+        for _ in range(9):  # one burst
+            crowd.refused(now - 0.5)
+        assert crowd.at_once == left
+        assert await enter_all(crowd, 20) == (left, left)
+
+
+async def test_one_more_after_a_while_of_good_answers() -> None:
+    """Up to what it is worth; each time after so many for each that is under way."""
+    crowd = Crowd(4, 32)
+    await enter_all(crowd, 1)
+    crowd.answered(6 * BUSY_S)
+    crowd.refused(anyio.current_time())
+    for allowed in (3, 4, 5, 6, 6):
+        assert crowd.at_once == allowed
+        for _ in range(GOOD_ANSWERS * allowed):
+            assert crowd.at_once == allowed
+            crowd.answered(1.0)
+        assert await enter_all(crowd, 20) == (crowd.at_once, crowd.at_once)
+    crowd.answered(5 * BUSY_S)
+    assert crowd.at_once == 5
+
+
+@given(st.integers(1, 20), st.integers(1, 80), st.lists(st.none() | st.floats(0, 1)))
+async def test_the_room_is_what_it_says(least: int, most: int, answers: list[float | None]) -> None:
     """Whatever came before, as many come in as it says."""
     crowd = Crowd(least, most)
     await enter_all(crowd, 1)
+    good = [seconds for seconds in answers if seconds is not None]
     for seconds in answers:
-        crowd.answered(seconds)
+        if seconds is None:
+            crowd.refused(anyio.current_time())
+        else:
+            crowd.answered(seconds)
         await enter_all(crowd, most)
-    assert min(least, most) <= crowd.at_once <= most
     assert await enter_all(crowd, most + 1) == (crowd.at_once, crowd.at_once)
-    if answers:
-        assert crowd.at_once == max(min(least, most), min(most, math.ceil(min(answers) / BUSY_S)))
+    worth = max(min(least, most), min(most, math.ceil(min(good) / BUSY_S))) if good else min(least, most)
+    assert 1 <= crowd.at_once <= worth
+    if good == answers:
+        assert crowd.at_once == worth
 
 
 async def test_a_late_server_is_asked_for_many_objects_at_once() -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import socket
 from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import quote_plus
@@ -13,10 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from servers import BUCKET, Served, admin, sqs
 
-from smp_proto.control import LocalConfig
+from smp_proto.control import LocalConfig, S3Config, S3Secret
 from smp_proto.errors import SmpError, UsageError
 from smpd.fetch.events import Place, keys_of, paths_of
-from smpd.links.fetching import Noted, Seen, Watch
+from smpd.fetch.s3 import S3Remote
+from smpd.links.fetching import Deadlines, Noted, Seen, Watch
 
 
 def notification(*keys: str, bucket: str = BUCKET, name: str = "ObjectCreated:Put", **more: object) -> str:
@@ -181,9 +183,29 @@ async def test_a_queue_that_is_not_there(moto: Served, go_sftp: Served) -> None:
         async with fetch_process(served.config, served.secret) as link:
             with pytest.raises(SmpError) as caught:
                 async with watching(link, "", url) as hints:
-                    while True:
-                        await anext(hints)
+                    await anext(hints)  # nothing is told before the queue has answered
             assert caught.value.code == code
+
+
+def test_a_queue_that_is_watched_again_leaves_nothing() -> None:
+    """No client and no connection of one that did not answer: it may be tried for weeks."""
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        endpoint = f"http://127.0.0.1:{closed.getsockname()[1]}"
+
+    async def watch() -> None:
+        remote = S3Remote(S3Config("b", endpoint=endpoint), S3Secret("key", "secret"), 4, Deadlines())
+        try:
+            await remote._bucket._client()
+            before = len(remote._bucket._stack._exit_callbacks)
+            for _ in range(3):
+                with pytest.raises(SmpError):
+                    async for _seen in remote.watch("", f"{endpoint}/1/queue"):
+                        pass
+            assert len(remote._bucket._stack._exit_callbacks) == before
+        finally:
+            await remote.aclose()
+
+    anyio.run(watch)  # a client reads its tables where it is made, which the process that has it may do
 
 
 async def test_a_folder_tells(tmp_path) -> None:

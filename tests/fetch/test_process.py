@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import cast
 
 import anyio
 import msgspec
@@ -13,9 +14,10 @@ from fetch_link import ANSWER_S, fetch_in_process, fetch_process
 from scripted_http import Asked, Peer, answer, scripted
 from servers import Served
 
-from smp_proto.aio import Caller, Channel
+from smp_proto.aio import Caller, Channel, Exchange
 from smp_proto.control import LocalConfig, S3Config, S3Secret
 from smp_proto.errors import ResourceError, SmpError
+from smpd.fetch.service import _Reporter
 from smpd.links import fetching
 from smpd.links.ring import Ring
 
@@ -32,6 +34,34 @@ async def test_it_is_hardened(tmp_path: Path) -> None:
         proc = Path(f"/proc/{link.process.pid}")
         assert "NoNewPrivs:\t1" in (proc / "status").read_text()
         assert b"in-test" not in (proc / "cmdline").read_bytes() + (proc / "environ").read_bytes()
+
+
+class Listener:
+    """A fake: who is told of an upload's steps, and answers one when told to."""
+
+    def __init__(self) -> None:
+        self.told: list[int] = []
+        self.noted = anyio.Semaphore(0)
+
+    async def send(self, step: fetching.Progress) -> None:
+        self.told.append(step.done)
+
+    async def receive(self, _kind: object) -> None:
+        await self.noted.acquire()
+
+
+async def test_the_last_step_of_a_paced_upload_does_not_overtake() -> None:
+    """Parts end at the same time, and each step is answered before the next: the last comes last, and waits for nothing."""
+    listener = Listener()
+    reporter = _Reporter(cast("Exchange", listener), 100)
+    with anyio.fail_after(30):
+        async with anyio.create_task_group() as group:
+            for done in (40, 70, 100):
+                group.start_soon(reporter, done)
+            for told in ([40], [40, 70], [40, 70, 100]):
+                await anyio.wait_all_tasks_blocked()
+                assert listener.told == told
+                listener.noted.release()
 
 
 @pytest.mark.parametrize("role", ["fetch", "opening"])

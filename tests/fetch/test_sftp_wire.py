@@ -131,6 +131,15 @@ def test_what_is_under_way_is_bounded() -> None:
     assert run.requests.idle
 
 
+@pytest.mark.parametrize(
+    ("said", "taken"),
+    [(0, 32 << 10), (1, 32 << 10), (32 << 10, 32 << 10), (261_120, 261_120), (1 << 20, 1 << 20), (1 << 63, 1 << 20)],
+)
+def test_what_a_read_may_ask_for(said: int, taken: int) -> None:
+    """As the server says, but not less than each has to be able to send, which would make millions of a range."""
+    assert wire.read_limit(wire.Reply(wire.EXTENDED_REPLY, struct.pack(">QQQQ", 1 << 18, said, said, 0))) == taken
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=200))
 def test_noise_is_refused_or_waited_for(noise: bytes) -> None:

@@ -17,7 +17,7 @@ AIMS = (
     "after Meter.reached",
     "before Leavings.discard",
     "after os.rename",
-    "after RemotePool._call",
+    "after RemotePool._bring",
     "after Database._leave",
     "before Watcher._submit",
     "before Watcher._take_in",

@@ -24,6 +24,7 @@ from smpd.links.fetching import Whole
 from smpd.links.ring import Ring
 from smpd.transfer.arriving import find_objects, seal_arriving
 from smpd.transfer.cutting import Cutting
+from smpd.transfer.lanes import Lane
 from smpd.transfer.openers import Target
 from smpd.transfer.pipeline import bring_object
 from smpd.transfer.pool import FetchSettings, RemotePool
@@ -463,20 +464,21 @@ async def test_a_spool_that_cannot_be_written(sealed, tmp_path, space):
 async def test_a_fetch_process_that_is_killed(sealed, plaintext, tmp_path):
     """Ranges under way when a fetch process dies are fetched again; nothing else is."""
     async with opened(sealed) as (pool, source), anyio.create_task_group() as group:
-        plain, lost, call, killed = Plain(), [], pool._call, []
+        plain, lost, bring, killed = Plain(), [], pool._bring, []
 
         async def kill(host: WorkerHost) -> None:
             await anyio.wait_all_tasks_blocked()
             host.worker.process.kill()
 
-        async def stop_and_ask(host: WorkerHost, request: object, *rest: Any, **options: Any) -> Any:
+        async def stop_and_ask(lane: Lane, *rest: Any) -> Any:
+            host = pool.processes.of(lane)
             if plain.data and not killed and host.worker:
                 killed.append(host)
                 host.worker.process.send_signal(signal.SIGSTOP)  # before it is asked, so that it cannot have answered
                 group.start_soon(kill, host)
-            return await call(host, request, *rest, **options)
+            return await bring(lane, *rest)
 
-        pool._call = stop_and_ask  # type: ignore[method-assign, assignment]
+        pool._bring = stop_and_ask  # type: ignore[method-assign, assignment]
         pool.sizing.lost = lambda: lost.append(1)  # type: ignore[method-assign]
         count = await stream(pool, source, tmp_path / "s", plain=plain)
         await all_lanes_are_back(pool)

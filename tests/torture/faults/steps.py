@@ -25,6 +25,7 @@ _STEPS = {
         *(f"os:{name}" for name in _SYSTEM_CALLS),
         "smpd.jobs.database:Database._leave",  # which commits
         "smpd.audit.log:AuditLog._commit",
+        "smpd.transfer.pool:RemotePool._bring",
         "smpd.transfer.pool:RemotePool._call",
         "smpd.transfer.pool:RemotePool.write",
         "smpd.transfer.box:Meter.reached",
