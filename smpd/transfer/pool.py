@@ -6,24 +6,22 @@ process reads neither the bytes nor the credentials of another remote.
 
 import contextlib
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from typing import TypeVar
 
 import anyio
 from anyio.abc import TaskGroup
 
-from smp_proto.aio import Exchange
 from smp_proto.control import ObjectInfo, RemoteHealth, RemoteView
-from smp_proto.errors import NotFoundError, RemoteError, SmpError
+from smp_proto.errors import SmpError
 from smp_proto.sealed.layout import Layout
 from smpd.links import fetching
 from smpd.metrics.counting import Metrics
-from smpd.transfer.asking import ATTEMPTS, messages, persist, until_answered
+from smpd.transfer.asking import ATTEMPTS, persist, until_answered
 from smpd.transfer.bounds import believed_of_fetch
 from smpd.transfer.counting import RemoteCounts
 from smpd.transfer.cutting import Cutting
-from smpd.transfer.gate import Gate
 from smpd.transfer.joining import Joining, only_receives
 from smpd.transfer.lanes import Lane, Lanes
 from smpd.transfer.limiting import Limiter, RemoteLimiter
@@ -31,23 +29,21 @@ from smpd.transfer.openers import Openers
 from smpd.transfer.pacing import Pacing
 from smpd.transfer.packing import LONG_S, Packing
 from smpd.transfer.processes import Processes
+from smpd.transfer.questions import Questions
 from smpd.transfer.settings import FetchSettings
 from smpd.transfer.sizing import Sizing
-from smpd.transfer.workers import Worker, WorkerHost, kill
 from smpd.vault.remotes import Remote
 
 __all__ = ["FetchSettings", "RemotePool"]
 
-_SETTLE_S = 5.0
 _FIRST_LANES = 4  # of each process: while one range is opened the others arrive
 T = TypeVar("T")
 
 
-class RemotePool:
+class RemotePool(Questions):
     """All that smpd does with one remote goes through here.
 
     Attributes:
-        processes: those that speak to it, and their rings.
         openers: limits the threads that hash and open.
     """
 
@@ -63,8 +59,6 @@ class RemotePool:
         limiter: Limiter,
     ) -> None:
         self.openers = openers
-        self.counts = RemoteCounts(metrics, remote.name)
-        self.name = remote.name
         self.mode = remote.mode
         self.kind = remote.config.__struct_config__.tag
         self.settings = settings
@@ -76,27 +70,16 @@ class RemotePool:
             packing = Packing(settings.processes, least)
         self.sizing = Sizing(settings.slot_bytes)
         self._lanes = Lanes(lanes, self.pacing, packing)
-        self.processes = Processes(remote.name, load, settings, self._lanes, group)
-        self._limits = RemoteLimiter(limiter, remote.name)
-        self._closing = anyio.Event()
+        processes = Processes(remote.name, load, settings, self._lanes, group)
+        limits, counts = RemoteLimiter(limiter, remote.name), RemoteCounts(metrics, remote.name)
+        super().__init__(remote.name, processes, limits, counts, settings.breaker, changed, group)
         self._joining = None
         if packing is not None:
-            self._joining = Joining(
-                packing, self.processes, self._lanes, self.pacing, settings.slots, self._closing, group
-            )
+            self._joining = Joining(packing, processes, self._lanes, self.pacing, settings.slots, self._closing, group)
         # Not those of processes that joined: they may not take part any more when somebody who has room needs a lane.
         self._sure_lanes = least * settings.slots
         self._ahead = anyio.CapacityLimiter(1)
         self._long = False  # whether the newest range took long
-        self.gate = Gate(
-            remote.name,
-            settings.breaker,
-            probe=self.probe,
-            paused=self.processes.hold,
-            changed=changed,
-            quiet=self._limits.quiet,
-            group=group,
-        )
 
     @property
     def lanes(self) -> int:
@@ -155,18 +138,6 @@ class RemotePool:
     def unpark(self) -> None:
         """It does not wait any more."""
         self._lanes.unpark()
-
-    async def closing_or(self, event: anyio.Event) -> None:
-        """Wait until an event is set, or the pool is being closed."""
-        async with anyio.create_task_group() as group:
-
-            async def closing() -> None:
-                await self._closing.wait()
-                group.cancel_scope.cancel()
-
-            group.start_soon(closing)
-            await event.wait()
-            group.cancel_scope.cancel()
 
     @contextlib.asynccontextmanager
     async def lane(self, *, brief: bool = False) -> AsyncIterator[Lane]:
@@ -243,7 +214,8 @@ class RemotePool:
             length = min(length, self.settings.slot_bytes)
             request = fetching.Tail(path, length, lane.slot)
             host = self.processes.of(lane)
-            info = (await persist(lambda: self._call(host, request, ObjectInfo))).answer
+            info, took = (await persist(lambda: self._call(host, request, ObjectInfo))).answer
+            self.sizing.answered(took)
             length = max(0, min(length, info.size))
             self.counts.fetched(length)
             with self.processes.ring(lane).slot(lane.slot) as slot:
@@ -292,157 +264,3 @@ class RemotePool:
         if any(failure.code == "remote_busy" for failure in errors.values()):
             self.pacing.busy(time.monotonic())
         return errors
-
-    def _name(self, error: SmpError) -> None:
-        error.hint = error.hint.replace(" NAME", f" {self.name}")  # a fetch process does not know it
-
-    async def stat(self, path: str) -> ObjectInfo:
-        """Size and pin of an object."""
-        request = fetching.Stat(path)
-        tries = await persist(lambda: self._call(self.processes.any(), request, ObjectInfo))
-        return tries.answer
-
-    async def ask(self, request: object, kind: type[T], fd: int | None = None) -> T:
-        """Put one question to any of the processes."""
-        tries = await persist(lambda: self._call(self.processes.any(), request, kind, () if fd is None else (fd,)))
-        return tries.answer
-
-    async def delete(self, path: str, pin: str = "") -> None:
-        """Remove an object; with a pin, only that version of it."""
-        await self._call(self.processes.any(), fetching.Delete(path, pin), type(None))
-
-    async def probe(self) -> fetching.Probed:
-        """Connect, authenticate and list at most one object."""
-        return await self._call(self.processes.any(), fetching.Probe(), fetching.Probed, gated=False)
-
-    async def list(
-        self, prefix: str, *, recursive: bool = True, after: str = "", gated: bool = True
-    ) -> AsyncGenerator[list[ObjectInfo], None]:
-        """Batches of the objects below a prefix, in order, from the one behind ``after`` on.
-
-        With ``gated`` False also of a remote that is down, as one asks.
-        """
-        request = fetching.List(prefix, recursive, after)
-        async with (
-            self._ask(self.processes.any(), request, gated=gated) as (worker, exchange),
-            contextlib.aclosing(messages(worker, exchange, fetching.Listed)) as batches,
-        ):
-            async for batch in batches:
-                if batch.busy_s:
-                    self.gate.busy(batch.busy_s)
-                    continue
-                yield batch.objects
-                await self._limits.asks(request, 0)
-                await exchange.send(fetching.More())
-        self.gate.note(None)
-
-    async def watch(self, prefix: str, queue: str) -> AsyncGenerator[fetching.Seen, None]:
-        """What may have appeared below a prefix, until left; it counts as noted once the next is asked for.
-
-        Not through the gate: a queue that is away says nothing of the bucket.
-        """
-        async with (
-            self._ask(self.processes.any(), fetching.Watch(prefix, queue), gated=False) as (worker, exchange),
-            contextlib.aclosing(messages(worker, exchange, fetching.Seen)) as found,
-        ):
-            async for seen in found:
-                yield seen
-                await exchange.send(fetching.Noted())
-
-    async def write(
-        self,
-        path: str,
-        fd: int,
-        size: int,
-        progress: Callable[[int], None],
-        *,
-        part: str,
-        replaces: str,
-        begun: Callable[[str], Awaitable[None]],
-    ) -> ObjectInfo:
-        """Upload a sealed file, see :class:`~smpd.links.fetching.Write`; ``begun`` keeps a multipart upload's id."""
-        request, done = fetching.Write(path, size, part, replaces, self._limits.limits_bytes), 0
-        async with self._ask(self.processes.each(), request, [fd]) as (worker, exchange):
-            async with contextlib.aclosing(messages(worker, exchange, fetching.Progress)) as steps:
-                async for step in steps:
-                    if step.busy_s:
-                        self.gate.busy(step.busy_s)
-                    if step.upload:
-                        await begun(step.upload)
-                        await exchange.send(fetching.Noted())
-                    else:
-                        moved, done = max(0, step.done - done), max(done, step.done)
-                        self.counts.put(moved)
-                        progress(done)
-                        if request.paced and not step.busy_s and step.done < size:
-                            await self._limits.sent(moved)
-                            await exchange.send(fetching.Noted())
-                        else:
-                            self._limits.spent(moved)
-            info = await exchange.result(ObjectInfo)
-        self.gate.note(None)
-        return info
-
-    async def aclose(self) -> None:
-        """Stop the processes, and give the rings back once nobody holds a lane."""
-        self._closing.set()
-        self.gate.close()
-        await self.processes.aclose()
-
-    async def _call(
-        self,
-        host: WorkerHost,
-        request: object,
-        kind: type[T],
-        fds: Sequence[int] = (),
-        *,
-        gated: bool = True,
-    ) -> T:
-        """Ask one of the processes."""
-        async with self._ask(host, request, fds, gated=gated) as (worker, exchange):
-            began = time.monotonic()
-            answer = await until_answered(worker, lambda: exchange.result(kind))
-            took = time.monotonic() - began
-            self.counts.took(took)
-        if isinstance(request, fetching.Tail):
-            self.sizing.answered(took)
-        self.gate.note(None)
-        return answer
-
-    @contextlib.asynccontextmanager
-    async def _ask(
-        self, host: WorkerHost, request: object, fds: Sequence[int] = (), *, gated: bool = True
-    ) -> AsyncIterator[tuple[Worker, Exchange]]:
-        """Send a request; when the block is left the process is done with it, also with the slot that it named."""
-        if gated:
-            await self.gate.enter()
-            await self._limits.asks(request, self.processes.hosts.index(host))
-        if self._closing.is_set():
-            raise NotFoundError("no_such_remote", f"remote {self.name} was removed", hint="run: smpctl remote list")
-        async with host.use() as worker, worker.caller.open(request, fds) as exchange:
-            try:
-                yield worker, exchange
-                self.counts.asked("ok")
-            except SmpError as error:
-                self.counts.asked(error.code)
-                self._name(error)
-                if gated:
-                    self.gate.note(error)
-                raise
-            except TimeoutError:
-                kill(worker.process)
-                hung = RemoteError(
-                    "remote_unreachable",
-                    f"the fetch process for remote {self.name} stopped answering and was ended",
-                    hint=f"run: smpctl remote test {self.name}",
-                )
-                self.counts.asked(hung.code)
-                self.gate.note(hung)
-                raise hung from None
-            finally:
-                with anyio.move_on_after(_SETTLE_S, shield=True) as settling:
-                    await exchange.cancel()
-                if settling.cancelled_caught:
-                    kill(worker.process)
-                    with anyio.move_on_after(_SETTLE_S, shield=True):
-                        await worker.process.wait()

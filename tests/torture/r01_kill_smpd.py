@@ -8,10 +8,10 @@ from torture.planted import planting
 POINTS = {False: 130, True: 330}
 # Where a crash would hurt most; two of three trials aim at one of them.
 AIMS = (
-    "after RemotePool.write",
+    "after Questions.write",
     "after Watcher._submit",
     "after Vault.adopt",
-    "before RemotePool.write",
+    "before Questions.write",
     "after Runner.__call__",
     "after AuditLog._commit",
     "after Meter.reached",

@@ -32,7 +32,7 @@ def _try(made: Site, trial: Trial) -> list[str]:
     if trial.number % 2:
         made.switch.arm(rng.randrange(1, WORK_POINTS))
     else:
-        made.switch.arm(1, only="after RemotePool.write")
+        made.switch.arm(1, only="after Questions.write")
     with made.ending():
         made.try_tasks(tasks)
     made.kill_all()

@@ -9,19 +9,19 @@ def upload_without_looking() -> None:
     """Send again after a crash, whatever is at the target."""
     if planted.ROLE == "smpd":
         from smpd.links import fetching
-        from smpd.transfer.pool import RemotePool
+        from smpd.transfer.questions import Questions
 
-        ask, write = RemotePool.ask, RemotePool.write
+        ask, write = Questions.ask, Questions.write
 
-        async def blind(self: RemotePool, request: object, *arguments: Any) -> Any:
+        async def blind(self: Questions, request: object, *arguments: Any) -> Any:
             if isinstance(request, fetching.Look):
                 return fetching.Looked()
             return await ask(self, request, *arguments)
 
-        async def anyhow(self: RemotePool, *arguments: Any, **options: Any) -> Any:
+        async def anyhow(self: Questions, *arguments: Any, **options: Any) -> Any:
             return await write(self, *arguments, **{**options, "replaces": None})
 
-        RemotePool.ask, RemotePool.write = blind, anyhow
+        Questions.ask, Questions.write = blind, anyhow
 
 
 def forget_what_ran() -> None:

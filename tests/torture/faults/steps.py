@@ -26,8 +26,8 @@ _STEPS = {
         "smpd.jobs.database:Database._leave",  # which commits
         "smpd.audit.log:AuditLog._commit",
         "smpd.transfer.pool:RemotePool._bring",
-        "smpd.transfer.pool:RemotePool._call",
-        "smpd.transfer.pool:RemotePool.write",
+        "smpd.transfer.questions:Questions._call",
+        "smpd.transfer.questions:Questions.write",
         "smpd.transfer.box:Meter.reached",
         "smpd.vault.objects:Vault.adopt",
         "smpd.transfer.runner:Runner.__call__",
