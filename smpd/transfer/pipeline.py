@@ -225,10 +225,14 @@ class RangeUnit:
         opener = self._source.opener
         start, end = self._span
         read = from_descriptor(self._spool.fd, start)
+
+        def work() -> bytes:
+            if expected is not None and plain is None:  # it was opened when it came
+                return opener.leaves(self.segments, read)
+            return opener.open(self.segments, read, plain, None)
+
         try:
-            leaves = await anyio.to_thread.run_sync(
-                opener.open, self.segments, read, plain, None, limiter=self._pool.openers.large
-            )
+            leaves = await anyio.to_thread.run_sync(work, limiter=self._pool.openers.large)
         except IntegrityError:
             if expected is None:
                 raise

@@ -241,8 +241,9 @@ async def test_an_object_of_one_range_is_not_marked(tmp_path):
     assert (tmp_path / "s").read_bytes()[: source.trailer.payload_bytes] == payload
 
 
-async def test_what_the_spool_has_is_not_fetched(sealed, plaintext, tmp_path):
-    """Ranges that are marked come from the spool; one whose bytes the disk changed is fetched again."""
+@pytest.mark.parametrize("wanted", [True, False])
+async def test_what_the_spool_has_is_not_fetched(sealed, plaintext, tmp_path, wanted):
+    """Ranges that are marked come from the spool, opened where that is wanted; one that the disk changed is fetched again."""
     async with opened(sealed) as (pool, source):
         marks: dict[int, bytes] = {}
         await stream(pool, source, tmp_path / "s", marks=marks)
@@ -250,11 +251,14 @@ async def test_what_the_spool_has_is_not_fetched(sealed, plaintext, tmp_path):
             file.seek(3 * MIB + 5)
             file.write(b"\0\0\0\0")
         del marks[1]
-        plain = Plain()
+        plain = Plain() if wanted else None
         count = await stream(pool, source, tmp_path / "s", plain=plain, have=dict(marks), marks={})
         await all_lanes_are_back(pool)
-    assert plain.data == plaintext
-    assert plain.names == ["scan.bin"]
+        payload = (sealed / "object.smp").read_bytes()[: source.trailer.payload_bytes]
+    assert (tmp_path / "s").read_bytes()[: len(payload)] == payload
+    if plain:
+        assert plain.data == plaintext
+        assert plain.names == ["scan.bin"]
     assert count.fetched_bytes == 2 * MIB
 
 
