@@ -6,6 +6,7 @@ import re
 
 from smp_proto.control import GetSpec, RunSpec, SyncSpec
 from smp_proto.errors import UsageError
+from smpd.sync.patterns import pattern
 from smpd.vault.remotes import is_prefix, parse_location
 
 TRIES = 5  # jobs for one object version before it is left to a person
@@ -14,7 +15,6 @@ IN_FLIGHT_MAX = 256
 RETRY_BASE_S = 60.0
 RETRY_MAX_S = 3600.0
 _SUFFIX = ".smp"
-_PATTERN_MAX = 1024
 _QUEUE = re.compile(r"https?://[\x21-\x7e]{1,1000}")
 
 
@@ -82,9 +82,9 @@ class Rules:
     def wants(self, path: str) -> bool:
         """Whether an object of the listing is one to work on."""
         inside = path.removeprefix(self.prefix)
-        if any(each.fullmatch(inside) for each in self._exclude):
+        if any(each(inside) for each in self._exclude):
             return False
-        return not self._include or any(each.fullmatch(inside) for each in self._include)
+        return not self._include or any(each(inside) for each in self._include)
 
     def job(self, path: str, pin: str) -> GetSpec | RunSpec:
         """What is to be done with one version of an object."""
@@ -95,19 +95,6 @@ class Rules:
         if spec.target:
             target = spec.target + self._inside(path).removesuffix(_SUFFIX) + _SUFFIX
         return RunSpec(source, spec.processor, spec.params, target, spec.recipients, pin=pin)
-
-
-def pattern(text: str) -> re.Pattern[str]:
-    """A pattern of paths: ``*`` and ``?`` stay within a step, ``**`` crosses steps, ``**/`` may stand for nothing.
-
-    Raises:
-        UsageError: ``bad_request``; it is empty or too long.
-    """
-    if not 0 < len(text) <= _PATTERN_MAX:
-        raise UsageError("bad_request", "a pattern has 1 to 1024 characters", hint="for example: --include '**/*.smp'")
-    parts = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    found = re.split(r"(\*\*/|\*\*|\*|\?)", text)
-    return re.compile("".join(parts.get(part, re.escape(part)) for part in found), re.DOTALL)
 
 
 def retry_delay(tries: int, rng: random.Random) -> float:

@@ -1,6 +1,5 @@
 """What a sync wants and where results go: pure functions."""
 
-import fnmatch
 import random
 
 import pytest
@@ -9,7 +8,7 @@ from hypothesis import strategies as st
 from sync.world import spec
 
 from smp_proto.errors import UsageError
-from smpd.sync.rules import RETRY_BASE_S, RETRY_MAX_S, Rules, pattern, retry_delay
+from smpd.sync.rules import RETRY_BASE_S, RETRY_MAX_S, Rules, retry_delay
 
 
 @pytest.mark.parametrize(
@@ -28,30 +27,6 @@ def test_patterns(include, exclude, wanted, left):
     """Of paths below the prefix; a star stays within a step."""
     rules = Rules(spec(include=include, exclude=exclude))
     assert [path for path in wanted + left if rules.wants(path)] == wanted
-
-
-@given(st.text("ab/.*?", min_size=1, max_size=8), st.text("ab/.", max_size=8))
-def test_a_pattern_without_slashes_is_as_fnmatch_says(glob, path):
-    """Where no step is crossed the standard library agrees."""
-    if "/" in path or "**" in glob or "/" in glob:
-        return
-    assert bool(pattern(glob).fullmatch(path)) == fnmatch.fnmatchcase(path, glob)
-
-
-@given(st.text(min_size=1, max_size=20))
-def test_any_text_is_a_pattern(glob):
-    """Without wildcards it matches itself alone."""
-    found = pattern(glob)
-    if not set(glob) & {"*", "?"}:
-        assert found.fullmatch(glob)
-        assert not found.fullmatch(glob + "x")
-
-
-@pytest.mark.parametrize("glob", ["", "x" * 1025])
-def test_what_is_no_pattern(glob):
-    """Refused with an example."""
-    with pytest.raises(UsageError, match="pattern"):
-        pattern(glob)
 
 
 @pytest.mark.parametrize(
