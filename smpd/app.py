@@ -198,14 +198,19 @@ async def _trim_when_idle(daemon: Daemon) -> None:
 
 async def _mend(daemon: Daemon) -> None:
     """Make the reserve whole when there is space, and after a failure of the audit log try until the disk holds it."""
+    owed: set[int] = set()
     while True:
         await anyio.sleep(min(_AUDIT_RETRY_S, daemon.config.audit.checkpoint_s))
         await anyio.to_thread.run_sync(daemon.box.space.restore)
         try:
-            if daemon.audit.failure and not daemon.audit.broken:
+            if mended := bool(daemon.audit.failure and not daemon.audit.broken):
                 await anyio.to_thread.run_sync(daemon.audit.retry)
                 _log.info("audit log mended")
+            # Whoever wrote a record meanwhile may have mended it before this did.
+            pending = {ending.number for ending in daemon.box.journal.endings.pending()}
+            if mended or (owed & pending and not daemon.audit.failure):
                 await daemon.ends.catch_up(again=True)
+            owed = pending
         except SmpError as error:
             _log.error("audit log cannot be written", code=error.code)
 

@@ -12,7 +12,7 @@ import structlog
 from anyio.abc import TaskGroup
 
 from smp_proto.control import JobView, PutSpec, QuarantineChange, RemoteHealth, Result, SyncChanged
-from smp_proto.errors import AuditError, SmpError
+from smp_proto.errors import AuditError, DeniedError, SmpError
 from smp_proto.sealed.keys import Identity, PublicIdentity
 from smpd.audit.kept import KeptLog
 from smpd.config import Config
@@ -60,6 +60,7 @@ from smpd.verbs.syncs import SyncWorld
 
 _log = structlog.get_logger("smpd")
 _SNAPSHOT_JOBS = 1000
+_OWNER_AGAIN_S = 30.0
 _JOB_BYTES = 1 << 20  # a job whose size is not known yet is not begun with less
 
 
@@ -75,7 +76,15 @@ class _Owners:
         """Every attempt has the rights that its owner has now."""
         if self.permissions.configured:
             owner = await anyio.to_thread.run_sync(owner_of, job.owner, self._groups, self.permissions)
-            require_owner(owner, job.spec, self._control)
+            try:
+                require_owner(owner, job.spec, self._control)
+            except DeniedError as error:
+                # A directory service that is away answers as if there were no such user.
+                if owner.label == job.owner or not owner.label.startswith("uid("):
+                    raise
+                error.retryable, error.details = True, {"held": "", "retry_after": _OWNER_AGAIN_S}
+                error.message = f"the user database does not know {job.owner} now: {error.message}"
+                raise
 
     async def take_up(self, config: Config) -> None:
         """Go by other tables and groups."""
@@ -149,7 +158,16 @@ def compose(config: Config, state: State, group: TaskGroup, read: Callable[[], C
         _log.info("job", job_id=job.id, state=job.state, attempt=job.attempt, code=code)
 
     def seen(sync: str) -> None:
-        events.publish("sync", SyncChanged(sync), job_id=f"sync {sync}", progress=True)
+        if (standing := syncs.standing(sync)) is not None:
+            spec = standing.spec
+            events.publish(
+                "sync",
+                SyncChanged(sync),
+                job_id=f"sync {sync}",
+                progress=True,
+                owner=standing.owner,
+                remotes=remotes_of(spec.source, spec.target),
+            )
 
     ends, retention = Ends(box, runner), Retention(database, journal, config.jobs.ended_kept)
     owners = _Owners(config)

@@ -11,6 +11,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
+from operator import itemgetter
 from typing import Any, TypeVar
 
 import anyio
@@ -28,6 +29,7 @@ T = TypeVar("T")
 
 RANKS: dict[Priority, int] = {"critical": 0, "high": 1, "normal": 2, "low": 3}
 DISK_RETRY_S = 1.0
+_TOGETHER = 32  # jobs whose wait is over
 FINAL_MAX_S = 60.0
 
 # Returns once everything is delivered: the result, or the job as it ended where that was written down with its results.
@@ -225,22 +227,28 @@ class Scheduler:
                     self._tell(job)
 
     async def _take_due(self) -> None:
+        """Some of those that waited longest: together they share syncs, and in between others get the lock."""
         now = self._clock()
-        for job_id in [job_id for job_id, due in self._waiting.items() if due <= now]:
-            try:
-                job = await self._thread(self._due, job_id)
-                if isinstance(job, SmpError):
-                    self._waiting[job_id] = now + self._holding.again_s(job)
-                    continue
-            except SmpError as error:
-                self._on_fault(job_id, error)
-                if error.retryable:
-                    self._waiting[job_id] = now + DISK_RETRY_S
-                else:
-                    del self._waiting[job_id]
+        due = heapq.nsmallest(_TOGETHER, (each for each in self._waiting.items() if each[1] <= now), key=itemgetter(1))
+        async with anyio.create_task_group() as group:
+            for job_id, _ in due:
+                group.start_soon(self._take_one, job_id, now)
+
+    async def _take_one(self, job_id: str, now: float) -> None:
+        try:
+            job = await self._thread(self._due, job_id)
+            if isinstance(job, SmpError):
+                self._waiting[job_id] = now + self._holding.again_s(job)
+                return
+        except SmpError as error:
+            self._on_fault(job_id, error)
+            if error.retryable:
+                self._waiting[job_id] = now + DISK_RETRY_S
             else:
-                self._track(job)
-                self._tell(job)
+                del self._waiting[job_id]
+        else:
+            self._track(job)
+            self._tell(job)
 
     def _due(self, job_id: str) -> Job | SmpError:
         """Queue a job again whose wait is over; or why it goes on waiting."""
@@ -248,7 +256,10 @@ class Scheduler:
         error = job.error
         if error is not None and (error.code in ("disk_full", "audit_broken") or is_held(error)):
             short = self._room(job)
-            if short is not None and self._holding.waits(job_id, short):
+            if short is None:
+                if error.details.get("held"):  # else it was not a remote, and may go on
+                    self._holding.forget(job_id)  # what comes later is another outage
+            elif self._holding.waits(job_id, short):
                 return short
         kept = error if error is not None and error.code == "disk_full" else None  # it still says how much is needed
         return self._journal.move(job_id, "due", error=kept)

@@ -50,7 +50,10 @@ class Ring:
         """
         what = f"a ring of {slots} slots of {slot_bytes} bytes"
         require_memory(slots * slot_bytes, what)
-        fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        except OSError as error:
+            raise no_memory(what) from error
         try:
             # Allocating here instead of at first touch turns a lack of memory into an error, not a SIGBUS.
             os.posix_fallocate(fd, 0, slots * slot_bytes)

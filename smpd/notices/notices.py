@@ -102,7 +102,11 @@ class Notices:
         await anyio.to_thread.run_sync(self._begin)
         next_s = 0.0
         while True:
-            await anyio.to_thread.run_sync(self._look)
+            try:
+                await anyio.to_thread.run_sync(self._look)
+            except (SmpError, OSError) as error:  # it is looked at again
+                code = error.code if isinstance(error, SmpError) else type(error).__name__
+                _log.error("what is to be told cannot be looked for", code=code)
             events = self._due()
             if events and time.monotonic() >= next_s:
                 await self._tell(events)

@@ -136,11 +136,12 @@ class Syncs:
             number = watcher.standing.number
             view = await anyio.to_thread.run_sync(watcher.view)
             if action == "remove":
-                del self._watchers[name]
-                self._scopes.pop(name).cancel()
+                self._scopes[name].cancel()
                 with anyio.CancelScope(shield=True):
                     await watcher.gone.wait()
+                    watcher.paused = True  # what cannot be removed now stays where it can be seen, and removed later
                     await anyio.to_thread.run_sync(self._store.remove, number)
+                    del self._watchers[name], self._scopes[name]
                 return view
             if action in ("pause", "resume"):
                 await anyio.to_thread.run_sync(

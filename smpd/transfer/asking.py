@@ -17,6 +17,7 @@ from smpd.transfer.workers import Worker
 LOOK_S = 60.0
 HUNG_S = 60.0
 ATTEMPTS = 3
+BUSY_MOST = 16  # refusals of one request in a row, while others are answered: then it is not the server that is full
 _AGAIN_S = 0.5  # the most before the third of them
 T = TypeVar("T")
 
@@ -29,12 +30,12 @@ class Tries(NamedTuple, Generic[T]):
 
 
 async def persist(ask: Callable[[], Awaitable[T]]) -> Tries[T]:
-    """Ask until it is answered: a pause costs time only, of other faults that may pass two.
+    """Ask until it is answered: of faults that may pass two, and pauses, which cost time only, up to :data:`BUSY_MOST`.
 
     Raises:
         SmpError: what the remote said last. Being turned away is that only where nothing was tried.
     """
-    failed = 0
+    failed = busy = 0
     last: SmpError | None = None
     while True:
         try:
@@ -42,10 +43,11 @@ async def persist(ask: Callable[[], Awaitable[T]]) -> Tries[T]:
         except SmpError as error:
             if "held" in error.details:
                 raise last or error from None
-            if error.code == "remote_busy":
+            if error.code == "remote_busy" and busy < BUSY_MOST - 1:
+                busy += 1
                 continue  # the gate knows until when
             failed += 1
-            if not error.retryable or failed == ATTEMPTS:
+            if not error.retryable or failed == ATTEMPTS or error.code == "remote_busy":
                 raise
             last = error
             await anyio.sleep(_AGAIN_S * (failed - 1) * random.random())

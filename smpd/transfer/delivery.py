@@ -180,7 +180,10 @@ class Courier:
         pause_s = CLEAR_RETRY_S
         while True:
             self._wake = anyio.Event()
-            left = [job for job in await _thread(self._journal.deliveries.abandoned) if not await self._cleared(job)]
+            left = True
+            with contextlib.suppress(SmpError):  # the journal cannot be read now
+                over = await _thread(self._journal.deliveries.abandoned)
+                left = not all([await self._cleared(job) for job in over])
             with anyio.move_on_after(pause_s if left else None):
                 await self._wake.wait()
             pause_s = min(2 * pause_s, CLEAR_RETRY_MAX_S) if left else CLEAR_RETRY_S

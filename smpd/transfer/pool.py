@@ -18,7 +18,7 @@ from smp_proto.errors import SmpError
 from smp_proto.sealed.layout import Layout
 from smpd.links import fetching
 from smpd.metrics.counting import Metrics
-from smpd.transfer.asking import ATTEMPTS, persist, until_answered
+from smpd.transfer.asking import ATTEMPTS, BUSY_MOST, persist, until_answered
 from smpd.transfer.bounds import believed_of_fetch
 from smpd.transfer.counting import RemoteCounts
 from smpd.transfer.cutting import Cutting
@@ -227,10 +227,10 @@ class RemotePool(Questions):
         What may pass is tried again here, as by :meth:`read`. Returns how many bytes were asked for in all, and what
         went wrong, by index.
         """
-        asked = tries = 0
+        asked = tries = busy = 0
         failed: dict[int, SmpError] = {}
         wanted = list(range(len(objects)))
-        while wanted and tries < ATTEMPTS:
+        while wanted and tries < ATTEMPTS and busy < BUSY_MOST:
             errors = await self._read_many_once(lane, [objects[number] for number in wanted])
             if any("held" in error.details for error in errors.values()):  # nothing was asked
                 tried = {number: error for number, error in failed.items() if error.code != "remote_busy"}
@@ -241,9 +241,12 @@ class RemotePool(Questions):
                     failed[number] = errors[index]
                 if number not in failed or failed[number].code != "remote_busy":
                     asked += objects[number].size
-            wanted = [number for number in wanted if number in failed and failed[number].retryable]
-            self.counts.retried(len(wanted))
-            tries += any(failed[number].code != "remote_busy" for number in wanted)  # the gate knows how long they wait
+            again = [number for number in wanted if number in failed and failed[number].retryable]
+            self.counts.retried(len(again))
+            tried_again = any(failed[number].code != "remote_busy" for number in again)
+            tries += tried_again  # how long the others wait the gate knows
+            busy = busy + 1 if len(again) == len(wanted) and not tried_again else 0
+            wanted = again
         return asked, failed
 
     async def _read_many_once(self, lane: Lane, objects: Sequence[fetching.Whole]) -> dict[int, SmpError]:

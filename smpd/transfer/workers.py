@@ -181,7 +181,7 @@ class WorkerHost:
             self._group.start_soon(self._begin)
 
     async def _begin(self) -> None:
-        with contextlib.suppress(SmpError), one_error():
+        with contextlib.suppress(SmpError, OSError), one_error():
             async with self.use():
                 pass
 

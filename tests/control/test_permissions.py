@@ -1,10 +1,14 @@
 """Permissions: what they let pass, what they hide, and that a job has the rights its owner has now."""
 
+import pwd
+from pathlib import Path
+
 import anyio
 import pytest
 from whole import ADMINS, OPERATORS, VIEWERS, Whole, whole
 
 from smp_proto import control as c
+from smp_proto.aio import decode
 from smp_proto.errors import DeniedError, NotFoundError, SmpError
 from smp_proto.sealed.keys import Identity
 from smpd.config import Permission
@@ -154,7 +158,7 @@ async def test_what_may_not_be_used_is_refused_and_not_shown(tmp_path):
 
 async def submitted(box: Whole, uid: int, source: str) -> str:
     """A job of a user, whatever they may do now."""
-    job, _ = box.daemon.box.journal.add(c.GetSpec(source), owner=f"somebody({uid})", key=source)
+    job, _ = box.daemon.box.journal.add(c.GetSpec(source), owner=f"uid({uid})", key=source)
     part = box.daemon.runner.leavings.part(job.id)
     with open(part, "wb") as file:
         file.write(b"sealed")
@@ -253,6 +257,37 @@ async def test_a_job_has_the_rights_that_its_owner_has_now(tmp_path):
             assert views[-1].error.code != "forbidden"
 
 
+async def test_a_directory_that_is_away_fails_no_job(tmp_path, monkeypatch):
+    """It says of every owner that there is none: their jobs wait, without an attempt, and go on once it is back."""
+    away, known = True, pwd.struct_passwd(("anna", "x", ANNA, 65_000, "", "/", "/bin/sh"))
+
+    def look_up(uid: int) -> pwd.struct_passwd:
+        if uid != ANNA or away:
+            raise KeyError(uid)
+        return known
+
+    monkeypatch.setattr("smpd.control.actor.pwd.getpwuid", look_up)
+    monkeypatch.setattr("smpd.control.actor.os.getgrouplist", lambda _name, gid: [gid, *OPERATOR])
+    monkeypatch.setattr("smpd.composing._OWNER_AGAIN_S", 0.01)
+    monkeypatch.setattr("smpd.jobs.holding.LOOK_AGAIN_S", 0.01)
+    async with whole(tmp_path, scheduler=True, permissions=TABLES) as box:
+        add_remotes(box)
+        scheduler, journal = box.daemon.scheduler, box.daemon.box.journal
+        job, _ = journal.add(GET, owner=f"anna({ANNA})", key="k")
+        async with box.client(ROOT) as root, root.open(c.Watch(jobs=[job.id])) as watch:
+            scheduler.submitted(job)
+            views = []
+            with anyio.fail_after(30):
+                async for event in watch.messages(c.Event):
+                    views.append(decoded((event, [])))
+                    if views[-1].state == "waiting":
+                        assert views[-1].error.code == "forbidden"
+                        assert views[-1].attempt == 0
+                        away = False
+        assert views[-1].state == "failed"
+        assert views[-1].error.code != "forbidden"  # there is no such object
+
+
 async def test_so_many_jobs_and_no_more(tmp_path):
     """A user's unfinished jobs are limited, those of root are not, and an old key still gives its job."""
     async with whole(tmp_path, jobs={"unfinished_user_max": 2}) as box:
@@ -312,3 +347,27 @@ async def test_the_daemon_counts_the_jobs_that_end(tmp_path, monkeypatch):
             while set(box.daemon.box.journal.ids()) != {jobs[2]}:
                 await anyio.sleep(0.01)
         group.cancel_scope.cancel()
+
+
+async def test_a_sync_is_told_of_to_those_who_may_see_it(tmp_path: Path) -> None:
+    """Its owner, and who may use its remotes: its name says as much as a job's."""
+    tables = {
+        "bert": Permission(users=("70002",), read=("open",), jobs="all"),
+        "anna": Permission(users=("70001",), read=("secret",), list=("secret",)),
+    }
+    source = tmp_path / "source"
+    source.mkdir()
+    async with whole(tmp_path / "box", compute={"processors": ()}, permissions=tables) as box:
+        box.daemon.remotes.add("secret", c.LocalConfig(str(source)), mode="zero-knowledge")
+        groups = (VIEWERS, OPERATORS)
+        async with box.client(70001, groups) as anna, box.client(70002, groups) as bert:
+            since = box.daemon.events.seq
+            async with anna.open(c.Watch(since=since)) as hers, bert.open(c.Watch(since=since)) as his:
+                await anna.call(c.SyncAdd(c.SyncSpec(name="study", source="secret:in/")), c.SyncView)
+                with anyio.fail_after(30):
+                    told, _ = await hers.receive(c.Event)
+                    assert (told.kind, decode(told.body, c.SyncChanged).name) == ("sync", "study")
+                    # What he is told next is what comes next that is for him.
+                    box.daemon.events.publish("remote", c.RemoteHealth("open"), remotes=("open",))
+                    told, _ = await his.receive(c.Event)
+                    assert told.kind == "remote"

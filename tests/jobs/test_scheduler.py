@@ -824,3 +824,41 @@ async def test_a_job_does_not_wait_for_ever(store) -> None:
         bench.advance(10.0)
         await bench.until(job, "failed")
         assert store.journal.get(job).error.code == "remote_unreachable"
+
+
+async def test_each_outage_is_waited_for_by_itself(store) -> None:
+    """How long a job waited for an earlier one does not count, once the remote was there again."""
+    away = True
+    async with Bench(store, hold_max_s=30.0, room=lambda job: down() if away else None).on() as bench:
+        job = bench.add("a:b", down(), DONE)
+        await bench.until(job, "waiting")
+        away = False
+        bench.advance(60.0)
+        with anyio.fail_after(30):
+            while not bench.started:  # and the remote goes down again
+                await bench.changed.wait()
+        await bench.until(job, "waiting", 2)
+        bench.advance(29.0)
+        await bench.until(job, "done")
+
+
+async def test_a_crowd_that_may_go_on_does_not_hold_up_the_others(store) -> None:
+    """A remote is back: its jobs are taken some at a time, and one of another remote begins in between."""
+    away = True
+
+    def room(job):
+        return down(3600.0) if away and job.spec.source.startswith("a:") else None
+
+    async with Bench(store, running_max=1, room=room).on() as bench:
+        held = [bench.add(f"a:{number}") for number in range(100)]
+        for job in held:
+            await bench.until(job, "waiting")
+        away = False
+        urgent = bench.add("b:urgent", priority="critical")
+        bench.scheduler.release()
+        await bench.until(urgent, "done")
+        for job in held:
+            await bench.until(job, "done")
+    order = [job for job, state in bench.events if state == "queued" or job == urgent]
+    assert order.index(urgent) < 100
+    assert sorted(bench.started) == sorted([*held, urgent])

@@ -412,3 +412,23 @@ async def test_one_that_cannot_be_moved_keeps_no_other_out(machine):
             syncs._watchers["s"].look()
             await anyio.sleep(0.001)
     assert len(archive(machine.bucket)) == 6
+
+
+async def test_one_that_cannot_be_removed_now_can_be_later(machine, monkeypatch):
+    """It stays where it can be seen, does nothing any more, and is removed by the next try."""
+    machine.bucket.objects["in/0.smp"] = "1"
+    async with machine.running() as syncs:
+        await syncs.add(spec(), "ann(1)")
+        await machine.settled(1)
+
+        def full(_number: int) -> None:
+            raise ResourceError("disk_full", "no space is left for the database")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(machine.store, "remove", full)
+            with pytest.raises(ResourceError):
+                await syncs.control("s", "remove")
+        assert [(view.spec.name, view.state) for view in await syncs.views()] == [("s", "paused")]
+        await syncs.control("s", "remove")
+        assert await syncs.views() == []
+        await syncs.add(spec(), "ann(1)")

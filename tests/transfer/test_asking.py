@@ -9,9 +9,11 @@ from scripted_http import DATA, ETAG, Asked, Peer, Script, answer, refusal, scri
 from transfer.test_ranges import MIB, all_lanes_are_back, pools
 
 from smp_proto.control import S3Config, S3Secret
+from smp_proto.errors import RemoteError
 from smpd.fetch.pins import etag_pin
 from smpd.links.fetching import Whole
 from smpd.metrics.counting import Metrics
+from smpd.transfer.asking import BUSY_MOST, persist
 from smpd.transfer.pool import FetchSettings, RemotePool
 from smpd.transfer.pools import Pools
 from smpd.vault.remotes import Remote
@@ -120,3 +122,17 @@ async def test_a_question_starts_no_further_process(tmp_path) -> None:
             await pool.stat("object")
         assert sum(bool(host.pid) for host in pool.processes.hosts) == 1
         assert len({id(pool.processes.each()) for _ in range(3)}) == 3
+
+
+async def test_one_object_that_is_always_refused_ends() -> None:
+    """While the server does what others ask, one refusal after the other is a fault of what is asked for."""
+    asked = 0
+
+    async def ask() -> None:
+        nonlocal asked
+        asked += 1
+        raise RemoteError("remote_busy", "slow down")
+
+    with pytest.raises(RemoteError, match="slow down"):
+        await persist(ask)
+    assert asked == BUSY_MOST
