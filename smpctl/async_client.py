@@ -379,10 +379,14 @@ class AsyncClient:
     async def audit_read(self, since: int = 0) -> tuple[list[bytes], c.AuditProof]:
         """Records from ``since`` on, as stored, one line each, and what is needed to verify them."""
         lines: list[bytes] = []
+        checkpoints: list[str] = []
         async with self._open(c.AuditRead(since)) as exchange:
             async for batch in messages(exchange, c.AuditLines):
                 lines.extend(batch.lines)
-            return lines, await exchange.result(c.AuditProof)
+                checkpoints.extend(batch.checkpoints)
+            proof = await exchange.result(c.AuditProof)
+        proof.checkpoints = checkpoints + proof.checkpoints
+        return lines, proof
 
     async def metrics(self) -> list[c.MetricFamily]:
         """Every metric of the daemon, of remotes and syncs those that one may see."""

@@ -386,10 +386,14 @@ class Client:
     def audit_read(self, since: int = 0) -> tuple[list[bytes], c.AuditProof]:
         """Records from ``since`` on, as stored, one line each, and what is needed to verify them."""
         lines: list[bytes] = []
+        checkpoints: list[str] = []
         with self._open(c.AuditRead(since)) as exchange:
             for batch in exchange.messages(c.AuditLines):
                 lines.extend(batch.lines)
-            return lines, exchange.result(c.AuditProof)
+                checkpoints.extend(batch.checkpoints)
+            proof = exchange.result(c.AuditProof)
+        proof.checkpoints = checkpoints + proof.checkpoints
+        return lines, proof
 
     def audit_renew(self, reason: str = "") -> c.AuditRenewed:
         """Have an audit log that is broken set aside, and a new one begun."""

@@ -2,7 +2,6 @@
 
 import os
 import time
-from collections.abc import Iterator
 from functools import partial
 
 import anyio
@@ -30,9 +29,9 @@ from smpd.jobs.journal import Journal
 from smpd.transfer.device import Compute
 from smpd.transfer.pool import RemotePool
 from smpd.transfer.workers import WorkerHost
+from smpd.verbs.batches import batches
 from smpd.verbs.daemon import Daemon
 
-_LINES_BYTES = 512 << 10
 _LINES = 1000
 
 
@@ -155,12 +154,14 @@ async def audit_read(daemon: Daemon, actor: Actor, request: AuditRead, exchange:
         if not lines:
             break
         since += len(lines)
-        for batch in _batches(lines):
+        for batch in batches(lines):
             await exchange.send(AuditLines(batch))
     notes = await anyio.to_thread.run_sync(log.checkpoints)
+    *earlier, newest = batches([note.decode(errors="replace") for note in notes])
+    for texts in earlier:
+        await exchange.send(AuditLines([], texts))
     key, *before = log.keys
-    texts = [note.decode(errors="replace") for note in notes]
-    return AuditProof(texts, key.name, key.public, [each.public for each in before])
+    return AuditProof(newest, key.name, key.public, [each.public for each in before])
 
 
 async def audit_renew(daemon: Daemon, actor: Actor, request: AuditRenew, exchange: Exchange) -> AuditRenewed:
@@ -170,15 +171,3 @@ async def audit_renew(daemon: Daemon, actor: Actor, request: AuditRenew, exchang
         aside = await anyio.to_thread.run_sync(renew)
     await daemon.record(actor, "daemon.start", version=__version__, boot_id=daemon.boot_id)
     return AuditRenewed(f"{daemon.audit.directory}/{aside.name}", aside.size, aside.root)
-
-
-def _batches(lines: list[bytes]) -> Iterator[list[bytes]]:
-    batch: list[bytes] = []
-    size = 0
-    for line in lines:
-        if batch and size + len(line) > _LINES_BYTES:
-            yield batch
-            batch, size = [], 0
-        batch.append(line)
-        size += len(line)
-    yield batch

@@ -150,7 +150,10 @@ class Processors(msgspec.Struct):
 
 
 class AuditRead(Request, tag="audit-read"):
-    """Records from ``since`` on, as stored. DATA: AuditLines. Reply: AuditProof."""
+    """Records from ``since`` on, as stored. DATA: AuditLines. Reply: AuditProof.
+
+    Checkpoints that do not fit the reply come before it, as DATA: the client puts those of the reply after them.
+    """
 
     since: int = 0
     last: int = 0
@@ -171,13 +174,17 @@ class AuditRenewed(msgspec.Struct):
 
 
 class AuditLines(msgspec.Struct):
-    """Records as stored, one canonical JSON line each."""
+    """Records as stored, one canonical JSON line each; or, after the last of them, checkpoints, oldest first."""
 
     lines: list[bytes]
+    checkpoints: list[str] = []
 
 
 class AuditProof(msgspec.Struct):
-    """What is needed to verify: all checkpoints (signed notes), and the log's origin, public key and earlier ones."""
+    """What is needed to verify: checkpoints (signed notes), and the log's origin, public key and earlier ones.
+
+    As sent it has the newest of the checkpoints, which are all of them where no AuditLines brought some.
+    """
 
     checkpoints: list[str]
     origin: str
