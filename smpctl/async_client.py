@@ -88,13 +88,25 @@ class AsyncClient:
             yield exchange
 
     async def _call(self, request: Any, kind: type[T], timeout: float = ANSWER_TIMEOUT_S) -> T:
+        return await self._ask(request, lambda exchange: exchange.result(kind), timeout)
+
+    async def _parts(self, request: Any, kind: type[T], timeout: float = ANSWER_TIMEOUT_S) -> list[T]:
+        """Every part of an answer that may not fit one frame: DATA of the reply's own kind, then the reply."""
+
+        async def take(exchange: Exchange) -> list[T]:
+            parts = [part async for part in exchange.messages(kind)]
+            return [*parts, await exchange.result(kind)]
+
+        return await self._ask(request, take, timeout)
+
+    async def _ask(self, request: Any, take: Callable[[Exchange], Awaitable[T]], timeout: float) -> T:
         until = time.monotonic() + timeout
         try:
             with anyio.fail_after(timeout):
                 while True:
                     try:
                         async with self._open(request) as exchange:
-                            return await exchange.result(kind)
+                            return await take(exchange)
                     except DaemonError as error:
                         await anyio.sleep(pause_after(error, until))
         except TimeoutError:
@@ -303,7 +315,8 @@ class AsyncClient:
 
     async def vault_entries(self, id: str) -> list[c.EntryView]:  # noqa: A002
         """The names inside one item; opening its index is audited."""
-        return (await self._call(c.VaultEntries(id), c.Entries)).entries
+        parts = await self._parts(c.VaultEntries(id), c.Entries)
+        return [entry for part in parts for entry in part.entries]
 
     async def vault_open(
         self,

@@ -59,13 +59,20 @@ class Client:
         return self._connection.open(request, timeout=timeout)
 
     def _call(self, request: Any, kind: type[T], timeout: float | None = ANSWER_TIMEOUT_S) -> T:
+        return self._ask(request, lambda exchange: exchange.result(kind), timeout)
+
+    def _ask(self, request: Any, take: Callable[[Exchange], T], timeout: float | None) -> T:
         until = time.monotonic() + (timeout or ANSWER_TIMEOUT_S)
         while True:
             try:
                 with self._open(request, timeout) as exchange:
-                    return exchange.result(kind)
+                    return take(exchange)
             except DaemonError as error:
                 time.sleep(pause_after(error, until))
+
+    def _parts(self, request: Any, kind: type[T], timeout: float | None = ANSWER_TIMEOUT_S) -> list[T]:
+        """Every part of an answer that may not fit one frame: DATA of the reply's own kind, then the reply."""
+        return self._ask(request, lambda exchange: [*exchange.messages(kind), exchange.result(kind)], timeout)
 
     # ── the box ──
 
@@ -297,7 +304,8 @@ class Client:
 
     def vault_entries(self, id: str) -> list[c.EntryView]:  # noqa: A002
         """The names inside one item; opening its index is audited."""
-        return self._call(c.VaultEntries(id), c.Entries).entries
+        parts = self._parts(c.VaultEntries(id), c.Entries)
+        return [entry for part in parts for entry in part.entries]
 
     def vault_open(
         self,

@@ -1,6 +1,7 @@
 """Verbs for the vault: list, look inside, open, remove."""
 
 import os
+from collections.abc import Iterable
 
 import anyio
 
@@ -22,6 +23,7 @@ from smp_proto.sealed.entries import Entry
 from smp_proto.sealed.keys import PublicIdentity
 from smpd.control.actor import Actor
 from smpd.transfer.sealing import check_regular, open_into, read_bundle
+from smpd.verbs.batches import batches
 from smpd.verbs.daemon import Daemon, next_file
 from smpd.verbs.seen import JobsSeen, item_seen, items_seen
 
@@ -46,7 +48,7 @@ async def vault_entries(daemon: Daemon, actor: Actor, request: VaultEntries, exc
         finally:
             os.close(fd)
 
-    return _views(await anyio.to_thread.run_sync(read))
+    return await _answer(exchange, await anyio.to_thread.run_sync(read))
 
 
 async def vault_open(daemon: Daemon, actor: Actor, request: VaultOpen, exchange: Exchange) -> Entries:
@@ -65,7 +67,7 @@ async def vault_open(daemon: Daemon, actor: Actor, request: VaultOpen, exchange:
             finally:
                 os.close(fd)
 
-        return _views(await anyio.to_thread.run_sync(extract))
+        return await _answer(exchange, await anyio.to_thread.run_sync(extract))
     finally:
         close_all(list(targets.values()))
 
@@ -101,5 +103,15 @@ def _reader(daemon: Daemon, fd: int) -> BundleReader:
     return read_bundle(fd, daemon.box.identities, sender)
 
 
-def _views(entries: tuple[Entry, ...] | list[Entry]) -> Entries:
-    return Entries([EntryView(e.name, e.size, e.sha256.hex(), e.media_type, dict(e.attributes)) for e in entries])
+async def _answer(exchange: Exchange, entries: Iterable[Entry]) -> Entries:
+    """Send the entries, and return the last of them as the reply."""
+
+    def view() -> list[list[EntryView]]:  # there may be a million
+        return list(
+            batches(EntryView(e.name, e.size, e.sha256.hex(), e.media_type, dict(e.attributes)) for e in entries)
+        )
+
+    *before, last = await anyio.to_thread.run_sync(view)
+    for batch in before:
+        await exchange.send(Entries(batch))
+    return Entries(last)

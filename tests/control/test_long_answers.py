@@ -9,7 +9,10 @@ import anyio
 import pytest
 from whole import Whole, whole
 
+from smp_proto import control as c
+from smp_proto.sealed.bundle import BundleWriter
 from smpctl import AsyncClient, Client
+from smpd.vault.objects import Adoption
 
 Asked = Callable[..., Awaitable[Any]]
 
@@ -18,7 +21,7 @@ Asked = Callable[..., Awaitable[Any]]
 def asked(request: pytest.FixtureRequest) -> Asked:
     """Calls a method of either client, as root."""
 
-    async def call(box: Whole, method: str, *args: Any) -> Any:
+    async def call(box: Whole, method: str, *args: Any, **named: Any) -> Any:
         def connect(_path: str | None) -> Any:
             return box.socket(0)
 
@@ -27,9 +30,9 @@ def asked(request: pytest.FixtureRequest) -> Asked:
             patch.setattr("smpctl.async_client.connect", connect)
             if request.param == "anyio":
                 async with AsyncClient() as client:
-                    return await getattr(client, method)(*args)
+                    return await getattr(client, method)(*args, **named)
             with Client() as blocking:
-                return await anyio.to_thread.run_sync(functools.partial(getattr(blocking, method), *args))
+                return await anyio.to_thread.run_sync(functools.partial(getattr(blocking, method), *args, **named))
 
     return call
 
@@ -47,3 +50,46 @@ async def test_more_checkpoints_than_fit_a_frame(tmp_path: Path, asked: Asked) -
         assert len(lines) == log.size
         assert proof.checkpoints == [note.decode() for note in notes]
         assert proof.origin == log.keys[0].name
+
+
+def kept(box: Whole, names: list[str], about: str = "") -> str:
+    """An item of the vault with empty entries of these names."""
+    job, _ = box.daemon.box.journal.add(c.GetSpec("r:x"), owner="somebody(1)", key="k")
+    identity = box.daemon.box.identity
+    part = box.daemon.runner.leavings.part(job.id)
+    with open(part, "wb") as file:
+        writer = BundleWriter(file.write, sender=identity, recipients=[identity.public])
+        for name in names:
+            writer.begin(name, "application/dicom", {"about": about})
+            writer.end()
+        info = writer.finish()
+        size = file.tell()
+    item = Adoption(job.id, part, info.object_id, identity.public.key_id, size, len(names), 0)
+    box.daemon.box.vault.adopt(job.id, [item])
+    return job.id
+
+
+@pytest.mark.parametrize("count", [1, 20_000])
+async def test_more_entries_than_fit_a_frame(tmp_path: Path, asked: Asked, count: int) -> None:
+    """The names inside an object of any number of entries come whole and in order, and it can be opened."""
+    names = [f"series/{number:06}.dcm" for number in range(count)]
+    async with whole(tmp_path) as box:
+        item = await anyio.to_thread.run_sync(kept, box, names)
+        assert [entry.name for entry in await asked(box, "vault_entries", item)] == names
+        opened = functools.partial(asked, box, "vault_open", item, tmp_path / "out", names=names[-2:])
+        assert [entry.name for entry in await opened()] == names[-2:]
+        assert {path.name for path in (tmp_path / "out/series").iterdir()} == {name[7:] for name in names[-2:]}
+
+
+async def test_more_opened_than_fit_a_frame(tmp_path: Path) -> None:
+    """A client that opens many entries at once, of which there is much to say, is told of all of them."""
+    names = [f"{number:03}" for number in range(300)]
+    async with whole(tmp_path) as box:
+        item = await anyio.to_thread.run_sync(kept, box, names, "x" * 4000)
+        async with box.client(0) as caller, caller.open(c.VaultOpen(item)) as exchange:
+            with open(tmp_path / "out", "wb") as file:
+                for name in names:
+                    await exchange.send(c.OpenInto(name, last=name is names[-1]), [file.fileno()])
+            parts = [part async for part in exchange.messages(c.Entries)]
+            parts.append(await exchange.result(c.Entries))
+        assert [entry.name for part in parts for entry in part.entries] == names

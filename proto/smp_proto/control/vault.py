@@ -39,7 +39,10 @@ class Vault(msgspec.Struct):
 
 
 class VaultEntries(Request, tag="vault-entries"):
-    """The names inside one item, which opens its index. Reply: Entries. Audited."""
+    """The names inside one item, which opens its index. DATA: Entries. Reply: Entries. Audited.
+
+    The reply has the last entries; those that do not fit come before it, as DATA.
+    """
 
     id: str
 
@@ -55,7 +58,7 @@ class EntryView(msgspec.Struct):
 
 
 class Entries(msgspec.Struct):
-    """The entries of one bundle."""
+    """The entries of one bundle, or the next of them."""
 
     entries: list[EntryView]
 
@@ -64,7 +67,8 @@ class VaultOpen(Request, tag="vault-open"):
     """Open an item in the clear into files of the caller. Audited before the first byte. Reply: Entries.
 
     DATA messages OpenInto from the client bring one descriptor, open for writing, for each entry wanted.
-    The whole object is verified before the reply; the caller keeps its files only then.
+    The whole object is verified before the reply; the caller keeps its files only then. Of what was opened the
+    reply has the last entries, and those that do not fit come before it, as DATA messages Entries.
     """
 
     id: str
