@@ -4,6 +4,7 @@ Results go to standard output; progress, notes and errors to standard error. Wit
 is one object, or one a line, of the protocol's structs.
 """
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -15,6 +16,8 @@ import msgspec
 from smp_proto.errors import NotFoundError, UsageError
 from smp_proto.memory import forbid_dumps
 from smpctl.client import Client
+
+_JOB_ID_LETTERS = 16
 
 
 class Session:
@@ -62,7 +65,10 @@ class Session:
         raise NotFoundError(code, f"no {what} begins with {prefix!r}", hint=f"list them with: smpctl {verb}")
 
     def job_id(self, prefix: str) -> str:
-        """A job's id from its beginning."""
+        """A job's id from its beginning, or as it is where there is such a job. Raises as :meth:`resolve`."""
+        if len(prefix) == _JOB_ID_LETTERS:  # the listing ends with what one frame holds: an older job is not in it
+            with contextlib.suppress(NotFoundError):
+                return self.client.job(prefix).id
         return self.resolve(prefix, [job.id for job in self.client.jobs(limit=10_000)], "job")
 
     def vault_id(self, prefix: str) -> str:

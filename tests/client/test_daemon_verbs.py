@@ -11,7 +11,7 @@ from client.conftest import Smpctl
 from client.standin import ITEM_ID, JOB_ID, StandIn, entry, job, status
 
 from smp_proto import control as c
-from smp_proto.errors import DeniedError, IntegrityError, StateError
+from smp_proto.errors import DeniedError, IntegrityError, NotFoundError, StateError
 
 
 def test_status_prints_aligned_facts(smpctl: Smpctl, daemon: StandIn) -> None:
@@ -328,3 +328,19 @@ def test_job_show_says_where_the_time_went(smpctl: Smpctl, daemon: StandIn) -> N
     start = rows.index(["stage", "began", "took", "of", "all"])
     assert rows[start + 3][:8] == ["waiting", "+6.000", "s", "1", "min", "30", "s", "90"]
     assert rows[-2] == ["fetch", "9.000", "s", "9", "%"]
+
+
+@pytest.mark.parametrize("args", [["job", "show"], ["job", "cancel"], ["vault", "ls", "--job"]], ids=" ".join)
+def test_a_job_by_its_whole_id_need_not_be_listed(smpctl: Smpctl, daemon: StandIn, args: list[str]) -> None:
+    """A listing is as long as one frame holds; a job that is older is found all the same."""
+    old = "0123456789abcdef"
+
+    async def one(request: c.JobRequest, _exchange: object) -> c.JobView:
+        if request.id != old:
+            raise NotFoundError("no_such_job", "no such job")
+        return job("done", id=old)
+
+    daemon.answers |= {c.JobRequest: one, c.JobControl: job("cancelled", id=old)}
+    assert smpctl(*args, old).code == 0
+    ran = smpctl(*args, "f" * 16)
+    assert (ran.code, "no job begins with" in ran.err) == (5, True)
