@@ -263,7 +263,8 @@ class AsyncClient:
 
     async def remotes(self) -> list[c.RemoteView]:
         """All remotes, without their secrets."""
-        return (await self._call(c.RemoteList(), c.Remotes)).remotes
+        parts = await self._parts(c.RemoteList(), c.Remotes)
+        return [remote for part in parts for remote in part.remotes]
 
     async def remote_test(self, name: str) -> c.RemoteTested:
         """Connect to a remote, log in and list."""

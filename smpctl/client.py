@@ -253,7 +253,8 @@ class Client:
 
     def remotes(self) -> list[c.RemoteView]:
         """All remotes, without their secrets."""
-        return self._call(c.RemoteList(), c.Remotes).remotes
+        parts = self._parts(c.RemoteList(), c.Remotes)
+        return [remote for part in parts for remote in part.remotes]
 
     def remote_test(self, name: str) -> c.RemoteTested:
         """Connect to a remote, log in and list."""

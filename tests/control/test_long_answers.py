@@ -93,3 +93,15 @@ async def test_more_opened_than_fit_a_frame(tmp_path: Path) -> None:
             parts = [part async for part in exchange.messages(c.Entries)]
             parts.append(await exchange.result(c.Entries))
         assert [entry.name for part in parts for entry in part.entries] == names
+
+
+@pytest.mark.parametrize("count", [0, 1, 6])
+async def test_more_of_remotes_than_fits_a_frame(tmp_path: Path, asked: Asked, count: int) -> None:
+    """Remotes with many certificates are all listed, with what was kept of them."""
+    async with whole(tmp_path) as box:
+        for number in range(count):
+            config = c.S3Config(f"b{number}", ca_pem=f"{number}" * 220_000)
+            await anyio.to_thread.run_sync(box.daemon.remotes.add, f"r{number}", config)
+        found = await asked(box, "remotes")
+        assert [(each.name, each.config.bucket) for each in found] == [(f"r{n}", f"b{n}") for n in range(count)]
+        assert [each.config.ca_pem[:1] for each in found] == [f"{n}" for n in range(count)]

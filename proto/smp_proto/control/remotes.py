@@ -113,11 +113,11 @@ class RemoteAdd(Request, tag="remote-add"):
 
 
 class RemoteList(Request, tag="remote-list"):
-    """Reply: Remotes."""
+    """DATA: Remotes. Reply: Remotes. The reply has the last of them; those that do not fit come before it, as DATA."""
 
 
 class Remotes(msgspec.Struct):
-    """All remotes."""
+    """Remotes, or the next of them."""
 
     remotes: list[RemoteView]
 
