@@ -88,6 +88,22 @@ def test_a_checkpoint_can_be_taken_away(smpctl: Smpctl, daemon: StandIn, tmp_pat
     assert smpctl("audit", "verify", "--checkpoint", tmp_path / "kept").code == 0
 
 
+def test_checkpoints_that_come_before_the_proof(smpctl: Smpctl, daemon: StandIn) -> None:
+    """What a long log's proof has no room for is verified too, is no record, and the newest is still the last."""
+    lines = lines_of(9)
+
+    async def answer(request: c.AuditRead, exchange: aio.Exchange) -> c.AuditProof:
+        await exchange.send(c.AuditLines(lines[request.since :]))
+        for count in (3, 6):
+            await exchange.send(c.AuditLines([], [checkpoint(lines[:count]).decode()]))
+        return c.AuditProof([checkpoint(lines).decode()], KEY.name, KEY.public)
+
+    daemon.answers |= {c.AuditRead: answer, c.StatusRequest: status(audit_size=len(lines))}
+    assert smpctl("audit", "verify", "--json").json["checkpoints_ok"] == 3
+    assert smpctl("audit", "checkpoint").out.encode() == checkpoint(lines)
+    assert [line.split()[0] for line in smpctl("audit", "tail", "-n", "2").out.splitlines()] == ["7", "8"]
+
+
 def test_another_key_is_not_believed(smpctl: Smpctl, daemon: StandIn, tmp_path: Path) -> None:
     """With a key kept elsewhere, the log's own word for its key does not count."""
     keep(daemon, lines_of(3))
