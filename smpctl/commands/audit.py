@@ -86,9 +86,12 @@ def renew(session: Session, reason: str) -> None:
 
 def _report(report: AuditReport, keys: list[str], *, outside: bool) -> None:
     against = "and against the checkpoint given" if outside else "not against one kept elsewhere: --checkpoint FILE"
+    # Without a checkpoint anybody who could write the file may have written all of it.
+    signed = report.checkpoints_ok or outside or not report.size
+    how = "whole and in order" if signed else "in order, but no checkpoint says that they are those that were written"
     facts(
         [
-            ("log", f"{report.size} records, whole and in order"),
+            ("log", f"{report.size} records, {how}"),
             ("checked", f"against {report.checkpoints_ok} checkpoints of its own, {against}"),
             ("covered", f"{report.covered} records"),
             ("root", report.root.hex()),

@@ -121,7 +121,10 @@ def test_verify_files(smpctl: Smpctl, tmp_path: Path) -> None:
     (tmp_path / "key").write_text(f"{KEY}\n")
     args = ["audit", "verify", "--dir", tmp_path, "--key", tmp_path / "key"]
     assert smpctl(*args, "--json").json["checkpoints_ok"] == 2
+    assert "whole and in order" in smpctl(*args).out
     assert smpctl(*args[:4]).code == 2
     (tmp_path / "audit.jsonl").write_bytes(b"".join(lines).replace(b'"n":4', b'"n":5'))
     assert smpctl(*args).code == 11
+    (tmp_path / "checkpoints").write_bytes(b"")
+    assert "no checkpoint says that they are those that were written" in smpctl(*args).out
     assert smpctl("audit", "verify", "--dir", tmp_path / "no", "--key", tmp_path / "key").code == 5
