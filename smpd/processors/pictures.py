@@ -20,9 +20,12 @@ PIXELS_MAX = 1 << 28
 # Decoders that are self-contained and much used; not EPS, which starts another program.
 FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP", "GIF", "PPM", "JPEG2000")
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-_DIRECT = {"L", "RGB", "RGBA", "I;16"}
+_DIRECT = {"L", "RGB", "RGBA", "I;16", "I;16B"}
 _CONVERTED = {"1": "L", "P": "RGBA", "PA": "RGBA", "LA": "RGBA", "CMYK": "RGB", "YCbCr": "RGB", "LAB": "RGB"}
-_CONVERTED |= {"HSV": "RGB", "RGBX": "RGB", "I;16B": "I;16", "I;16L": "I;16"}
+_CONVERTED |= {"HSV": "RGB", "RGBX": "RGB", "I;16L": "I;16"}
+_DEEP = {"I;16", "I;16B"}
+_PHOTOMETRIC = 262  # the TIFF tag of what a sample means
+_WHITE_IS_ZERO = 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -61,7 +64,9 @@ def decode(item: Item) -> Picture:
         ):
             _check(image)
             image.load()
-            return _to_picture(_upright(image), item.data.device)
+            # Pillow inverts 8 bits itself. It is asked here, as the upright picture has no tags.
+            negative = image.mode in _DEEP and _is_white_zero(image)
+            return _to_picture(_upright(image), item.data.device, negative=negative)
     except Refused:
         raise
     except Exception as error:  # noqa: BLE001 - decoders raise OSError, SyntaxError, ValueError, struct.error and their own
@@ -124,17 +129,25 @@ def _upright(image: "Image.Image") -> "Image.Image":
     return ImageOps.exif_transpose(image)
 
 
-def _to_picture(image: "Image.Image", device: torch.device) -> Picture:
+def _is_white_zero(image: "Image.Image") -> bool:
+    tags = getattr(image, "tag_v2", {})  # a TIFF's
+    return bool(tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO)
+
+
+def _to_picture(image: "Image.Image", device: torch.device, *, negative: bool) -> Picture:
     if image.mode in {"L", "RGB"} and "transparency" in image.info:
         image = image.convert("RGBA")
     elif image.mode in _CONVERTED:
         opaque = image.mode == "P" and "transparency" not in image.info
         image = image.convert("RGB" if opaque else _CONVERTED[image.mode])
-    deep = image.mode == "I;16"
+    deep = image.mode in _DEEP
     raw = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).to(device)
     if deep:
-        low_high = raw.view(image.height, image.width, 2).to(torch.float32)
-        samples = (low_high[..., 0] + low_high[..., 1] * 256).unsqueeze(-1) / 65535
+        halves = raw.view(image.height, image.width, 2).to(torch.float32)
+        # Not converted by Pillow, which clips big-endian samples to 8 bits.
+        low, high = (1, 0) if image.mode == "I;16B" else (0, 1)
+        samples = (halves[..., low] + halves[..., high] * 256).unsqueeze(-1) / 65535
+        samples = 1 - samples if negative else samples
     else:
         samples = raw.view(image.height, image.width, -1).to(torch.float32) / 255
     planes = samples.permute(2, 0, 1).unsqueeze(0)

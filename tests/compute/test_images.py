@@ -1,6 +1,8 @@
 """The image processors through the real process, against Pillow, SciPy and scikit-image."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -68,6 +70,44 @@ async def test_gray_of_sixteen_bits_keeps_its_depth():
         _, [result] = await worker.run("image.resize", [_entry(source)], scale=1.0)
         assert _read(result).mode == "I;16"
         assert _difference(_read(result), source) == 0
+
+
+def _tiff(values, order, photometric, *, deflate=False, orientation=1):
+    """A TIFF of one strip, made by hand: Pillow writes no negative ones."""
+    height, width = values.shape
+    bits = values.dtype.itemsize * 8
+    strip = values.astype(values.dtype.newbyteorder(order)).tobytes()
+    strip = zlib.compress(strip) if deflate else strip
+    tags = {256: width, 257: height, 258: bits, 259: 8 if deflate else 1, 262: photometric, 273: 8}
+    tags |= {274: orientation, 277: 1, 278: height, 279: len(strip)}
+    at = 8 + len(strip) + len(strip) % 2
+    head = (b"MM\0*" if order == ">" else b"II*\0") + struct.pack(order + "I", at)
+    entries = b"".join(struct.pack(order + "HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return head + strip.ljust(at - 8, b"\0") + struct.pack(order + "H", len(tags)) + entries + bytes(4)
+
+
+async def test_gray_tiffs_of_either_byte_order_and_meaning():
+    """Each sample of 16 bits is kept, whichever byte comes first; where white is 0, it comes out as white."""
+    deep = np.array([[0, 1000, 40000], [65535, 2, 0x1234]], np.uint16)
+    shallow = (deep >> 8).astype(np.uint8)
+    kinds = [("<", 0, deep), ("<", 1, deep), (">", 1, deep)]
+    kinds += [(order, photometric, shallow) for order in "<>" for photometric in (0, 1)]
+    async with compute(*BUILT_IN, shared=True) as worker:
+
+        async def read(data):
+            _, [result] = await worker.run("image.resize", [Entry("scan", data, "image/tiff")], scale=1.0)
+            return np.asarray(_read(result)).tolist()
+
+        for order, photometric, values in kinds:
+            seen = values if photometric else np.iinfo(values.dtype).max - values
+            for deflate in (False, True):
+                found = await read(_tiff(values, order, photometric, deflate=deflate))
+                assert found == seen.tolist(), (order, photometric, values.dtype, deflate)
+        assert await read(_tiff(deep, ">", 1, orientation=6)) == np.rot90(deep, -1).tolist()
+        assert await read(_tiff(deep, "<", 0, orientation=6)) == np.rot90(65535 - deep, -1).tolist()
+        # What Pillow does not read is said, never guessed.
+        error = await worker.error("image.resize", [Entry("scan", _tiff(deep, ">", 0), "image/tiff")], scale=1.0)
+        assert "cannot be decoded" in error.message
 
 
 async def test_blur_and_sharpen_equal_scipy():
