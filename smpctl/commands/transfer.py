@@ -7,7 +7,7 @@ from typing import Any, get_args
 import click
 
 from smp_proto.control import GetSpec, JobView, Priority, RunSpec
-from smp_proto.errors import SmpError, UsageError
+from smp_proto.errors import SmpError, StateError, UsageError
 from smpctl.following import Interrupted, closing, exit_code, follow, interrupted, report_failed
 from smpctl.progress import bar
 from smpctl.session import Session, location, verb
@@ -169,7 +169,13 @@ def _check_export(export: str | None, detach: bool) -> None:
 
 
 def _export(session: Session, items: list[str], folder: str, force: bool) -> int:
-    """Open vault items into a folder; how many files they were."""
+    """Open vault items into a folder; how many files they were.
+
+    Raises:
+        StateError: ``exists``; two items have entries for one file. Nothing is written then, also with ``force``.
+    """
+    if len(items) > 1:
+        _check_apart({item: [entry.name for entry in session.client.vault_entries(item)] for item in items})
     files = 0
     for item in items:
         try:
@@ -178,6 +184,37 @@ def _export(session: Session, items: list[str], folder: str, force: bool) -> int
             error.hint = f"{error.hint}; it is in the vault: smpctl vault open {item} -o DIR".lstrip("; ")
             raise
     return files
+
+
+def _check_apart(names: dict[str, list[str]]) -> None:
+    """Refuse items whose entries cannot all be files of one folder: the last would replace the others."""
+    from smp_proto.sealed.entries import NameSet  # noqa: PLC0415 - only an export of several pays for it
+
+    together = NameSet()
+    before: list[str] = []
+    for item, entries in names.items():
+        for name in entries:
+            try:
+                together.add(name)
+            except ValueError as error:
+                other = next((each for each in before if not _fits(name, names[each])), item)
+                which = f"{other} and {item}" if other != item else item
+                message = f"{which} cannot be exported into one folder: {name!a}: {error}"
+                hint = "nothing was written; export them one by one, each into its own: smpctl vault open ID -o DIR"
+                raise StateError("exists", message, hint=hint) from None
+        before.append(item)
+
+
+def _fits(name: str, others: list[str]) -> bool:
+    from smp_proto.sealed.entries import NameSet  # noqa: PLC0415 - as above
+
+    names = NameSet()
+    try:
+        for each in [*others, name]:
+            names.add(each)
+    except ValueError:
+        return False
+    return True
 
 
 def _finish(session: Session, job: JobView, detach: bool, export: str | None, force: bool) -> int:

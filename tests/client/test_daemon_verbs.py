@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import msgspec
@@ -11,6 +12,7 @@ from client.conftest import Smpctl
 from client.standin import ITEM_ID, JOB_ID, StandIn, entry, job, status
 
 from smp_proto import control as c
+from smp_proto.aio import Exchange
 from smp_proto.errors import DeniedError, IntegrityError, NotFoundError, StateError
 
 
@@ -150,6 +152,48 @@ def test_export_that_fails_says_where_the_object_is(smpctl: Smpctl, daemon: Stan
     assert (tmp_path / "out/a.txt").read_text() == "mine"
 
 
+@pytest.mark.parametrize("force", [[], ["--force"]])
+@pytest.mark.parametrize("names", [("a.txt", "a.txt"), ("a.txt", "A.TXT"), ("a.txt", "a.txt/b")])
+def test_export_of_objects_with_the_same_names_is_refused(
+    smpctl: Smpctl, daemon: StandIn, tmp_path: Path, names: tuple[str, str], force: list[str]
+) -> None:
+    """Two objects of a prefix that would be one file: both are named, and nothing is written."""
+    contents = dict(zip([ITEM_ID, "0ther" + ITEM_ID[5:]], names, strict=True))
+    serve_prefix(daemon, contents)
+    ran = smpctl("get", "lab:scans/", "--export", tmp_path / "out", *force)
+    assert (ran.code, all(each in ran.err for each in contents)) == (StateError.exit_code, True), ran.err
+    assert "smpctl vault open ID -o DIR" in ran.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_export_of_several_objects(smpctl: Smpctl, daemon: StandIn, tmp_path: Path) -> None:
+    """Objects of a prefix with names of their own share a folder."""
+    serve_prefix(daemon, {ITEM_ID: "d/a.txt", "0ther" + ITEM_ID[5:]: "d/b.txt"})
+    ran = smpctl("get", "lab:scans/", "--export", tmp_path / "out")
+    assert (ran.code, "2 files" in ran.err) == (0, True), ran.err
+    assert sorted(os.listdir(tmp_path / "out/d")) == ["a.txt", "b.txt"]
+
+
+def serve_prefix(daemon: StandIn, contents: dict[str, str]) -> None:
+    """A get of a prefix, done: vault items by id, each with one entry of this name."""
+    done = job("done", result=c.Result(entries=len(contents), plain_bytes=10))
+    items = [c.VaultItem(each, "aa" * 16, 4096, 1, "abab", time.time(), JOB_ID) for each in contents]
+
+    async def entries(request: c.VaultEntries, _exchange: Exchange) -> c.Entries:
+        return c.Entries([entry(contents[request.id], 5)])
+
+    async def opening(request: c.VaultOpen, exchange: Exchange) -> c.Entries:
+        return await daemon.opening({contents[request.id]: b"hello"})(request, exchange)
+
+    daemon.answers |= {
+        c.Watch: daemon.watching([done]),
+        c.JobRequest: done,
+        c.VaultList: c.Vault(items),
+        c.VaultEntries: entries,
+        c.VaultOpen: opening,
+    }
+
+
 def test_run_takes_json_and_text_parameters(smpctl: Smpctl, daemon: StandIn) -> None:
     """A value that is JSON is taken as such, any other as text."""
     params = ["-p", "width=512", "-p", "sharp=true", "-p", "sizes=[1,2]", "-p", "mode=fast", "-p", "note=a=b"]
@@ -275,6 +319,7 @@ def test_help_lists_all_verbs_and_completion_works(smpctl: Smpctl, monkeypatch: 
 
 LEAN = """
 import sys
+import time
 sys.argv = ["smpctl", *{args}]
 from smpctl.__main__ import main
 try:
