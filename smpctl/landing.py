@@ -6,6 +6,7 @@ their own beside where they go, which the next landing there removes if a crash 
 """
 
 import os
+import stat
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import Self
@@ -60,7 +61,7 @@ class Landing:
 
         Raises:
             UsageError: ``bad_name``; a name that leads elsewhere, or two that one file system cannot tell apart.
-            StateError: ``exists``; a file is there and is not to be replaced.
+            StateError: ``exists``; a file is there and is not to be replaced, or something that is no regular file.
         """
         seen = NameSet()
         for name in names:
@@ -72,9 +73,16 @@ class Landing:
                 shown = ascii(name if len(name) <= 80 else name[:80] + "...")
                 message = f"the entry {shown} cannot be made into a file: {error}"
                 raise UsageError("bad_name", message, hint="nothing was written; ask its sender") from None
-            if not self._overwrite and self._exists(name):
+            mode = self._mode(name)
+            if mode is None:
+                continue
+            if not self._overwrite:
                 hint = "choose another folder, or add --force to replace it"
                 raise StateError("exists", f"{self._dest}/{name} exists", hint=hint)
+            # A folder would stop the commit after it replaced others.
+            if not stat.S_ISREG(mode):
+                hint = "choose another folder, or move it away"
+                raise StateError("exists", f"{self._dest}/{name} is there and is no regular file", hint=hint)
 
     def create(self, name: str) -> int:
         """A descriptor for a new, empty file that will be ``name``; the caller closes it."""
@@ -153,21 +161,21 @@ class Landing:
             fd = below
         return fd
 
-    def _exists(self, name: str) -> bool:
+    def _mode(self, name: str) -> int | None:
+        """What is there under a name, as ``st_mode``; None for nothing."""
         *folders, last = name.split("/")
         try:
             parent = self._descend(folders, make=False)
         except StateError:
             raise
         except SmpError:
-            return False
+            return None
         try:
-            os.lstat(last, dir_fd=parent)
+            return os.lstat(last, dir_fd=parent).st_mode
         except OSError:
-            return False
+            return None
         finally:
             os.close(parent)
-        return True
 
     def _name(self, name: str, part: str) -> None:
         *folders, last = name.split("/")

@@ -120,12 +120,44 @@ def test_planted_links_are_not_followed(tmp_path: Path, plant: str, overwrite: b
         land(dest, {name: b"evil"}, overwrite=overwrite)
     except SmpError as error:
         assert error.code == "exists"
-    else:  # the link itself was replaced
-        assert overwrite
-        assert (dest / "x").is_file()
-        assert not (dest / "x").is_symlink()
+    else:
+        pytest.fail("a link was taken for a file or a folder")
     assert tree(outside) == ["victim"]
     assert (outside / "victim").read_text() == "untouched"
+
+
+@pytest.mark.parametrize("plant", ["folder", "full folder", "pipe", "link", "file above"])
+def test_what_cannot_be_replaced_is_seen_before_anything_is(tmp_path: Path, plant: str) -> None:
+    """Where something is no regular file, nothing is replaced, though it comes last."""
+    dest = tmp_path / "dest"
+    dest.mkdir()
+    (dest / "a").write_text("old")
+    last = "z/x" if plant == "file above" else "z"
+    if plant == "pipe":
+        os.mkfifo(dest / "z")
+    elif plant == "link":
+        (dest / "z").symlink_to("a")
+    elif plant == "file above":
+        (dest / "z").write_text("old")
+    else:
+        (dest / "z").mkdir()
+    if plant == "full folder":
+        (dest / "z/theirs").write_text("old")
+    before = tree(dest)
+    with pytest.raises(StateError) as caught:
+        land(dest, {"a": b"new", "b": b"new", last: b"new"}, overwrite=True)
+    assert (caught.value.code, bool(caught.value.hint)) == ("exists", True)
+    assert (dest / "a").read_text() == "old"
+    assert tree(dest) == before
+
+
+def test_files_are_replaced_when_asked(tmp_path: Path) -> None:
+    """A regular file of the name is, and what has another name stays."""
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d/a").write_text("old")
+    (tmp_path / "d/b").write_text("old")
+    land(tmp_path, {"d/a": b"new"}, overwrite=True)
+    assert [(tmp_path / "d" / name).read_text() for name in "ab"] == ["new", "old"]
 
 
 def test_a_link_planted_while_the_daemon_writes(tmp_path: Path) -> None:
