@@ -16,6 +16,7 @@ import msgspec
 from smp_proto.errors import NotFoundError, UsageError
 from smp_proto.memory import forbid_dumps
 from smpctl.client import Client
+from smpctl.render import plain
 
 _JOB_ID_LETTERS = 16
 
@@ -41,8 +42,8 @@ class Session:
         sys.stdout.flush()
 
     def note(self, text: str) -> None:
-        """A remark for a person, on standard error."""
-        click.echo(text, err=True)
+        """A remark for a person, one line on standard error; it may hold names of others."""
+        click.echo(plain(text), err=True)
 
     def resolve(self, prefix: str, ids: Iterable[str], what: str) -> str:
         """The one id that begins so.
