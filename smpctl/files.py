@@ -104,6 +104,21 @@ def walk(folder: str, prefix: str, skipped: Callable[[str], None]) -> Iterator[L
             skipped(entry.path)
 
 
+def total_bytes(files: Iterable[LocalFile]) -> int:
+    """How long files are in all.
+
+    Raises:
+        NotFoundError: ``no_such_file``; one is not there any more.
+    """
+    total = 0
+    for file in files:
+        try:
+            total += os.lstat(file.path).st_size
+        except OSError as error:
+            raise _unreadable(file.path, error) from None
+    return total
+
+
 def _unreadable(path: str, error: OSError) -> NotFoundError | ResourceError:
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         return NotFoundError("no_such_file", f"{path} does not exist", hint="check the path")

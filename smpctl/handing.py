@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from smp_proto.control import PutFile, Sealing
 from smp_proto.errors import SmpError
 from smp_proto.sealed.entries import guess_media_type
-from smpctl.files import HEAD_BYTES, LocalFile, collect
+from smpctl.files import HEAD_BYTES, LocalFile, collect, total_bytes
 
 FILES_AHEAD = 128  # half of the descriptors that a connection may hold untaken
 
@@ -21,13 +21,17 @@ class Handing:
     Args:
         files: paths or named files.
         progress: called with bytes sealed and bytes in all.
+
+    Raises:
+        NotFoundError: ``no_such_file``.
+        UsageError: ``bad_request``, ``bad_name``; see :func:`smpctl.files.collect`.
     """
 
     def __init__(
         self, files: Iterable[str | os.PathLike[str] | LocalFile], progress: Callable[[int, int], None] | None
     ) -> None:
         self._files = collect(files)
-        self._total = sum(os.lstat(file.path).st_size for file in self._files)
+        self._total = total_bytes(self._files)
         self._progress = progress
         self._ahead = 0
         self._sent = 0

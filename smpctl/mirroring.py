@@ -21,6 +21,7 @@ import msgspec
 from smp_proto import durable
 from smp_proto.control import JobView, Priority
 from smp_proto.errors import IntegrityError, NotFoundError, SmpError, StateError, UsageError
+from smp_proto.sealed.entries import valid_entry_name
 from smpctl.client import Client
 from smpctl.files import LocalFile, walk
 
@@ -217,7 +218,11 @@ class Mirror:
 
     def _walk(self) -> Iterator[tuple[str, tuple[LocalFile, Print]]]:
         for file in walk(self._state.kept.folder, "", lambda path: self._note(f"left out {path}: a link or no file")):
-            if not durable.is_part(os.path.basename(file.name)):
+            if durable.is_part(os.path.basename(file.name)):
+                continue
+            if not valid_entry_name(file.name):  # nor is one that is not UTF-8
+                self._note(f"left out {file.path}: its name can be none of an entry; rename it")
+            else:
                 with contextlib.suppress(FileNotFoundError):
                     yield file.name, (file, Print.of(file.path))
 
@@ -235,7 +240,7 @@ class Mirror:
     def _send(self, name: str, file: LocalFile, now: Print, wants: list[str]) -> None:
         if len(self._waiting) >= IN_FLIGHT:
             self._settle()
-        sent = self._state.kept.files.setdefault(name, Sent())
+        sent = self._state.kept.files.get(name) or Sent()
         places = [self.location(target, name) for target in wants]
         facts = [self._state.kept.key, name, now, places, self._readers, sent.cancelled]
         key = f"mirror/{hashlib.sha256(msgspec.json.encode(facts)).hexdigest()[:32]}"
@@ -247,6 +252,7 @@ class Mirror:
             if error.code != "no_such_file":
                 raise
             return  # it went, or is not to be read: the next round sees
+        self._state.kept.files[name] = sent
         self._waiting.append(Sending(name, now, dict(zip(wants, [job.id, *job.also], strict=True))))
 
     def _settle(self) -> None:

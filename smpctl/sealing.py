@@ -18,7 +18,7 @@ from smp_proto.sealed.envelope import Envelope, Trust, rewrap_envelope
 from smp_proto.sealed.filekey import wipe
 from smp_proto.sealed.keys import Identity, PublicIdentity
 from smp_proto.sealed.layout import TRAILER_BYTES, Trailer
-from smpctl.files import HEAD_BYTES, LocalFile
+from smpctl.files import HEAD_BYTES, LocalFile, total_bytes
 from smpctl.landing import Landing, disk_error
 
 _READ_BYTES = 1 << 20
@@ -139,7 +139,7 @@ def seal_files(
         StateError: ``exists``.
         UsageError: ``bad_name``, ``bad_request``.
     """
-    total, done = sum(os.lstat(file.path).st_size for file in files), 0
+    total, done = total_bytes(files), 0
     buffer = bytearray(_READ_BYTES)
     with _new_file(output, overwrite=overwrite) as out:
         writer = BundleWriter(lambda view: write_all(out, view), sender=sender, recipients=recipients)

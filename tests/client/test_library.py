@@ -483,6 +483,15 @@ def test_collect_names_files_and_leaves_links_out(tmp_path: Path) -> None:
         LocalFile("x", str(tmp_path / "d/pipe")).open()
 
 
+def test_a_file_that_went_is_said(daemon: StandIn, tmp_path: Path) -> None:
+    """A file that is not there any more when it is to be sent is ``no_such_file``."""
+    gone = LocalFile("x", str(tmp_path / "gone"))
+    with Client(daemon.path) as client, pytest.raises(NotFoundError) as caught:
+        client.put([gone], "lab:x", ["k"])
+    assert caught.value.code == "no_such_file"
+    assert not any(isinstance(each, c.Submit) for each in daemon.seen)
+
+
 # ── files out ──
 
 

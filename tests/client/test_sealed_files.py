@@ -11,7 +11,7 @@ from client.conftest import PASSPHRASE, Ran, Smpctl
 from client.standin import StandIn
 
 from smp_proto import control as c
-from smp_proto.errors import IntegrityError, ResourceError
+from smp_proto.errors import IntegrityError, NotFoundError, ResourceError
 from smp_proto.sealed.keys import Identity
 from smpctl.files import LocalFile
 from smpctl.keyring import Keyring, Unlock
@@ -205,6 +205,16 @@ def test_an_object_can_be_bound_to_its_place(smpctl: Smpctl, home: Path, sealed:
     assert smpctl("open", "y.smp", "-o", "out", *ann).code == 0
 
 
+def test_names_left_out_are_shown_and_not_obeyed(smpctl: Smpctl, home: Path, ann: list[str]) -> None:
+    """A link may have any name; what a terminal would obey in it is spelled."""
+    (home / "d").mkdir()
+    (home / "d/a").write_bytes(b"x")
+    (home / "d/x\x1b[2J\ny").symlink_to("a")
+    ran = smpctl("seal", "d", "-o", "d.smp", "--to", "ann", *ann)
+    assert (ran.code, "\x1b" in ran.err) == (0, False), ran.err
+    assert "smpctl: left out d/x\\x1b[2J\\ny: a link or no file\n" in ran.err
+
+
 def test_seal_refuses_to_overwrite(smpctl: Smpctl, home: Path, sealed: Path, ann: list[str]) -> None:
     """A file of the name stays unless --force; a failure leaves nothing beside it."""
     before = sealed.read_bytes()
@@ -254,6 +264,15 @@ def test_a_file_that_grows_while_it_is_sealed(home: Path, monkeypatch: pytest.Mo
     with pytest.raises(IntegrityError, match="something writes to it"):
         seal_files([LocalFile("g", str(path))], str(home / "o"), sender=sender, recipients=[sender.public])
     assert sorted(os.listdir(home)) == ["growing", "pass"]
+
+
+def test_a_file_that_went_before_it_is_sealed(home: Path) -> None:
+    """A file that is not there any more is ``no_such_file``, and nothing is written."""
+    sender = Identity.generate()
+    with pytest.raises(NotFoundError) as caught:
+        seal_files([LocalFile("g", str(home / "gone"))], str(home / "o"), sender=sender, recipients=[sender.public])
+    assert caught.value.code == "no_such_file"
+    assert os.listdir(home) == ["pass"]
 
 
 def test_a_full_disk_leaves_nothing(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
