@@ -51,6 +51,12 @@ def parse_url(url: str, options: RemoteOptions) -> AnyRemoteConfig:
         port = parts.port
     except ValueError:
         raise UsageError("bad_request", f"{url} is no URL", hint=f"one of {EXAMPLES}") from None
+    if parts.scheme:
+        # A folder, bucket or host may be meant to hold them; cut off, it would be another one.
+        for sign, code in (("#", "%23"), ("?", "%3F")):
+            if sign in url:
+                hint = f"write {code} for a {sign} that is part of a name"
+                raise UsageError("bad_request", f"the URL holds a {sign}, and nothing may follow it", hint=hint)
     if parts.password:
         raise UsageError("bad_request", "the URL holds a password", hint="others see it; use --secret-stdin")
     path = unquote(parts.path)

@@ -88,6 +88,11 @@ def test_a_malformed_secret_is_not_quoted(smpctl: Smpctl, adding: StandIn, text:
         (["sftp://ann@host/x", "--region", "x"], "means nothing for sftp"),
         (["s3://b", "--use-agent"], "means nothing for s3"),
         (["/srv", "--secret-stdin"], "no credentials"),
+        (["file:///srv/scans#2"], "%23"),
+        (["file:///srv/scans?"], "%3F"),
+        (["s3://b/a#b", "--no-secret"], "%23"),
+        (["s3://b?versions", "--no-secret"], "%3F"),
+        (["sftp://ann@host/a?b#c", "--no-secret"], "%23"),
     ],
 )
 def test_what_makes_no_sense_is_refused(smpctl: Smpctl, adding: StandIn, args: list[str], said: str) -> None:
@@ -99,8 +104,11 @@ def test_what_makes_no_sense_is_refused(smpctl: Smpctl, adding: StandIn, args: l
 
 def test_folders(smpctl: Smpctl, adding: StandIn, home: Path) -> None:
     """A file URL and a bare path are folders, made absolute."""
-    assert smpctl("remote", "add", "lab", "file:///srv/a%20b/").code == 0
-    assert added(adding).config == c.LocalConfig("/srv/a b")
+    assert smpctl("remote", "add", "lab", "file:///srv/a%20b%23%3F/").code == 0
+    assert added(adding).config == c.LocalConfig("/srv/a b#?")
+    adding.seen.clear()
+    assert smpctl("remote", "add", "lab", "/srv/a#b?c").code == 0
+    assert added(adding).config == c.LocalConfig("/srv/a#b?c")
     adding.seen.clear()
     assert smpctl("remote", "add", "lab", "here").code == 0
     assert added(adding).config == c.LocalConfig(str(home / "here"))
