@@ -4,14 +4,16 @@ A file gets its name when it is whole and on disk; what went wrong before leaves
 """
 
 import os
+import re
 import stat
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 from smp_proto import durable
 from smp_proto.durable import write_all
-from smp_proto.errors import IntegrityError, NotFoundError, SmpError, StateError
+from smp_proto.errors import IntegrityError, NotFoundError, SmpError, StateError, UsageError
 from smp_proto.sealed.bundle import BundleInfo, BundleReader, BundleWriter
 from smp_proto.sealed.entries import PLACE, Attributes, Entry, Scalar, guess_media_type
 from smp_proto.sealed.envelope import Envelope, Trust, rewrap_envelope
@@ -22,6 +24,8 @@ from smpctl.files import HEAD_BYTES, LocalFile, total_bytes
 from smpctl.landing import Landing, disk_error
 
 _READ_BYTES = 1 << 20
+_REMOTE = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}:")
+_UNPRINTABLE = frozenset({"Cc", "Cs", "Zl", "Zp"})  # what the daemon takes in no path
 Progress = Callable[[int, int], None]
 
 
@@ -139,6 +143,8 @@ def seal_files(
         StateError: ``exists``.
         UsageError: ``bad_name``, ``bad_request``.
     """
+    if place:
+        check_place(place)
     total, done = total_bytes(files), 0
     buffer = bytearray(_READ_BYTES)
     with _new_file(output, overwrite=overwrite) as out:
@@ -154,6 +160,30 @@ def seal_files(
         finally:
             writer.abort()
             wipe(buffer)
+
+
+def check_place(place: str) -> None:
+    """Refuse a place where no object can lie: who is to open it would be refused wherever it is.
+
+    Raises:
+        UsageError: ``bad_name``.
+    """
+    wrong = ""
+    if not place:
+        wrong = "is empty"
+    elif place.startswith("/"):
+        wrong = "is absolute"
+    elif place.endswith("/"):
+        wrong = "ends in a slash, and an object does not"
+    elif _REMOTE.match(place):
+        wrong = "begins like REMOTE:PATH"
+    elif any(step in (".", "..") for step in place.split("/")):
+        wrong = "has a '.' or '..' step"
+    elif any(unicodedata.category(char) in _UNPRINTABLE for char in place):
+        wrong = "has a control character or is not UTF-8"
+    if wrong:
+        hint = "give the path below the remote's root, or its end, e.g. scans/one.smp"
+        raise UsageError("bad_name", f"the place {place!a} {wrong}", hint=hint)
 
 
 def _seal_one(writer: BundleWriter, file: LocalFile, buffer: bytearray, attributes: Attributes) -> Iterator[int]:

@@ -17,7 +17,7 @@ from smpctl.files import collect
 from smpctl.keyring import Key, Keyring, Unlock
 from smpctl.progress import bar
 from smpctl.render import facts, moment, size
-from smpctl.sealing import Sealed, open_file, rewrap_file, seal_files, sealed_file
+from smpctl.sealing import Sealed, check_place, open_file, rewrap_file, seal_files, sealed_file
 from smpctl.session import Session, verb
 
 _AS = click.option("--as", "name", metavar="NAME", help="Which of your keys; by default the one it is sealed for.")
@@ -28,7 +28,7 @@ _AS = click.option("--as", "name", metavar="NAME", help="Which of your keys; by 
 @click.option("-o", "--output", required=True, metavar="FILE", help="The sealed file.")
 @click.option("--to", "keys", multiple=True, required=True, metavar="KEY", help="Who can open it; may be repeated.")
 @click.option("--from", "sender", metavar="NAME", help="Which of your keys signs; by default the only one.")
-@click.option("--place", default="", metavar="PATH", help="Where it is to lie; a box refuses it anywhere else.")
+@click.option("--place", metavar="PATH", help="Where it is to lie; a box refuses it anywhere else.")
 @click.option("--force", is_flag=True, help="Replace FILE if it is there.")
 @unlocking
 def seal(
@@ -38,7 +38,7 @@ def seal(
     *,
     keys: tuple[str, ...],
     sender: str | None,
-    place: str,
+    place: str | None,
     force: bool,
     passphrase_file: str | None,
     credential_file: str | None,
@@ -48,6 +48,8 @@ def seal(
     A KEY is a name in your keyring, a file with a public key, or "box" for the daemon's. You cannot open the
     result yourself unless you are named too.
     """
+    if place is not None:
+        check_place(place)  # before a passphrase is asked for; an empty one would bind nothing
     keyring, unlock = Keyring(), unlock_of(passphrase_file, credential_file)
     recipients = [keyring.recipient(key, session.client) for key in keys]
     files = collect(paths, skipped=lambda path: session.note(f"smpctl: left out {path}: a link or no file"))
@@ -60,7 +62,7 @@ def seal(
                 sender=identity,
                 recipients=recipients,
                 overwrite=force,
-                place=place,
+                place=place or "",
                 progress=lambda done, total: shown.update("sealing", done, total),
             )
     finally:

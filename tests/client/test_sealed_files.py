@@ -11,7 +11,8 @@ from client.conftest import PASSPHRASE, Ran, Smpctl
 from client.standin import StandIn
 
 from smp_proto import control as c
-from smp_proto.errors import IntegrityError, NotFoundError, ResourceError
+from smp_proto.errors import IntegrityError, NotFoundError, ResourceError, UsageError
+from smp_proto.sealed.entries import misplaced
 from smp_proto.sealed.keys import Identity
 from smpctl.files import LocalFile
 from smpctl.keyring import Keyring, Unlock
@@ -203,6 +204,28 @@ def test_an_object_can_be_bound_to_its_place(smpctl: Smpctl, home: Path, sealed:
     (found,) = smpctl("inspect", "y.smp", "--as", "ann", "--json", *ann).lines
     assert [each["attributes"] for each in found["entries"]] == [{"smp.place": "in/y.smp"}, {}, {}]
     assert smpctl("open", "y.smp", "-o", "out", *ann).code == 0
+
+
+@pytest.mark.parametrize(
+    "place", ["", "/pl.smp", "lake:pl.smp", "lake:in/pl.smp", "./pl.smp", "a/../pl.smp", "pl.smp/", "a\nb", "\udcff"]
+)
+def test_a_place_where_nothing_can_lie_is_refused(smpctl: Smpctl, home: Path, ann: list[str], place: str) -> None:
+    """Nobody could open the object anywhere; it is said when it is sealed, and nothing is written."""
+    ran = smpctl("seal", "pass", "-o", "y.smp", "--to", "ann", "--place", place, *ann)
+    assert (ran.code, "the place" in ran.err, "hint: give the path" in ran.err) == (2, True, True), ran.err
+    assert not (home / "y.smp").exists()
+
+
+@pytest.mark.parametrize("place", ["pl.smp", "in/a:c.smp", "2026-01-01T10:00.smp", "ä/ö.smp", ".hidden/x"])
+def test_places_of_all_kinds(place: str, home: Path) -> None:
+    """What can be the end of an object's path is taken."""
+    sender = Identity.generate()
+    found = seal_files(
+        [LocalFile("p", str(home / "pass"))], str(home / "o"), sender=sender, recipients=[sender.public], place=place
+    )
+    assert not misplaced(found.entries, f"in/{place}")
+    with pytest.raises(UsageError):
+        seal_files([], str(home / "p"), sender=sender, recipients=[sender.public], place=f"/{place}")
 
 
 def test_names_left_out_are_shown_and_not_obeyed(smpctl: Smpctl, home: Path, ann: list[str]) -> None:
