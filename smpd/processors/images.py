@@ -13,6 +13,7 @@ from smpd.processors.api import Context, Item, Output, Refused, processor
 from smpd.processors.pictures import Picture
 
 SIDE_MAX = 1 << 15
+_CANNY_LEAST = 3  # kornia's blur mirrors two pixels at each border
 
 Side = Annotated[int, msgspec.Meta(ge=1, le=SIDE_MAX)]
 Sigma = Annotated[float, msgspec.Meta(gt=0, le=100, description="standard deviation of the Gaussian, in pixels")]
@@ -101,7 +102,7 @@ def edges(item: Item, context: Context[Edges]) -> Output:
     if context.params.method == "sobel":
         found = _filters().sobel(gray)
     else:
-        _, found = _filters().canny(gray, context.params.low, context.params.high)
+        found = _canny(gray, context.params.low, context.params.high)
     return _png(item, Picture(found, None, False))
 
 
@@ -127,6 +128,16 @@ def _gaussian(planes: torch.Tensor, sigma: float) -> torch.Tensor:
     side = 2 * math.ceil(4 * sigma) + 1
     blurred: torch.Tensor = _filters().gaussian_blur2d(planes, (side, side), (sigma, sigma), border_type="replicate")
     return blurred
+
+
+def _canny(gray: torch.Tensor, low: float, high: float) -> torch.Tensor:
+    """Thin lines; a picture of a side of two pixels or less has its border repeated, as the blur needs more."""
+    height, width = gray.shape[2:]
+    down, across = (_CANNY_LEAST - 1 if side < _CANNY_LEAST else 0 for side in (height, width))
+    padded = functional.pad(gray, (across, across, down, down), mode="replicate")
+    _, found = _filters().canny(padded, low, high)
+    lines: torch.Tensor = found[..., down : down + height, across : across + width]
+    return lines
 
 
 def _filters() -> ModuleType:

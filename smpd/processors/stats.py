@@ -14,6 +14,7 @@ from smpd.processors.host import host_bytes
 _MAGIC = b"\x93NUMPY"
 _HEADER_MAX = 1 << 16
 _BLOCK = 1 << 22
+_DAMAGE = (ArithmeticError, LookupError, MemoryError, RecursionError, SyntaxError, TypeError, ValueError, struct.error)
 _TYPES = {
     "b1": torch.bool,
     "u1": torch.uint8,
@@ -58,7 +59,7 @@ def _array(data: torch.Tensor) -> tuple[str, list[int], torch.Tensor]:
         start = 8 + width + struct.unpack_from(code, head, 8)[0]
         header = ast.literal_eval(head[8 + width : start].decode("latin-1").strip())
         descr, shape = str(header["descr"]), [int(size) for size in header["shape"]]
-    except (IndexError, struct.error, SyntaxError, ValueError, TypeError, KeyError, MemoryError, RecursionError):
+    except _DAMAGE:
         raise Refused("the entry begins like .npy, but its header is damaged") from None
     dtype = _TYPES.get(descr[1:])
     if dtype is None or descr[0] not in "<>|=":

@@ -142,6 +142,24 @@ async def test_edges_are_where_scikit_image_sees_them():
         assert not (lines[1:-1, 1:-1] & ~near_step).any()
 
 
+async def test_edges_of_the_smallest_pictures():
+    """A side of one pixel or two is no error: lines are where the picture has a step, and none where it has none."""
+    async with compute(*BUILT_IN, shared=True) as worker:
+        for shape in [(1, 1), (1, 9), (9, 1), (2, 2), (2, 20), (20, 2), (3, 3), (1, 300)]:
+            for method in ("sobel", "canny"):
+                flat = Image.fromarray(np.full(shape, 90, np.uint8))
+                _, [result] = await worker.run("image.edges", [_entry(flat)], method=method)
+                assert np.asarray(_read(result)).shape == shape
+                assert not np.asarray(_read(result)).any(), (shape, method)
+        step = np.zeros((2, 20), np.uint8)
+        step[:, 10:] = 200
+        for values in (step, step[:1], step.T):
+            _, [result] = await worker.run("image.edges", [_entry(Image.fromarray(values))], method="canny")
+            lines = np.asarray(_read(result)) > 0
+            assert lines.any(), values.shape
+            assert not lines[..., :8].any() if values.shape[1] == 20 else not lines[:8].any()
+
+
 async def test_orientation_palette_and_names():
     """EXIF orientation is applied, palettes are looked up, and each entry gives one result; others are skipped."""
     exif = Image.Exif()

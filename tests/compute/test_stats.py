@@ -65,6 +65,14 @@ def test_a_damaged_header_is_refused(noise, at):
             assert _call(data)["count"] >= 0
 
 
+@pytest.mark.parametrize("shape", ["(1e999,)", "(-1e999,)", "(1e999 - 1e999,)", "(1j,)", "('x',)", "(-1,)", "7", "{}"])
+def test_a_shape_that_is_none_is_refused(shape):
+    """A header of Python's own values that are no sizes is refused as damaged or as of another length."""
+    header = f"{{'descr': '<f8', 'fortran_order': False, 'shape': {shape}, }}".encode()
+    with pytest.raises(Refused):
+        _call(b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little") + header)
+
+
 @pytest.mark.parametrize(
     "dtype",
     [str(dtype).removeprefix("torch.") for dtype in npy._DESCR],
