@@ -11,7 +11,16 @@ import anyio
 import structlog
 from anyio.abc import TaskGroup
 
-from smp_proto.control import JobView, PutSpec, QuarantineChange, RemoteHealth, Result, SyncChanged
+from smp_proto.control import (
+    AnyJobSpec,
+    JobView,
+    PutSpec,
+    QuarantineChange,
+    RemoteHealth,
+    Result,
+    SyncChanged,
+    SyncSpec,
+)
 from smp_proto.errors import AuditError, DeniedError, SmpError
 from smp_proto.sealed.keys import Identity, PublicIdentity
 from smpd.audit.kept import KeptLog
@@ -65,25 +74,25 @@ _JOB_BYTES = 1 << 20  # a job whose size is not known yet is not begun with less
 
 
 class _Owners:
-    """Whether owners of jobs may still do what they submitted."""
+    """Whether owners of jobs and syncs may still do what they submitted."""
 
     def __init__(self, config: Config) -> None:
         self.permissions = Permissions(config.permissions)
         self._control = config.control
         self._groups = RoleGroups.lookup(config.control)
 
-    async def require(self, job: Job) -> None:
-        """Every attempt has the rights that its owner has now."""
+    async def require(self, label: str, spec: AnyJobSpec | SyncSpec) -> None:
+        """Every attempt of a job, and every listing and act of a sync, has the rights that its owner has now."""
         if self.permissions.configured:
-            owner = await anyio.to_thread.run_sync(owner_of, job.owner, self._groups, self.permissions)
+            owner = await anyio.to_thread.run_sync(owner_of, label, self._groups, self.permissions)
             try:
-                require_owner(owner, job.spec, self._control)
+                require_owner(owner, spec, self._control)
             except DeniedError as error:
                 # A directory service that is away answers as if there were no such user.
-                if owner.label == job.owner or not owner.label.startswith("uid("):
+                if owner.label == label or not owner.label.startswith("uid("):
                     raise
                 error.retryable, error.details = True, {"held": "", "retry_after": _OWNER_AGAIN_S}
-                error.message = f"the user database does not know {job.owner} now: {error.message}"
+                error.message = f"the user database does not know {label} now: {error.message}"
                 raise
 
     async def take_up(self, config: Config) -> None:
@@ -173,7 +182,7 @@ def compose(config: Config, state: State, group: TaskGroup, read: Callable[[], C
     owners = _Owners(config)
 
     async def run_as_owner(job: Job, progress: Progress) -> Result | Job:
-        await owners.require(job)
+        await owners.require(job.owner, job.spec)
         return await runner(job, progress)
 
     scheduler = Scheduler(
@@ -190,7 +199,7 @@ def compose(config: Config, state: State, group: TaskGroup, read: Callable[[], C
         hold_max_s=config.jobs.remote_wait_s,
     )
     _follow(reloading, scheduler, retention, box, owners, limiter)
-    world = SyncWorld(pools, journal, scheduler, box.audit)
+    world = SyncWorld(pools, journal, scheduler, box.audit, owners.require)
     syncs_store = SyncStore(database, seal)
     syncs = Syncs(syncs_store, world, changed=seen, clock=time.monotonic)
     daemon = Daemon(

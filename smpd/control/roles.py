@@ -6,7 +6,7 @@ from smp_proto import control as c
 from smp_proto.errors import DeniedError
 from smpd.config import Control
 from smpd.control.actor import Actor
-from smpd.control.permissions import NEEDS, check, needs_of_job
+from smpd.control.permissions import NEEDS, check, needs_of_job, needs_of_sync
 
 RANK: dict[c.Role | None, int] = {None: 0, "viewer": 1, "operator": 2, "admin": 3}
 
@@ -63,14 +63,18 @@ def require(actor: Actor, request: c.Request, config: Control) -> None:
         check(actor.rights, actor.label, NEEDS[kind](request))
 
 
-def require_owner(owner: Actor, spec: c.AnyJobSpec, config: Control) -> None:
-    """Let a job go on whose owner may still submit it.
+def require_owner(owner: Actor, spec: c.AnyJobSpec | c.SyncSpec, config: Control) -> None:
+    """Let a job or a sync go on whose owner may still submit it.
 
     Raises:
         DeniedError: ``forbidden``, as :func:`require`.
     """
-    require_role(owner, LEAST_ROLE[c.Submit], "a job", config)
-    check(owner.rights, owner.label, needs_of_job(spec))
+    if isinstance(spec, c.SyncSpec):
+        require_role(owner, LEAST_ROLE[c.SyncAdd], "a sync", config)
+        check(owner.rights, owner.label, needs_of_sync(spec))
+    else:
+        require_role(owner, LEAST_ROLE[c.Submit], "a job", config)
+        check(owner.rights, owner.label, needs_of_job(spec))
 
 
 def require_role(actor: Actor, needed: c.Role, what: str, config: Control) -> None:

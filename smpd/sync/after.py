@@ -46,6 +46,7 @@ class Afterwards:
             return None
         path = str(spec.source).partition(":")[2]
         try:
+            await self._world.require(self._standing.owner, self._standing.spec)
             await act(await self._world.remote(self._rules.remote), row, job, path, spec.pin)
         except SmpError as error:
             if error.retryable:

@@ -179,6 +179,7 @@ class Watcher:
     async def _list(self) -> None:
         """One listing, from where it was left; each batch is in the database before the next is taken."""
         number, rules = self.standing.number, self.rules
+        await self._world.require(self.standing.owner, self.standing.spec)
         pool = await self._world.remote(rules.remote)
         settle = pool.mode == "standard"
         async with contextlib.aclosing(pool.list(rules.prefix, after=self._place)) as batches:

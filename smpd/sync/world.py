@@ -2,13 +2,16 @@
 
 from typing import Any, Protocol
 
-from smp_proto.control import AnyJobSpec, Priority
+from smp_proto.control import AnyJobSpec, Priority, SyncSpec
 from smpd.jobs.job import Job
 from smpd.transfer.pool import RemotePool
 
 
 class World(Protocol):
     """What a sync needs of the daemon."""
+
+    async def require(self, owner: str, spec: SyncSpec, /) -> None:
+        """See that an owner may still do what a sync does; raises ``forbidden``."""
 
     async def remote(self, name: str) -> RemotePool:
         """The pool of a remote; raises ``no_such_remote``."""

@@ -1,5 +1,6 @@
 """Verbs for syncs, and what a sync is given of the daemon."""
 
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
@@ -36,7 +37,15 @@ from smpd.verbs.daemon import Daemon
 class SyncWorld:
     """The daemon as a sync sees it; see :class:`smpd.sync.world.World`."""
 
-    def __init__(self, pools: Pools, journal: Journal, scheduler: Scheduler, audit: Audit) -> None:
+    def __init__(
+        self,
+        pools: Pools,
+        journal: Journal,
+        scheduler: Scheduler,
+        audit: Audit,
+        require: Callable[[str, SyncSpec], Coroutine[Any, Any, None]],
+    ) -> None:
+        self.require = require
         self._journal = journal
         self._scheduler = scheduler
         self.audit = audit

@@ -8,7 +8,7 @@ import pytest
 from sync.world import Bucket, Machine, nothing, spec
 
 from smp_proto.control import ObjectInfo, SyncView
-from smp_proto.errors import IntegrityError, ProcessorError, RemoteError, ResourceError, StateError
+from smp_proto.errors import DeniedError, IntegrityError, ProcessorError, RemoteError, ResourceError, StateError
 from smpd.sync.rules import RETRY_MAX_S, TRIES, Rules
 
 
@@ -432,3 +432,21 @@ async def test_one_that_cannot_be_removed_now_can_be_later(machine, monkeypatch)
         await syncs.control("s", "remove")
         assert await syncs.views() == []
         await syncs.add(spec(), "ann(1)")
+
+
+async def test_an_owner_who_may_not_any_more_is_not_acted_for(machine):
+    """Nothing is listed, deleted or moved in their name; it says why, and goes on once they may again."""
+    machine.bucket.objects["in/0.smp"] = "1"
+    async with machine.running() as syncs:
+        await syncs.add(spec(after="delete"), "ann(1)")
+        await machine.until(lambda view: not machine.bucket.objects and not view.in_flight)
+        machine.denied = DeniedError("forbidden", "ann(1) may not write to remote 'out'")
+        machine.bucket.objects["in/1.smp"] = "1"
+        listed = len(machine.bucket.listed_from)
+        await syncs.control("s", "now")
+        await machine.until(lambda view: view.error is not None and view.error.code == "forbidden")
+        assert len(machine.bucket.listed_from) == listed
+        assert machine.bucket.objects
+        machine.denied = None
+        await syncs.control("s", "now")
+        await machine.until(lambda view: not machine.bucket.objects)

@@ -132,6 +132,7 @@ class Machine:
         self.now = 1000.0
         self.most = 0
         self.hold = False  # whether jobs stay queued
+        self.denied: SmpError | None = None  # what the owner is told, who may do nothing any more
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Syncs]:
@@ -150,6 +151,10 @@ class Machine:
                 group.cancel_scope.cancel()
         finally:
             self.db.close()
+
+    async def require(self, owner: str, _spec: SyncSpec) -> None:
+        if self.denied:
+            raise self.denied
 
     def tell(self) -> None:
         self._changed.set()
