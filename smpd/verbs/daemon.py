@@ -33,6 +33,8 @@ from smpd.vault.remotes import RemoteStore
 from smpd.vault.trust import TrustStore
 
 _CLIENT_TIMEOUT_S = 60.0
+# Files of callers may lie on a disk that hangs: what waits there leaves the other threads alone.
+_FILES_AT_ONCE = 16
 T = TypeVar("T")
 
 
@@ -60,6 +62,7 @@ class Daemon:
     metrics: Metrics
     limiter: Limiter
     notes: list[str] = field(default_factory=list)
+    files: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(_FILES_AT_ONCE))
     clock: Clock = field(default_factory=Clock)
     notices: Sequence[Notices] = field(init=False)
 

@@ -67,7 +67,7 @@ async def vault_open(daemon: Daemon, actor: Actor, request: VaultOpen, exchange:
             finally:
                 os.close(fd)
 
-        return await _answer(exchange, await anyio.to_thread.run_sync(extract))
+        return await _answer(exchange, await anyio.to_thread.run_sync(extract, limiter=daemon.files))
     finally:
         close_all(list(targets.values()))
 

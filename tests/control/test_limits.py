@@ -3,6 +3,7 @@
 import contextlib
 import os
 import socket
+import threading
 import time
 from collections import Counter
 from unittest.mock import patch
@@ -15,7 +16,7 @@ from whole import OPERATORS, VIEWERS, whole
 from smp_proto import control as c
 from smp_proto.aio import decode, encode
 from smp_proto.channel import CLIENT_UNREAD_BYTES_MAX, Channel
-from smp_proto.errors import DaemonError
+from smp_proto.errors import DaemonError, SmpError
 from smp_proto.wire import PROTOCOL_MAX, PROTOCOL_MIN, FrameType, encode_frame
 from smpctl import AsyncClient, Client
 from smpctl.async_connection import greet
@@ -222,3 +223,37 @@ async def test_one_that_was_turned_away_before_it_spoke_learns_why(client, monke
             await greet(Channel(ours))
     assert caught.value.code == "rate_limited"
     assert caught.value.details == {"retry_after": 0.5}
+
+
+async def test_files_on_a_disk_that_hangs_hold_up_nobody_else(tmp_path, monkeypatch):
+    """However many are handed over: others are answered as ever, and so is who handed them over, once the disk is back."""
+    back, hung = threading.Event(), threading.Semaphore(0)
+
+    def seal(*_: object) -> None:
+        hung.release()
+        back.wait(60)
+
+    monkeypatch.setattr("smpd.verbs.jobs.seal_descriptor", seal)
+    (tmp_path / "file").write_bytes(b"x")
+    async with whole(tmp_path / "box", compute={"processors": ()}) as box, anyio.create_task_group() as group:
+        box.daemon.remotes.add("lake", c.LocalConfig(str(tmp_path)), mode="zero-knowledge")
+        spec = c.PutSpec("lake:o.smp", [box.daemon.public.text()])
+        async with box.client(STRANGER, (VIEWERS, OPERATORS)) as anna, box.client(STRANGER + 1, (VIEWERS,)) as bert:
+
+            async def put(number: int) -> None:
+                async with anna.open(c.Submit(spec, f"k{number}")) as exchange:
+                    with (tmp_path / "file").open("rb") as file:
+                        await exchange.send(c.PutFile("f", 1, last=True), [file.fileno()])
+                    with contextlib.suppress(SmpError):  # nothing was sealed
+                        await exchange.result(c.JobView)
+
+            try:
+                for number in range(50):
+                    group.start_soon(put, number)
+                for _ in range(16):
+                    assert await anyio.to_thread.run_sync(hung.acquire, True, 30, limiter=anyio.CapacityLimiter(1))
+                await anyio.wait_all_tasks_blocked()
+                with anyio.fail_after(20):
+                    await bert.call(c.StatusRequest(), c.Status)
+            finally:
+                back.set()
