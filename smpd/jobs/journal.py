@@ -127,7 +127,11 @@ class Journal:
         return self._opened(rows[0])
 
     def list(
-        self, states: Iterable[JobState] = (), limit: int = -1, wanted: Callable[[Job], bool] | None = None
+        self,
+        states: Iterable[JobState] = (),
+        limit: int = -1,
+        wanted: Callable[[Job], bool] | None = None,
+        uid: int | None = None,
     ) -> Sequence[Job]:
         """Return jobs in these states (none given: in any), newest first. Damaged records are left out.
 
@@ -135,23 +139,27 @@ class Journal:
             states: which.
             limit: how many at most; -1 is all.
             wanted: whether one is to be among them.
+            uid: of whose alone; the others' are not opened.
         """
         if wanted is None:
-            return self._read(self._rows(states, limit))[0]
+            return self._read(self._rows(states, limit, uid=uid))[0]
         found: list[Job] = []
         before = 0
-        while rows := self._rows(states, _PAGE, before):
+        while rows := self._rows(states, _PAGE, before, uid):
             found += filter(wanted, self._read(rows)[0])
             before = rows[-1][NUMBER]
             if 0 <= limit <= len(found):
                 break
         return found[:limit] if limit >= 0 else found
 
-    def _rows(self, states: Iterable[JobState], limit: int, before: int = 0) -> Sequence[tuple[Any, ...]]:
+    def _rows(
+        self, states: Iterable[JobState], limit: int, before: int = 0, uid: int | None = None
+    ) -> Sequence[tuple[Any, ...]]:
         chosen = tuple(states) or STATES
         marks = ",".join("?" * len(chosen))
-        sql = f"{SELECT} WHERE state IN ({marks}) AND (?=0 OR number<?) ORDER BY number DESC LIMIT ?"
-        return self._db.rows(sql, (*chosen, before, before, limit))
+        whose = "%" if uid is None else f"%({uid})"  # a label ends with the number, whatever the name is
+        sql = f"{SELECT} WHERE state IN ({marks}) AND (?=0 OR number<?) AND owner LIKE ? ORDER BY number DESC LIMIT ?"
+        return self._db.rows(sql, (*chosen, before, before, whose, limit))
 
     def ids(self) -> frozenset[str]:
         """Return the ids of all jobs, damaged ones too."""

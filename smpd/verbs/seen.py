@@ -51,7 +51,10 @@ class JobsSeen:
 
     def list(self, states: Iterable[JobState] = (), limit: int = -1) -> Sequence[Job]:
         """Return them, newest first."""
-        return self._journal.list(states, limit, None if self.all else self.shows)
+        if self.all:
+            return self._journal.list(states, limit)
+        others = self._actor.rights.others
+        return self._journal.list(states, limit, self.shows, None if others else self._actor.uid)
 
     def brought(self, item: VaultItem | QuarantineItem) -> bool:
         """Whether an item of the vault, or of the quarantine, came of a job that they may see."""

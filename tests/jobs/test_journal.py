@@ -433,3 +433,19 @@ def test_database_of_another_program_is_refused(tmp_path: Path, open_store: Call
     connection.close()
     with pytest.raises(SmpError, match="its schema"):
         open_store(tmp_path / "smp.db")
+
+
+def test_of_one_user_alone(store) -> None:
+    """By the number at the end of the label; the records of others are not even opened."""
+    owners = ["anna(7)", "bert(17)", "uid(7)", "a(7)(70)"]
+    jobs = [store.journal.add(GetSpec("a:b"), owner=owner, key=owner)[0] for owner in owners]
+    opened = []
+
+    def look(job) -> bool:
+        opened.append(job.owner)
+        return True
+
+    assert [job.id for job in store.journal.list(wanted=look, uid=7)] == [jobs[2].id, jobs[0].id]
+    assert opened == ["uid(7)", "anna(7)"]
+    assert len(store.journal.list(uid=7)) == 2
+    assert len(store.journal.list()) == 4
