@@ -320,3 +320,27 @@ def test_gathering_counts_all_and_stays_small(found):
         assert (told[kind].count if kind in told else 0) == count
         assert sum(told[kind].codes.values()) == count if kind in told else True
     assert len(msgspec.json.encode(gathered.told())) < 1 << 14
+
+
+@pytest.mark.parametrize("error", [ResourceError("disk_failed", "the disk failed"), OSError(24, "Too many open files")])
+async def test_what_cannot_be_looked_for_now_is_looked_for_later(tmp_path, mailbox, monkeypatch, error):
+    """A disk that fails once, or no descriptor, does not end the daemon, and what happened then is told."""
+    monkeypatch.setattr("smpd.notices.notices._SETTLE_S", 0.01)
+    monkeypatch.setattr("smpd.notices.notices._LOOK_S", 0.01)
+    async with whole(tmp_path, compute={"processors": ()}, notify=notify(mailbox, 0.01)) as box:
+        (run,) = box.daemon.notices
+        look, failed = run._look, anyio.Event()
+
+        def look_badly() -> None:
+            run._look = look
+            anyio.from_thread.run_sync(failed.set)
+            raise error
+
+        run._look = look_badly
+        async with anyio.create_task_group() as group:
+            group.start_soon(run.run)
+            with anyio.fail_after(30):
+                await failed.wait()
+            await refuse(box, "corrupt", 1)
+            await mailbox.until(1)
+            group.cancel_scope.cancel()

@@ -1,5 +1,6 @@
 """Worker processes: one at a time, and never one that is going for a new user."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -314,3 +315,19 @@ async def test_what_only_the_worker_needed_goes_with_it(hosting):
             await host.end()
             assert not alive(worker.pid)
         assert told == [False]
+
+
+async def test_one_that_is_expected_may_find_no_descriptor(hosting):
+    """What keeps it from starting ends nobody else's work."""
+
+    async def set_up(_worker: Worker) -> None:
+        tried.set()
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    tried = anyio.Event()
+    async with hosting(set_up) as host:
+        host.expect()
+        with anyio.fail_after(30):
+            await tried.wait()
+            await host.gone()
+        await anyio.wait_all_tasks_blocked()
