@@ -1,6 +1,7 @@
 """Start of ``smpctl``: runs a verb and turns what went wrong into a message and an exit code."""
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -17,8 +18,17 @@ EXIT_PIPE = 141  # as a program that SIGPIPE ended
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run and exit; the codes are in ``docs/reference/commands.md``."""
+    if args is None:
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is signal.SIG_DFL:  # else half a file in the clear would stay behind
+                signal.signal(number, _end)
     arguments = list(sys.argv[1:] if args is None else args)
     sys.exit(_run(arguments))
+
+
+def _end(number: int, _frame: object) -> None:
+    """Leave every block on the way out, and exit as a program that the signal ended."""
+    sys.exit(128 + number)
 
 
 def _run(arguments: list[str]) -> int:

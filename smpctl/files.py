@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from smp_proto.control import EntryView
+from smp_proto.durable import is_part
 from smp_proto.errors import NotFoundError, ResourceError, UsageError
 
 FILES_PER_OPEN = 200  # a connection may have 256 descriptors that nobody took yet
@@ -96,6 +97,8 @@ def walk(folder: str, prefix: str, skipped: Callable[[str], None]) -> Iterator[L
         raise _unreadable(folder, error) from None
     for entry in ordered:
         name = f"{prefix}/{entry.name}" if prefix else entry.name
+        if is_part(entry.name):
+            continue  # what an export that was killed left there is no file of anybody's
         if entry.is_dir(follow_symlinks=False):
             yield from walk(entry.path, name, skipped)
         elif entry.is_file(follow_symlinks=False):

@@ -14,7 +14,7 @@ from smp_proto import control as c
 from smp_proto.errors import IntegrityError, NotFoundError, ResourceError, UsageError
 from smp_proto.sealed.entries import misplaced
 from smp_proto.sealed.keys import Identity
-from smpctl.files import LocalFile
+from smpctl.files import LocalFile, collect
 from smpctl.keyring import Keyring, Unlock
 from smpctl.sealing import rewrap_file, seal_files, sealed_file
 
@@ -236,6 +236,14 @@ def test_names_left_out_are_shown_and_not_obeyed(smpctl: Smpctl, home: Path, ann
     ran = smpctl("seal", "d", "-o", "d.smp", "--to", "ann", *ann)
     assert (ran.code, "\x1b" in ran.err) == (0, False), ran.err
     assert "smpctl: left out d/x\\x1b[2J\\ny: a link or no file\n" in ran.err
+
+
+def test_what_an_export_left_is_sealed_by_nobody(home: Path) -> None:
+    """A program that was killed may have left files in the clear, which are not the folder's."""
+    (home / "scans/.smp-0123456789abcdef.part").mkdir(parents=True)
+    for name in ("a", ".smp-0123456789abcdef.part/0", ".smp-fedcba9876543210.part"):
+        (home / "scans" / name).write_bytes(SECRET)
+    assert [file.name for file in collect([home / "scans"])] == ["scans/a"]
 
 
 def test_seal_refuses_to_overwrite(smpctl: Smpctl, home: Path, sealed: Path, ann: list[str]) -> None:

@@ -99,8 +99,12 @@ def test_ctrl_c_stops_waiting_and_not_the_job(daemon: StandIn) -> None:
     assert not any(isinstance(each, c.JobControl) for each in daemon.seen)
 
 
-def test_a_signal_elsewhere_is_130(daemon: StandIn) -> None:
-    """SIGINT in any other verb ends with 130 and one line."""
+@pytest.mark.parametrize(
+    ("number", "code", "shown"),
+    [(signal.SIGINT, 130, "smpctl: interrupted"), (signal.SIGTERM, 143, ""), (signal.SIGHUP, 129, "")],
+)
+def test_a_signal_elsewhere(daemon: StandIn, number: int, code: int, shown: str) -> None:
+    """It ends any other verb by way of what has to be cleared away, and is what the exit status says."""
     asked = threading.Event()
 
     async def never(_request: c.StatusRequest, _exchange: aio.Exchange) -> None:
@@ -112,9 +116,9 @@ def test_a_signal_elsewhere_is_130(daemon: StandIn) -> None:
     daemon.answers[c.StatusRequest] = never
     terminal = Terminal("status")
     assert asked.wait(20)
-    os.kill(terminal.pid, signal.SIGINT)
-    assert terminal.end() == 130
-    assert terminal.shown.strip() == "smpctl: interrupted"
+    os.kill(terminal.pid, number)
+    assert terminal.end() == code
+    assert terminal.shown.strip() == shown
 
 
 def test_a_passphrase_is_asked_for_twice_and_not_echoed(home: Path) -> None:
