@@ -61,7 +61,7 @@ class Landing:
 
         Raises:
             UsageError: ``bad_name``; a name that leads elsewhere, or two that one file system cannot tell apart.
-            StateError: ``exists``; a file is there and is not to be replaced, or something that is no regular file.
+            StateError: ``exists``; a file is there and is not to be replaced, or a folder, which cannot be.
         """
         seen = NameSet()
         for name in names:
@@ -79,10 +79,10 @@ class Landing:
             if not self._overwrite:
                 hint = "choose another folder, or add --force to replace it"
                 raise StateError("exists", f"{self._dest}/{name} exists", hint=hint)
-            # A folder would stop the commit after it replaced others.
-            if not stat.S_ISREG(mode):
+            # It would stop the commit after others were replaced. All else a rename replaces, a link itself.
+            if stat.S_ISDIR(mode):
                 hint = "choose another folder, or move it away"
-                raise StateError("exists", f"{self._dest}/{name} is there and is no regular file", hint=hint)
+                raise StateError("exists", f"{self._dest}/{name} is there and is a folder", hint=hint)
 
     def create(self, name: str) -> int:
         """A descriptor for a new, empty file that will be ``name``; the caller closes it."""
