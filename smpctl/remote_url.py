@@ -13,6 +13,7 @@ import msgspec
 
 from smp_proto.control import AnyRemoteConfig, AnyRemoteSecret, LocalConfig, S3Config, S3Secret, SftpConfig, SftpSecret
 from smp_proto.errors import KeyFileError, NotFoundError, UsageError
+from smp_proto.memory import forbid_dumps
 from smp_proto.sealed.filekey import wipe
 from smpctl.known_hosts import DEFAULT, lines_for
 from smpctl.session import on_terminal, secret_bytes
@@ -139,6 +140,7 @@ def _given(config: S3Config | SftpConfig, options: RemoteOptions) -> AnyRemoteSe
     if options.secret_file:
         data = secret_bytes(options.secret_file, "secret")
     elif options.secret_stdin:
+        forbid_dumps()
         data = bytearray(sys.stdin.buffer.read(1 << 16))
     else:
         return None
@@ -165,6 +167,7 @@ def parse_secret(data: bytearray, kind: type[AnyRemoteSecret]) -> AnyRemoteSecre
 
 
 def _with_key(secret: SftpSecret, path: str) -> SftpSecret:
+    forbid_dumps()
     secret.private_key = _text(path, "private key")
     locked = encrypted(secret.private_key)
     if locked and not secret.passphrase:

@@ -1,6 +1,7 @@
 """``remote add``: what a URL and its options mean, and that secrets travel by no other way than those allowed."""
 
 import base64
+import contextlib
 import hashlib
 import hmac
 import shutil
@@ -14,9 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smp_proto import control as c
+from smp_proto.control import SftpConfig
 from smp_proto.errors import KeyFileError, RemoteError, SmpError, UsageError
 from smpctl.known_hosts import applies, lines_for
-from smpctl.remote_url import RemoteOptions, encrypted, parse_url
+from smpctl.remote_url import RemoteOptions, encrypted, parse_url, secret_for
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIPlaceholderPlaceholderPlaceholderPlacehold"
 SECRET = 'access_key = "AK"\nsecret_key = "hush"\n'
@@ -257,3 +259,20 @@ def test_a_key_that_is_no_ascii_is_damaged() -> None:
     with pytest.raises(KeyFileError) as caught:
         encrypted("-----BEGIN OPENSSH PRIVATE KEY-----\nä\n-----END OPENSSH PRIVATE KEY-----\n")
     assert caught.value.code == "key_invalid"
+
+
+@pytest.mark.parametrize("way", ["secret_file", "secret_stdin", "identity_file"])
+def test_no_core_has_a_secret_that_was_given(home: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    """Dumps are off before it is read, whichever way it comes."""
+    told: list[str] = []
+    for module in ("smpctl.remote_url", "smpctl.session"):
+        monkeypatch.setattr(f"{module}.forbid_dumps", lambda: told.append(way))
+    (home / "secret").write_text('password = "hush"\n')
+    (home / "key").write_text("-----BEGIN PRIVATE KEY-----\n")
+    (home / "secret").chmod(0o600)
+    with (home / "secret").open() as stdin:
+        monkeypatch.setattr("sys.stdin", stdin)
+        given = {"secret_file": str(home / "secret"), "secret_stdin": True, "identity_file": str(home / "key")}[way]
+        with contextlib.suppress(KeyFileError):  # the key is none
+            secret_for(SftpConfig("host", "me", ""), RemoteOptions(**{way: given}))
+    assert told
