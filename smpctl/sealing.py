@@ -15,7 +15,7 @@ from smp_proto import durable
 from smp_proto.durable import write_all
 from smp_proto.errors import IntegrityError, NotFoundError, SmpError, StateError, UsageError
 from smp_proto.sealed.bundle import BundleInfo, BundleReader, BundleWriter
-from smp_proto.sealed.entries import PLACE, Attributes, Entry, Scalar, guess_media_type
+from smp_proto.sealed.entries import PLACE, REFUSED_CATEGORIES, Attributes, Entry, Scalar, guess_media_type
 from smp_proto.sealed.envelope import Envelope, Trust, rewrap_envelope
 from smp_proto.sealed.filekey import wipe
 from smp_proto.sealed.keys import Identity, PublicIdentity
@@ -25,7 +25,6 @@ from smpctl.landing import Landing, disk_error
 
 _READ_BYTES = 1 << 20
 _REMOTE = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}:")
-_UNPRINTABLE = frozenset({"Cc", "Cs", "Zl", "Zp"})  # what the daemon takes in no path
 Progress = Callable[[int, int], None]
 
 
@@ -179,7 +178,7 @@ def check_place(place: str) -> None:
         wrong = "begins like REMOTE:PATH"
     elif any(step in (".", "..") for step in place.split("/")):
         wrong = "has a '.' or '..' step"
-    elif any(unicodedata.category(char) in _UNPRINTABLE for char in place):
+    elif any(unicodedata.category(char) in REFUSED_CATEGORIES for char in place):
         wrong = "has a control character or is not UTF-8"
     if wrong:
         hint = "give the path below the remote's root, or its end, e.g. scans/one.smp"

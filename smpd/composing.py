@@ -89,11 +89,11 @@ class _Owners:
                 require_owner(owner, spec, self._control)
             except DeniedError as error:
                 # A directory service that is away answers as if there were no such user.
-                if owner.label == label or not owner.label.startswith("uid("):
+                if owner.named or owner.label == label:
                     raise
-                error.retryable, error.details = True, {"held": "", "retry_after": _OWNER_AGAIN_S}
-                error.message = f"the user database does not know {label} now: {error.message}"
-                raise
+                message = f"the user database does not know {label} now: {error.message}"
+                details = {"held": "", "retry_after": _OWNER_AGAIN_S}
+                raise DeniedError("forbidden", message, hint=error.hint, retryable=True, details=details) from error
 
     async def take_up(self, config: Config) -> None:
         """Go by other tables and groups."""

@@ -16,6 +16,7 @@ from smpd.control.permissions import NOTHING, Permissions, Rights, owner_uid
 _UCRED = struct.Struct("=iII")
 _SO_PEERGROUPS = 59  # include/uapi/asm-generic/socket.h; Python has no name for it
 _GROUPS_BYTES = 1024  # the most that socket.getsockopt takes
+_UNNAMED = "uid"
 
 
 class Actor(NamedTuple):
@@ -27,6 +28,11 @@ class Actor(NamedTuple):
     role: Role | None
     label: str
     rights: Rights = NOTHING
+
+    @property
+    def named(self) -> bool:
+        """Whether the user database knew them: see :func:`actor_of`."""
+        return not self.label.startswith(f"{_UNNAMED}(")
 
     def sees(self, owner: str, remotes: Iterable[str]) -> bool:
         """Whether they may see a job of this owner that touches these remotes, and act on it."""
@@ -140,7 +146,7 @@ def actor_of(peer: Peer, groups: RoleGroups, permissions: Permissions) -> Actor:
     held |= {peer.gid}
     role = groups.role_of(peer.uid, held)
     rights = permissions.of(peer.uid, held, role)
-    return Actor(peer.uid, peer.gid, peer.pid, role, f"{name or 'uid'}({peer.uid})", rights)
+    return Actor(peer.uid, peer.gid, peer.pid, role, f"{name or _UNNAMED}({peer.uid})", rights)
 
 
 def _gid(name: str) -> int | None:

@@ -64,10 +64,9 @@ class Crowd:
             self._allow(self._worth)
             return
         self._good += 1
-        if self._good >= GOOD_ANSWERS * self.at_once:
-            self._good = 0
-            self._allow(self.at_once + 1)
-        self._allow(self.at_once)  # it may be worth fewer than that now
+        more = self._good >= GOOD_ANSWERS * self.at_once
+        self._good = 0 if more else self._good
+        self._allow(self.at_once + more)
 
     def refused(self, asked: float) -> None:
         """The server has no room for a request that came in at ``asked``, of the event loop's clock.

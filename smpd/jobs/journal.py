@@ -157,9 +157,10 @@ class Journal:
     ) -> Sequence[tuple[Any, ...]]:
         chosen = tuple(states) or STATES
         marks = ",".join("?" * len(chosen))
-        whose = "%" if uid is None else f"%({uid})"  # a label ends with the number, whatever the name is
-        sql = f"{SELECT} WHERE state IN ({marks}) AND (?=0 OR number<?) AND owner LIKE ? ORDER BY number DESC LIMIT ?"
-        return self._db.rows(sql, (*chosen, before, before, whose, limit))
+        # A label ends with the number, whatever the name is.
+        whose, label = ("", ()) if uid is None else ("AND owner LIKE ?", (f"%({uid})",))
+        sql = f"{SELECT} WHERE state IN ({marks}) AND (?=0 OR number<?) {whose} ORDER BY number DESC LIMIT ?"
+        return self._db.rows(sql, (*chosen, before, before, *label, limit))
 
     def ids(self) -> frozenset[str]:
         """Return the ids of all jobs, damaged ones too."""

@@ -6,6 +6,7 @@ drains what it is told. A slot is bytes ``[slot * slot_bytes, (slot + 1) * slot_
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import itertools
 import mmap
@@ -16,6 +17,7 @@ import anyio
 
 from smp_proto.errors import ResourceError
 from smpd.host.bounds import no_memory, require_memory
+from smpd.host.space import disk_error
 
 _LITTLE_BYTES = 128 << 10
 _numbers = itertools.count(1)
@@ -46,14 +48,14 @@ class Ring:
         Its size is sealed, so that the other process cannot shrink it and turn our next access into SIGBUS.
 
         Raises:
-            ResourceError: ``no_memory``, when memory for it is not to be had.
+            ResourceError: ``no_memory`` or ``no_descriptors``, when it is not to be had.
         """
         what = f"a ring of {slots} slots of {slot_bytes} bytes"
         require_memory(slots * slot_bytes, what)
         try:
             fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         except OSError as error:
-            raise no_memory(what) from error
+            raise (no_memory(what) if error.errno == errno.ENOMEM else disk_error(error, what)) from error
         try:
             # Allocating here instead of at first touch turns a lack of memory into an error, not a SIGBUS.
             os.posix_fallocate(fd, 0, slots * slot_bytes)

@@ -214,8 +214,8 @@ class RemotePool(Questions):
             length = min(length, self.settings.slot_bytes)
             request = fetching.Tail(path, length, lane.slot)
             host = self.processes.of(lane)
-            info, took = (await persist(lambda: self._call(host, request, ObjectInfo))).answer
-            self.sizing.answered(took)
+            asking = partial(self._call, host, request, ObjectInfo, answered=self.sizing.answered)
+            info = (await persist(asking)).answer
             length = max(0, min(length, info.size))
             self.counts.fetched(length)
             with self.processes.ring(lane).slot(lane.slot) as slot:

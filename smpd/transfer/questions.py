@@ -55,12 +55,12 @@ class Questions:
         """Size and pin of an object."""
         request = fetching.Stat(path)
         tries = await persist(lambda: self._call(self.processes.any(), request, ObjectInfo))
-        return tries.answer[0]
+        return tries.answer
 
     async def ask(self, request: object, kind: type[T], fd: int | None = None) -> T:
         """Put one question to any of the processes."""
         tries = await persist(lambda: self._call(self.processes.any(), request, kind, () if fd is None else (fd,)))
-        return tries.answer[0]
+        return tries.answer
 
     async def delete(self, path: str, pin: str = "") -> None:
         """Remove an object; with a pin, only that version of it."""
@@ -68,7 +68,7 @@ class Questions:
 
     async def probe(self) -> fetching.Probed:
         """Connect, authenticate and list at most one object."""
-        return (await self._call(self.processes.any(), fetching.Probe(), fetching.Probed, gated=False))[0]
+        return await self._call(self.processes.any(), fetching.Probe(), fetching.Probed, gated=False)
 
     async def list(
         self, prefix: str, *, recursive: bool = True, after: str = "", gated: bool = True
@@ -164,15 +164,18 @@ class Questions:
         fds: Sequence[int] = (),
         *,
         gated: bool = True,
-    ) -> tuple[T, float]:
-        """Ask one of the processes; also returns how long it took, in seconds."""
+        answered: Callable[[float], None] | None = None,
+    ) -> T:
+        """Ask one of the processes; ``answered`` is told how long that took, in seconds."""
         async with self._ask(host, request, fds, gated=gated) as (worker, exchange):
             began = time.monotonic()
             answer = await until_answered(worker, lambda: exchange.result(kind))
             took = time.monotonic() - began
             self.counts.took(took)
+        if answered is not None:
+            answered(took)
         self.gate.note(None)
-        return answer, took
+        return answer
 
     @contextlib.asynccontextmanager
     async def _ask(

@@ -146,9 +146,10 @@ class Runner:
     async def _process(self, job: Job, spec: RunSpec, meter: Meter, left: Left) -> Result:
         compute = self._box.compute.of(spec.processor)
         pool, path = await self._locate(spec.source)
-        if pool.mode != "standard":  # which is sealed first, for as long as that takes
+        standard = pool.mode == "standard"
+        if not standard:  # else it is sealed first, for as long as that takes
             compute.host.expect()
-        if pool.mode != "standard" and is_prefix(path):
+        if not standard and is_prefix(path):
             async with Members(self._box, job, pool, path, meter) as members:
                 senders = members.senders
                 return await self._compute(job, spec, meter, members.feed, senders.values, single=False)
@@ -159,13 +160,13 @@ class Runner:
                 nonlocal ahead
                 ahead = await held.enter_async_context(Ahead(pool, cut).running())
 
-            if pool.mode == "standard":
+            if standard:
                 await self._arrive(job, pool, path, meter)
                 source = await self._open_own(job, pool)
             else:
                 source = await self._open(job, pool, path, None if left.begun else early)
             held.callback(source.close)
-            if not (pool.mode == "standard" or left.begun or source.whole or ahead):
+            if not (standard or left.begun or source.whole or ahead):
                 await early(source.cut)
 
             async def feed(plain: PlainRing) -> None:

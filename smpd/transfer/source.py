@@ -57,13 +57,17 @@ class Source:
 
     def came(self, start: int, end: int) -> bytes | None:
         """Bytes ``[start, end)`` of the payload where they came along with the envelope."""
-        here = self.cut.here
+        here = self._here
         return self.ending[start - here : end - here] if start >= here else None
 
     @property
     def cut(self) -> Cut:
         """How it is fetched."""
-        return Cut(self.path, self.info.pin, self.cutting, self.trailer.payload_bytes - len(self.ending))
+        return Cut(self.path, self.info.pin, self.cutting, self._here)
+
+    @property
+    def _here(self) -> int:
+        return self.trailer.payload_bytes - len(self.ending)
 
     @property
     def whole(self) -> bool:

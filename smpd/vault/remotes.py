@@ -25,6 +25,7 @@ from smp_proto.control import (
 from smp_proto.durable import is_part
 from smp_proto.errors import IntegrityError, NotFoundError, StateError, UsageError
 from smp_proto.memory import wipe_bytes, wipe_text
+from smp_proto.sealed.entries import REFUSED_CATEGORIES
 from smp_proto.wire import encode_secret
 from smpd.jobs.database import Database
 from smpd.jobs.seal import StateSeal
@@ -33,7 +34,6 @@ NAME_RULE = "a name has 1 to 64 of a-z 0-9 . _ - and begins with a letter or a d
 PATH_MAX_BYTES = 1024  # the longest key of S3
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-_UNPRINTABLE = {"Cc", "Cs", "Zl", "Zp"}  # control characters, lone surrogates, line and paragraph separators
 
 
 class Location(NamedTuple):
@@ -90,7 +90,7 @@ def check_path(path: str, remote: str) -> str:
     wrong = ""
     if path.startswith("/"):
         wrong = "is absolute"
-    elif any(unicodedata.category(char) in _UNPRINTABLE for char in path):
+    elif any(unicodedata.category(char) in REFUSED_CATEGORIES for char in path):
         wrong = "has a control character"
     elif any(step in (".", "..") for step in path.split("/")):
         wrong = "has a '.' or '..' step"

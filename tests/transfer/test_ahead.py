@@ -9,6 +9,7 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import pytest
+from anyio.abc import TaskGroup
 from transfer.test_ranges import (
     ME,
     MIB,
@@ -94,6 +95,15 @@ async def until_still() -> None:
     """Until what was begun has ended, or waits for something."""
     for _ in range(3):
         await anyio.wait_all_tasks_blocked()
+
+
+def take_all_ahead(group: TaskGroup, pool: RemotePool) -> tuple[list[Lane], Callable[[int], Awaitable[None]]]:
+    """Ask for as many lanes as there are; those that were given, and how to ask for one more."""
+    taken: list[Lane] = []
+    take = ahead_taker(pool, taken)
+    for number in range(pool.lanes):
+        group.start_soon(take, number)
+    return taken, take
 
 
 def ahead_taker(pool: RemotePool, taken: list[Lane]) -> Callable[[int], Awaitable[None]]:
@@ -197,11 +207,8 @@ async def test_more_of_them_wait_where_ranges_take_long(sealed, monkeypatch):
     """On a long line an object takes longer to come than to be worked on; a quarter is left to who has room."""
     async with fetching(sealed, slots=4) as (pool, _, _):
         pool.pacing.window = pool.lanes
-        taken: list[Lane] = []
-        take = ahead_taker(pool, taken)
         async with anyio.create_task_group() as group:
-            for number in range(pool.lanes):
-                group.start_soon(take, number)
+            taken, take = take_all_ahead(group, pool)
             await until_still()
             assert len(taken) == pool.lanes // 2
             monkeypatch.setattr("smpd.transfer.pool.LONG_S", 0.0)
@@ -225,11 +232,8 @@ async def test_lanes_of_a_process_that_joined_do_not_add_to_them(sealed):
         pool.pacing.window = pool.lanes
         packing.joined(there=True)
         assert packing.used == 2
-        taken: list[Lane] = []
-        take = ahead_taker(pool, taken)
         async with anyio.create_task_group() as group:
-            for number in range(pool.lanes):
-                group.start_soon(take, number)
+            taken, _ = take_all_ahead(group, pool)
             await until_still()
             assert len(taken) == 8 // 2
             packing.used = 1

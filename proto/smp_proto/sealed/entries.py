@@ -15,7 +15,7 @@ NAME_MAX_BYTES = 1024
 _HEAD_BYTES = 132
 COMPONENT_MAX_BYTES = 255
 # Control characters, lone surrogates, line and paragraph separators: nothing a terminal or a log may obey.
-_REFUSED_CATEGORIES = frozenset({"Cc", "Cs", "Zl", "Zp"})
+REFUSED_CATEGORIES = frozenset({"Cc", "Cs", "Zl", "Zp"})
 
 # Some of the names that are valid, and nearly all there are: up to three components of plain characters. And names of
 # one such component, a line each. Neither looks back, which would take memory: an index may have a million lines.
@@ -59,7 +59,7 @@ def valid_entry_name(name: str) -> bool:
     if _USUAL.fullmatch(name):
         return True
     plain = name.isascii() and name.isprintable()  # then nothing has to be looked up
-    if "\\" in name or not (plain or all(unicodedata.category(c) not in _REFUSED_CATEGORIES for c in name)):
+    if "\\" in name or not (plain or all(unicodedata.category(c) not in REFUSED_CATEGORIES for c in name)):
         return False
     encoded = name.encode()
     if len(encoded) > NAME_MAX_BYTES:
