@@ -105,8 +105,7 @@ async def open_source(
             thread: for a small object each hand-over between threads takes as long as opening it.
         acceptance: says whether the object may be taken where it is.
         evidence: gets what is to be kept of the object if it is refused.
-        early: is told how the object is cut before a long index is decoded, which takes longer than to fetch the first
-            of what it is about.
+        early: is told how the object is cut before a long index is asked for, which takes a request, and is decoded.
 
     Raises:
         IntegrityError: not sealed, cut, changed, for someone else, or by someone unknown.
