@@ -24,7 +24,7 @@ _OLDEST = f"SELECT number, id FROM jobs WHERE state IN ({_STATES}) AND number>? 
 _DELETE = f"""DELETE FROM jobs WHERE id=? AND state IN ({_STATES})
     AND NOT EXISTS (SELECT 1 FROM endings WHERE job=jobs.id)
     AND NOT EXISTS (SELECT 1 FROM deliveries WHERE job=jobs.id)
-    AND NOT EXISTS (SELECT 1 FROM sync_objects WHERE job=jobs.id AND state IN ('working', 'delivered'))"""  # noqa: S608
+    AND NOT EXISTS (SELECT 1 FROM sync_objects WHERE job=jobs.id AND state IN ('working', 'delivered', 'damaged'))"""  # noqa: S608
 
 
 class Retention:

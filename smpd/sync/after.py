@@ -14,7 +14,8 @@ from smp_proto.errors import ErrorBody, NotFoundError, SmpError, StateError
 from smpd.jobs.job import Job
 from smpd.links.fetching import Move, Moved
 from smpd.sync.rules import Rules
-from smpd.sync.store import Standing, SyncStore
+from smpd.sync.standing import Standing
+from smpd.sync.store import SyncStore
 from smpd.sync.world import World
 from smpd.transfer.pool import RemotePool
 

@@ -15,7 +15,8 @@ import structlog
 from smp_proto.control import ObjectInfo
 from smp_proto.errors import ErrorBody, SmpError, one_error
 from smpd.sync.rules import Rules
-from smpd.sync.store import Standing, SyncStore, wanted
+from smpd.sync.standing import Standing
+from smpd.sync.store import SyncStore, wanted
 from smpd.sync.world import World
 from smpd.transfer.pool import RemotePool
 

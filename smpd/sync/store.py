@@ -1,4 +1,4 @@
-"""What syncs know: their specs, how far a listing is, and every object version they have seen.
+"""What syncs know of objects: every version that they have seen.
 
 Paths are sealed; rows are found by keyed digests of sync and path, and versions compared by digests that include the
 pin. An object is in one state:
@@ -8,41 +8,30 @@ pin. An object is in one state:
 - ``working``: has a job, which is for ``job_version``. A newer version seen meanwhile waits in ``version``;
 - ``delivered``: its job ended well, and what comes after that is not done yet;
 - ``done``, ``gone``: nothing is left to do for this version;
-- ``failed``: its job is resumed when ``due``; ``quarantined``: left to a person.
+- ``failed``: its job is resumed when ``due``; ``quarantined``: left to a person;
+- ``damaged``: its row does not open. The next listing that names it writes the row anew, and its job goes on.
 
 Trying again resumes the job that there is, so one version has one job for as long as that is kept.
 
 All calls block.
 """
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
+import structlog
 
-from smp_proto.control import ObjectInfo, SyncSpec, SyncState, SyncTrouble
-from smp_proto.errors import ErrorBody, IntegrityError, StateError
-from smpd.jobs.database import Database
-from smpd.jobs.seal import StateSeal
+from smp_proto.control import ObjectInfo, SyncTrouble
+from smp_proto.errors import ErrorBody, IntegrityError
+from smpd.sync.standing import Standings
 
-UNFINISHED = ("settling", "new", "working", "delivered", "failed")
+UNFINISHED = ("settling", "new", "working", "delivered", "failed", "damaged")
+_SEEN = ("new", "working", "delivered", "done", "failed", "quarantined")  # what a listing that names it again leaves
 LOOKUPS = 500  # rows looked up by one statement
-_DELETED_AT_ONCE = 10_000
 _OBJECT = "number, version, state, tries, job, body, token"
-
-
-class Standing(msgspec.Struct, frozen=True):
-    """A sync as kept. ``place`` is the path up to which the listing at hand has come, empty between listings."""
-
-    number: int
-    spec: SyncSpec
-    owner: str
-    created: float
-    state: SyncState
-    listings: int
-    polled: float
-    place: str
+_TYPES = (int, bytes, str, int, str, bytes, bytes)
+_log = structlog.get_logger("smpd.sync")
 
 
 class Seen(NamedTuple):
@@ -58,11 +47,6 @@ class Seen(NamedTuple):
     error: ErrorBody | None
 
 
-class _Kept(msgspec.Struct):
-    spec: SyncSpec
-    owner: str
-
-
 class _Body(msgspec.Struct):
     path: str
     pin: str
@@ -74,87 +58,8 @@ T = TypeVar("T")
 _encode = msgspec.msgpack.encode
 
 
-class SyncStore:
-    """The tables of the syncs.
-
-    Args:
-        db: where they are kept.
-        seal: seals specs, paths and errors.
-        wall: the clock for what is displayed.
-    """
-
-    def __init__(self, db: Database, seal: StateSeal, *, wall: Callable[[], float] = time.time) -> None:
-        self._db = db
-        self._seal = seal
-        self._wall = wall
-
-    # ── syncs ──
-
-    def add(self, spec: SyncSpec, owner: str) -> Standing:
-        """Keep a new sync, active.
-
-        Raises:
-            StateError: ``exists``.
-        """
-        now = self._wall()
-        with self._db.transaction() as connection:
-            if connection.execute("SELECT 1 FROM syncs WHERE name=?", (spec.name,)).fetchone():
-                hint = f"see it with: smpctl sync show {spec.name}"
-                raise StateError("exists", f"there is a sync named {spec.name}", hint=hint)
-            values = (spec.name, now, self._seal.seal(_encode(_Kept(spec, owner)), f"sync {spec.name}"))
-            number = connection.execute("INSERT INTO syncs (name, created, body) VALUES (?, ?, ?)", values).lastrowid
-        return Standing(number or 0, spec, owner, now, "active", 0, 0.0, "")
-
-    def all(self) -> list[Standing]:
-        """Every sync whose record opens, in the order of their names."""
-        return self._read()[0]
-
-    def damaged(self) -> dict[str, int]:
-        """The names of the others, with their numbers."""
-        return self._read()[1]
-
-    def _read(self) -> tuple[list[Standing], dict[str, int]]:
-        rows = self._db.rows(
-            "SELECT number, name, created, state, listings, polled, place, body FROM syncs ORDER BY name"
-        )
-        found, damaged = list[Standing](), dict[str, int]()
-        for number, name, created, state, listings, polled, place, body in rows:
-            try:
-                kept = msgspec.msgpack.decode(self._seal.open(body, f"sync {name}"), type=_Kept)
-                path = self._seal.open(place, f"sync place {number}").decode() if place else ""
-            except (IntegrityError, msgspec.MsgspecError):
-                damaged[str(name)] = number
-                continue
-            found.append(Standing(number, kept.spec, kept.owner, created, state, listings, polled, path))
-        return found, damaged
-
-    def get(self, name: str) -> Standing:
-        """One sync.
-
-        Raises:
-            KeyError: there is none.
-        """
-        for each in self.all():
-            if each.spec.name == name:
-                return each
-        raise KeyError(name)
-
-    def set_state(self, number: int, state: SyncState) -> None:
-        """Pause a sync or let it go on."""
-        with self._db.transaction() as connection:
-            connection.execute("UPDATE syncs SET state=? WHERE number=?", (state, number))
-
-    def remove(self, number: int) -> None:
-        """Forget a sync and all that it has seen: the objects first, in pieces, so that others get their turn."""
-        with self._db.transaction() as connection:
-            connection.execute("UPDATE syncs SET state='paused' WHERE number=?", (number,))
-        sql = "DELETE FROM sync_objects WHERE number IN (SELECT number FROM sync_objects WHERE sync=? LIMIT ?)"
-        gone = _DELETED_AT_ONCE
-        while gone == _DELETED_AT_ONCE:
-            with self._db.transaction() as connection:
-                gone = connection.execute(sql, (number, _DELETED_AT_ONCE)).rowcount
-        with self._db.transaction() as connection:
-            connection.execute("DELETE FROM syncs WHERE number=?", (number,))
+class SyncStore(Standings):
+    """The tables of the syncs; see :class:`Standings`."""
 
     # ── a listing ──
 
@@ -179,7 +84,7 @@ class SyncStore:
             for token, info in tokens.items():
                 version = self._version(number, info)
                 row, seen, state = known.get(token, (0, b"", ""))
-                if seen == version and state not in ("settling", "gone"):
+                if seen == version and state in _SEEN:
                     continue
                 ready = "new" if not settle or seen == version else "settling"
                 body = self._seal.seal(_encode(_Body(info.path, info.pin)), f"sync object {token.hex()}")
@@ -189,7 +94,7 @@ class SyncStore:
                 elif state in ("working", "delivered"):
                     connection.execute("UPDATE sync_objects SET version=?, body=? WHERE number=?", (version, body, row))
                 elif seen == version:
-                    connection.execute("UPDATE sync_objects SET state=?, body=? WHERE number=?", (ready, body, row))
+                    connection.execute(_READY, (ready, body, row))
                 else:
                     connection.execute(_RENEW, (version, ready, live, now, body, row))
                 fresh += seen != version
@@ -214,8 +119,9 @@ class SyncStore:
             ("state='new' AND live=?", (not live,)),
         ):
             sql = f"SELECT {_OBJECT} FROM sync_objects WHERE sync=? AND {condition} ORDER BY number LIMIT 1"  # noqa: S608
-            for row in self._db.rows(sql, (number, *values)):
-                return self._seen(row)
+            while rows := self._db.rows(sql, (number, *values)):
+                for found in self._whole(rows):
+                    return found
         return None
 
     def next_due(self, number: int) -> float:
@@ -225,14 +131,15 @@ class SyncStore:
         return float("inf") if due is None else float(due)
 
     def in_state(self, number: int, states: Sequence[str], limit: int = -1) -> list[Seen]:
-        """The objects in these states."""
+        """The objects in these states, but those whose row is damaged."""
         marks = ",".join("?" * len(states))
         sql = f"SELECT {_OBJECT} FROM sync_objects WHERE sync=? AND state IN ({marks}) ORDER BY number LIMIT ?"  # noqa: S608
-        return [self._seen(row) for row in self._db.rows(sql, (number, *states, limit))]
+        return self._whole(self._db.rows(sql, (number, *states, limit)))
 
     def tries(self, row: int) -> int:
         """How many jobs an object's version has had that failed."""
-        return int(self._db.rows("SELECT tries FROM sync_objects WHERE number=?", (row,))[0][0])
+        found = self._db.rows("SELECT tries FROM sync_objects WHERE number=?", (row,))
+        return int(found[0][0]) if found else 0
 
     def again(self, row: int) -> None:
         """An object's job was never kept: it is the object's turn again."""
@@ -281,12 +188,16 @@ class SyncStore:
         """
         with self._db.transaction() as connection:
             sql = "SELECT token, body, job, version=job_version FROM sync_objects WHERE number=?"
-            token, sealed, job, same = connection.execute(sql, (row,)).fetchone()
-            body = self._open(token, sealed)
-            body.error = error if same else None
-            again = self._seal.seal(_encode(body), f"sync object {token.hex()}")
-            values = (state, 1, due, delay, job) if same else ("new", 0, 0.0, 0.0, "")
-            connection.execute(_FAIL, (*values, again, row))
+            for token, sealed, job, same in connection.execute(sql, (row,)).fetchall():
+                values = (state, 1, due, delay, job) if same else ("new", 0, 0.0, 0.0, "")
+                try:
+                    body = self._open(token, sealed)
+                except IntegrityError:
+                    connection.execute(_FAIL, ("damaged", *values[1:], sealed, row))
+                    continue
+                body.error = error if same else None
+                again = self._seal.seal(_encode(body), f"sync object {token.hex()}")
+                connection.execute(_FAIL, (*values, again, row))
 
     def of_jobs(self, jobs: Sequence[str]) -> list[tuple[str, int, int]]:
         """Which of these jobs belong to a sync, and to which object: job, sync, row."""
@@ -316,25 +227,58 @@ class SyncStore:
         return found, min((each for each in oldest if each is not None), default=0.0)
 
     def troubles(self, number: int, limit: int) -> list[SyncTrouble]:
-        """Objects that failed, those that wait for a person first."""
+        """Objects that failed, those that wait for a person first; of those that are damaged nobody knows the path."""
         found = [*self.in_state(number, ["quarantined"], limit), *self.in_state(number, ["failed"], limit)]
-        return [SyncTrouble(each.path, each.state, each.tries, each.job, each.error) for each in found[:limit]]
+        troubles = [SyncTrouble(each.path, each.state, each.tries, each.job, each.error) for each in found]
+        kept = "CAST(tries AS INTEGER), CAST(job AS TEXT)"
+        sql = f"SELECT {kept} FROM sync_objects WHERE sync=? AND state='damaged' ORDER BY number LIMIT ?"  # noqa: S608
+        error = _damaged("the next listing names it anew; to have it now: smpctl sync now NAME").body()
+        rows = self._db.rows(sql, (number, limit))
+        troubles += [SyncTrouble("", "damaged", tries, job, error) for tries, job in rows]
+        return troubles[:limit]
 
     def _update(self, row: int, change: str, *values: object) -> None:
         with self._db.transaction() as connection:
             connection.execute(f"UPDATE sync_objects SET {change} WHERE number=?", (*values, row))  # noqa: S608
 
+    def _whole(self, rows: Iterable[tuple[Any, ...]]) -> list[Seen]:
+        """The objects whose rows open. The others are set aside, so that they keep no other out."""
+        found, damaged = list[Seen](), list[int]()
+        for row in rows:
+            try:
+                found.append(self._seen(row))
+            except IntegrityError:
+                damaged.append(row[0])
+        if damaged:
+            self._set_aside(damaged)
+        return found
+
+    def _set_aside(self, damaged: Iterable[int]) -> None:
+        aside = 0
+        with self._db.transaction() as connection:
+            for number in damaged:
+                row = connection.execute(f"SELECT {_OBJECT} FROM sync_objects WHERE number=?", (number,)).fetchone()  # noqa: S608
+                try:
+                    self._seen(row or ())
+                except IntegrityError:  # no listing has written it anew since
+                    connection.execute("UPDATE sync_objects SET state='damaged' WHERE number=?", (number,))
+                    aside += 1
+        _log.error("what syncs know of objects is damaged: they are listed again", count=aside)
+
     def _seen(self, row: tuple[Any, ...]) -> Seen:
+        if tuple(map(type, row)) != _TYPES:  # a damaged cell may have become one of another type
+            raise _damaged()
         number, version, state, tries, job, sealed, token = row
         body = self._open(token, sealed)
         return Seen(number, version, state, tries, job, body.path, body.pin, body.error)
 
     def _open(self, token: bytes, sealed: bytes) -> _Body:
+        if not isinstance(token, bytes):
+            raise _damaged()
         try:
             return msgspec.msgpack.decode(self._seal.open(sealed, f"sync object {token.hex()}"), type=_Body)
         except msgspec.MsgspecError as error:
-            hint = "remove the sync and add it again"
-            raise IntegrityError("corrupt", "what a sync knows of an object is damaged", hint=hint) from error
+            raise _damaged() from error
 
     def _token(self, number: int, path: str) -> bytes:
         return self._seal.digest("sync path", str(number), path)[:16]
@@ -344,8 +288,14 @@ class SyncStore:
 
 
 _INSERT = "INSERT INTO sync_objects (sync, token, version, state, live, found, body) VALUES (?, ?, ?, ?, ?, ?, ?)"
+_READY = """UPDATE sync_objects SET state=?, body=?, tries=CAST(tries AS INTEGER),
+    job=CASE typeof(job) WHEN 'text' THEN job ELSE '' END WHERE number=?"""  # the row may have been damaged
 _RENEW = "UPDATE sync_objects SET version=?, state=?, live=?, found=?, body=?, tries=0, job='' WHERE number=?"
 _FAIL = "UPDATE sync_objects SET state=?, tries=(tries+1)*?, due=?, delay=?, job=?, body=? WHERE number=?"
+
+
+def _damaged(hint: str = "the next listing names the object anew") -> IntegrityError:
+    return IntegrityError("corrupt", "what a sync knows of an object is damaged", hint=hint)
 
 
 def _pieces(items: list[T], size: int) -> Iterator[list[T]]:

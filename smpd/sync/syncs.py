@@ -11,7 +11,8 @@ from smp_proto.control import FINAL_STATES, TROUBLES_MAX, SyncShown, SyncSpec, S
 from smp_proto.errors import NotFoundError, SmpError
 from smpd.jobs.job import Job
 from smpd.sync.rules import Rules
-from smpd.sync.store import Standing, SyncStore
+from smpd.sync.standing import Standing
+from smpd.sync.store import SyncStore
 from smpd.sync.watcher import Watcher
 from smpd.sync.world import World
 

@@ -18,7 +18,8 @@ from smpd.jobs.job import Job, new_job_id
 from smpd.sync.after import Afterwards
 from smpd.sync.listener import Listener
 from smpd.sync.rules import TRIES, Rules, retry_delay
-from smpd.sync.store import Seen, Standing, SyncStore, wanted
+from smpd.sync.standing import Standing
+from smpd.sync.store import Seen, SyncStore, wanted
 from smpd.sync.world import World
 
 _log = structlog.get_logger("smpd.sync")
@@ -127,7 +128,7 @@ class Watcher:
             waiting=found.get("new", 0) + found.get("settling", 0),
             in_flight=found.get("working", 0) + found.get("delivered", 0),
             done=found.get("done", 0),
-            failed=found.get("failed", 0),
+            failed=found.get("failed", 0) + found.get("damaged", 0),
             quarantined=found.get("quarantined", 0),
             gone=found.get("gone", 0),
             lag_s=max(0.0, wall - oldest) if oldest else 0.0,

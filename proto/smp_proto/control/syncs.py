@@ -58,7 +58,7 @@ class SyncView(msgspec.Struct):
         waiting: found, and not yet a job; ``settling`` ones of a plaintext remote included.
         in_flight: those whose job has not ended.
         done: those whose job ended well.
-        failed: those that are tried again later.
+        failed: those that are tried again later, or listed again since the box's record of them is damaged.
         quarantined: those that are not tried again by themselves.
         gone: those that had left before their job began.
         lag_s: for how long the oldest has waited that is not done.
@@ -101,7 +101,10 @@ class SyncChanged(msgspec.Struct):
 
 
 class SyncTrouble(msgspec.Struct):
-    """An object that failed: ``failed`` will be tried again, ``quarantined`` waits for a person."""
+    """An object that failed: ``failed`` will be tried again, ``quarantined`` waits for a person.
+
+    Of one that is ``damaged`` the box's own record does not open: its path is empty until a listing names it again.
+    """
 
     path: str
     state: str
