@@ -4,12 +4,21 @@ For the box's own trouble a job waits as long as it takes; for a remote at most 
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from smp_proto.errors import ErrorBody, SmpError
+from smpd.jobs.job import Job
 
 # The box's own trouble, which passes.
 PATIENT_CODES = frozenset({"disk_full", "audit_unwritable", "audit_broken"})
 LOOK_AGAIN_S = 1.0
+
+
+class Short(NamedTuple):
+    """How many jobs wait for room on this box, and for how many bytes as far as that is known."""
+
+    jobs: int
+    bytes: int
 
 
 def is_held(error: SmpError | ErrorBody) -> bool:
@@ -18,17 +27,22 @@ def is_held(error: SmpError | ErrorBody) -> bool:
 
 
 class Holding:
-    """Who waits for a remote, and since when.
+    """Who waits for a remote, and since when; and who for room.
 
     Args:
         limit_s: how long at most.
         clock: the monotonic clock.
+
+    Attributes:
+        short: those that wait for room; kept, since there may be very many.
     """
 
     def __init__(self, limit_s: float, clock: Callable[[], float]) -> None:
         self.limit_s = limit_s
         self._clock = clock
         self._since: dict[str, float] = {}
+        self._needed: dict[str, int] = {}
+        self.short = Short(0, 0)
 
     def waits(self, job_id: str, error: SmpError | ErrorBody) -> bool:
         """Whether a job is to wait, without an attempt, for what an error says to pass."""
@@ -50,6 +64,21 @@ class Holding:
         """The jobs that wait for a remote."""
         return tuple(self._since)
 
+    def note(self, job: Job) -> None:
+        """A job without a slot is as it is now: see whether it waits for room."""
+        self._forget_room(job.id)
+        if job.state == "waiting" and job.error is not None and job.error.code == "disk_full":
+            needed = self._needed[job.id] = int(job.error.details.get("needed_bytes", 0))
+            self.short = Short(len(self._needed), self.short.bytes + needed)
+        if job.state not in ("queued", "waiting"):
+            self.forget(job.id)
+
     def forget(self, job_id: str) -> None:
         """It waits no more."""
         self._since.pop(job_id, None)
+        self._forget_room(job_id)
+
+    def _forget_room(self, job_id: str) -> None:
+        needed = self._needed.pop(job_id, None)
+        if needed is not None:
+            self.short = Short(len(self._needed), self.short.bytes - needed)

@@ -20,7 +20,7 @@ import anyio.abc
 from smp_proto.control import FINAL_STATES, Priority, Result
 from smp_proto.errors import IntegrityError, SmpError, StateError
 from smpd.jobs.failures import Pace, backoff_s, cause
-from smpd.jobs.holding import PATIENT_CODES, Holding, is_held
+from smpd.jobs.holding import PATIENT_CODES, Holding, Short, is_held
 from smpd.jobs.job import Job, Progress
 from smpd.jobs.journal import Journal
 from smpd.jobs.states import MOVES, Move
@@ -120,6 +120,11 @@ class Scheduler:
     def counts(self) -> tuple[int, int, int]:
         """How many jobs run, are queued, and wait; belongs to the event loop."""
         return len(self._running), len(self._queued), len(self._waiting)
+
+    @property
+    def short(self) -> Short:
+        """The jobs that wait for room; from any thread."""
+        return self._holding.short
 
     async def drain(self, limit_s: float) -> int:
         """Start nothing any more, and let what runs end, for so long at most; returns how many jobs run still."""
@@ -246,6 +251,7 @@ class Scheduler:
                 self._waiting[job_id] = now + DISK_RETRY_S
             else:
                 del self._waiting[job_id]
+                self._holding.forget(job_id)
         else:
             self._track(job)
             self._tell(job)
@@ -283,8 +289,7 @@ class Scheduler:
             return  # read before it got its slot
         self._queued.pop(job.id, None)
         self._waiting.pop(job.id, None)
-        if job.state not in ("queued", "waiting"):
-            self._holding.forget(job.id)
+        self._holding.note(job)
         if job.state == "queued":
             self._queued[job.id] = job.priority
             heapq.heappush(self._heap, (RANKS[job.priority], job.number, job.id))

@@ -18,6 +18,7 @@ from smpd.host.bounds import bounds
 from smpd.host.clock import Clock
 from smpd.host.credentials import check_secret
 from smpd.host.space import Room
+from smpd.jobs.holding import Short
 
 _FREE_LOW_BYTES = 1 << 30
 _CLOCK_S = 2.0  # more than a leap second
@@ -26,15 +27,15 @@ _ENDING_S = 14 * 86_400.0
 _SET_CLOCK = "run: timedatectl set-ntp true, and see timedatectl timesync-status"
 
 
-def disk_check(room: Room, short: list[int]) -> Check:
+def disk_check(room: Room, short: Short) -> Check:
     """What is free, and what waits for it."""
     text = f"{room.free >> 20} MiB free, {room.held >> 20} of {room.reserve >> 20} MiB held in reserve"
     if room.claimed:
         text += f", {room.claimed >> 20} MiB claimed by running jobs"
-    if short:
-        text += f"; {len(short)} jobs wait for {sum(short) >> 20} MiB"
+    if short.jobs:
+        text += f"; {short.jobs} jobs wait for {short.bytes >> 20} MiB"
     low = room.free < _FREE_LOW_BYTES or room.held < room.reserve
-    state: Literal["ok", "warn", "fail"] = "fail" if short or room.held < room.reserve else "warn" if low else "ok"
+    state: Literal["ok", "warn", "fail"] = "fail" if short.jobs or room.held < room.reserve else "warn" if low else "ok"
     return Check("disk", state, text, "free some space: smpctl vault ls, smpctl vault rm ID" if state != "ok" else "")
 
 

@@ -17,7 +17,7 @@ from smpd.transfer.openers import Openers
 from smpd.vault.versions import Versions
 from smpd.verbs import checkup
 from smpd.verbs.daemon import Daemon
-from smpd.verbs.inspect import pools_of, short_jobs
+from smpd.verbs.inspect import pools_of
 
 _REMOTE_S = 20.0
 _REMOTES_AT_ONCE = 4
@@ -35,7 +35,7 @@ async def doctor(daemon: Daemon, actor: Actor, request: DoctorRequest, exchange:
     def machine() -> list[Check]:
         config = daemon.config
         return [
-            checkup.disk_check(space.look(), short_jobs(box.journal)),
+            checkup.disk_check(space.look(), daemon.scheduler.short),
             checkup.files_check(descriptors.look(config)),
             *checkup.clock_checks(daemon.clock, daemon.audit),
             *checkup.rights_checks(config),

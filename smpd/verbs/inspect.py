@@ -25,7 +25,6 @@ from smpd.control.actor import Actor
 from smpd.control.permissions import Need
 from smpd.host.memory import Usage, usage
 from smpd.host.space import Room
-from smpd.jobs.journal import Journal
 from smpd.transfer.device import Compute
 from smpd.transfer.pool import RemotePool
 from smpd.transfer.workers import WorkerHost
@@ -43,13 +42,12 @@ async def status(daemon: Daemon, actor: Actor, request: StatusRequest, exchange:
     workers = [_worker(host) for host in hosts if host.worker or host.peak_rss]
     workers += [_compute_worker(compute) for compute in box.compute.all if compute.host.worker or compute.host.peak_rss]
 
-    def look() -> tuple[dict[str, int], list[str], int, tuple[int, int], Room, Usage, list[int]]:
+    def look() -> tuple[dict[str, int], list[str], int, tuple[int, int], Room, Usage]:
         counts = box.journal.counts()
-        short = short_jobs(box.journal) if counts["waiting"] else []
         refused = (box.quarantine.count(), box.quarantine.kept_bytes())
-        return counts, daemon.remotes.names(), box.vault.count(), refused, box.space.look(), usage(os.getpid()), short
+        return counts, daemon.remotes.names(), box.vault.count(), refused, box.space.look(), usage(os.getpid())
 
-    counts, remotes, items, refused, room, memory, short = await anyio.to_thread.run_sync(look)
+    counts, remotes, items, refused, room, memory = await anyio.to_thread.run_sync(look)
     return Status(
         version=__version__,
         boot_id=daemon.boot_id,
@@ -76,8 +74,8 @@ async def status(daemon: Daemon, actor: Actor, request: StatusRequest, exchange:
         reserve_bytes=room.reserve,
         reserve_held_bytes=room.held,
         claimed_bytes=room.claimed,
-        short_jobs=len(short),
-        short_bytes=sum(short),
+        short_jobs=daemon.scheduler.short.jobs,
+        short_bytes=daemon.scheduler.short.bytes,
         health=[pool.gate.health for pool in pools],
         quarantine_items=refused[0],
         quarantine_bytes=refused[1],
@@ -87,12 +85,6 @@ async def status(daemon: Daemon, actor: Actor, request: StatusRequest, exchange:
         stopping=daemon.scheduler.draining,
         limits=[each for each in daemon.limiter.views() if not each.name or actor.rights.allow(Need("any", each.name))],
     )
-
-
-def short_jobs(journal: Journal) -> list[int]:
-    """What each job needs that waits for room; 0 where it is not known."""
-    errors = [job.error for job in journal.list(("waiting",)) if job.error is not None]
-    return [int(error.details.get("needed_bytes", 0)) for error in errors if error.code == "disk_full"]
 
 
 def _load(pool: RemotePool) -> RemoteLoad:

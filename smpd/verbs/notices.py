@@ -16,7 +16,6 @@ from smpd.transfer.settings import FetchSettings
 from smpd.transfer.webhook import Webhook
 from smpd.verbs import checkup
 from smpd.verbs.daemon import Daemon
-from smpd.verbs.inspect import short_jobs
 
 COMMAND_FILE, WEBHOOK_FILE = "notices.json", "notices-webhook.json"
 _SECRETS = ("/run/credentials", "/run/secrets")
@@ -52,7 +51,7 @@ def notices_of(daemon: Daemon, fetch: FetchSettings) -> list[Notices]:
 def conditions(daemon: Daemon) -> Sequence[Condition]:
     """What is wrong and stays so until somebody acts. Blocking."""
     found = []
-    disk = checkup.disk_check(daemon.box.space.look(), short_jobs(daemon.box.journal))
+    disk = checkup.disk_check(daemon.box.space.look(), daemon.scheduler.short)
     if disk.state != "ok":
         found.append(Condition("space", f"{disk.text}; {disk.hint}"))
     if daemon.audit.failure:

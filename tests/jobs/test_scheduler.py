@@ -351,6 +351,36 @@ async def test_a_job_without_room_can_be_cancelled(store) -> None:
     assert bench.started == []
 
 
+async def test_who_waits_for_room_is_known_without_looking(store) -> None:
+    """Their number and what they need, as of now, also after a restart; not those that wait for something else."""
+    free = False
+
+    def room_for(job) -> SmpError | None:
+        needed = {} if job.spec.source == "a:unknown" else {"needed_bytes": 5}
+        return None if free or job.spec.source == "a:busy" else ResourceError("disk_full", "x", details=needed)
+
+    jobs = []
+    async with Bench(store, room=room_for).on() as bench:
+        for name in ("a:one", "a:two", "a:unknown", "a:busy"):
+            jobs.append(bench.add(name, BUSY))
+            await bench.until(jobs[-1], "waiting")
+        assert bench.scheduler.short == (3, 10)
+        await bench.scheduler.cancel(jobs[0])
+        assert bench.scheduler.short == (2, 5)
+    store.reopen()
+    bench = Bench(store, room=room_for)
+    bench.now = 0.0
+    async with bench.on():
+        with anyio.fail_after(10):
+            while bench.scheduler.short != (2, 5):
+                await anyio.lowlevel.checkpoint()
+        free = True
+        bench.advance(100)
+        for job in jobs[1:]:
+            await bench.until(job, "done")
+        assert bench.scheduler.short == (0, 0)
+
+
 async def test_a_journal_that_cannot_write_is_waited_for(store, monkeypatch) -> None:
     """A result that cannot be recorded yet is recorded once there is space, announced once."""
     monkeypatch.setattr(scheduling, "DISK_RETRY_S", 0.001)
