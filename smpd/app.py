@@ -12,7 +12,6 @@ import anyio
 import structlog
 
 from smp_proto import __version__
-from smp_proto.control import JobState
 from smp_proto.errors import AuditError, ErrorBody, IntegrityError, SmpError
 from smpd.composing import compose
 from smpd.config import Config
@@ -219,8 +218,8 @@ async def _clean_spool(daemon: Daemon) -> None:
     """Remove what belongs to no job that may still need it; a crash may have left it."""
 
     def stale() -> list[str]:
-        needed = {job.id for job in daemon.box.journal.list(_KEEPING)} | set(daemon.box.journal.damaged())
-        return sorted({name.partition(".")[0] for name in os.listdir(daemon.box.spool_dir)} - needed)
+        jobs = {name.partition(".")[0] for name in os.listdir(daemon.box.spool_dir)}
+        return sorted(job_id for job_id in jobs if not daemon.box.journal.needs_spool(job_id))
 
     for job_id in await anyio.to_thread.run_sync(stale):
         await daemon.runner.leavings.clean(job_id)
@@ -236,9 +235,6 @@ async def _complete_quarantine(daemon: Daemon) -> None:
     for job in await anyio.to_thread.run_sync(bare):
         body = job.error or ErrorBody("corrupt", f"job {job.id} was quarantined; nobody knows why any more")
         await Refusals(daemon.box, job).complete(IntegrityError(body.code, body.message, hint=body.hint))
-
-
-_KEEPING: tuple[JobState, ...] = ("queued", "waiting", "running", "paused", "failed", "quarantined")
 
 
 def _bind(config: Config) -> socket.socket:

@@ -6,6 +6,7 @@ moves.
 All calls block; asynchronous code goes through ``anyio.to_thread``.
 """
 
+import contextlib
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -288,8 +289,20 @@ class Journal:
         A crash is not the job's fault, so the attempt does not count.
         """
         ids = [str(row[0]) for row in self._db.rows("SELECT id FROM jobs WHERE state='running' ORDER BY number")]
-        damaged = set(self.damaged())
-        return tuple(self.move(job_id, "recover").id for job_id in ids if job_id not in damaged)
+        recovered = []
+        for job_id in ids:
+            with contextlib.suppress(IntegrityError):  # a damaged one stays as it is
+                recovered.append(self.move(job_id, "recover").id)
+        return tuple(recovered)
+
+    def needs_spool(self, job_id: str) -> bool:
+        """Whether there is a job that what lies in the spool may be of use to; a damaged one counts."""
+        try:
+            return self.get(job_id).state not in ENDED
+        except NotFoundError:
+            return False
+        except IntegrityError:
+            return True
 
     def keep_progress(self, job_id: str) -> None:
         """Write down how far a running job is that is going to be recovered; it is no longer tracked then."""

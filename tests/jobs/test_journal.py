@@ -318,6 +318,23 @@ def test_a_changed_column_is_seen_and_isolated(store, change: str) -> None:
     assert [good.id] == [job.id for job in store.journal.list()]
 
 
+def test_a_start_opens_only_what_it_asks_for(store, monkeypatch) -> None:
+    """To recover what ran, and to see whether a spool file is needed, no other job's record is opened."""
+    ended, running, damaged = store.add("a:1"), store.add("a:2"), store.add("a:3")
+    for job in (ended, running, damaged):
+        store.journal.move(job.id, "start")
+    store.journal.move(ended.id, "cancel")
+    with store.db.transaction() as connection:
+        connection.execute("UPDATE jobs SET ending=x'00' WHERE id=?", (damaged.id,))
+    store.reopen()
+    opened, open_row = [], store.journal._opened
+    monkeypatch.setattr(store.journal, "_opened", lambda row: opened.append(row[0]) or open_row(row))
+    assert store.journal.recover() == (running.id,)
+    assert opened == [running.id, damaged.id]
+    assert [store.journal.needs_spool(job.id) for job in (ended, running, damaged)] == [False, True, True]
+    assert not store.journal.needs_spool("never")
+
+
 def test_a_damaged_range_or_source_is_fetched_again(store) -> None:
     """A flipped bit in what serves only resuming costs that range, not the job."""
     job = store.add()
