@@ -1,7 +1,8 @@
 """What the service manager is told of a running daemon: that its pipeline moves, and in one line how it is.
 
 systemd restarts a daemon that says nothing for ``WatchdogSec=``. So it is told only as long as jobs move, or there
-are none: a loop that is blocked says nothing anyway, and a pipeline in which everybody waits ends the same way.
+are none: a loop that is blocked says nothing anyway, and a pipeline in which everybody waits ends the same way. What
+moves beside jobs, as listings of syncs and what people ask, does not count.
 """
 
 import time
@@ -69,11 +70,11 @@ class Telling:
     def _lives(self) -> bool:
         """Whether something moves, or has nothing to do, or is entitled to be still for as long as it was."""
         daemon = self._daemon
-        heard = tuple((host.restarts, host.worker.caller.heard if host.worker else 0) for host in daemon.hosts)
+        heard = [host.worker.caller.heard for host in daemon.hosts if host.worker and host.worker.caller.heard]
         counts = daemon.scheduler.counts()
         waits = daemon.limiter.waiting  # for its turn, as it was told to
         busy = not waits and bool(counts[0] or (counts[1] and not daemon.scheduler.draining))
-        still_s = self._pulse.still_s((daemon.events.seq, heard), busy=busy)
+        still_s = self._pulse.still_s((daemon.events.job_seq, heard), busy=busy)
         patience = [compute.patience_s for compute in daemon.box.compute.all]
         stuck = still_s > daemon.config.jobs.stuck_s + max(patience, default=0.0)
         if stuck and not self._stuck:

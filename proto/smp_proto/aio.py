@@ -7,6 +7,7 @@ END); :func:`smp_proto.serving.serve` answers. Either side of a link or control 
 import contextlib
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -19,9 +20,12 @@ from smp_proto.channel import Channel, close_all, decode, encode
 from smp_proto.errors import DaemonError, ErrorBody, SmpError
 from smp_proto.wire import STREAM_MAX, Frame, FrameType, encode_secret
 
-__all__ = ["Caller", "Channel", "End", "Exchange", "close_all", "decode", "encode"]
+__all__ = ["Caller", "Channel", "End", "Exchange", "aside", "close_all", "decode", "encode"]
 
 T = TypeVar("T")
+
+# Set in a task, and in those that it starts, whose questions are no work on a job: see Caller.heard.
+aside: ContextVar[bool] = ContextVar("aside", default=False)
 
 
 class End(msgspec.Struct, omit_defaults=True):
@@ -45,6 +49,7 @@ class Exchange:
     def __init__(self, channel: Channel, stream: int, believe: Callable[[SmpError], SmpError] = _as_it_is) -> None:
         self.channel = channel
         self.stream = stream
+        self.aside = False
         self._believe = believe
         self._inbox: deque[tuple[Frame, list[int]]] = deque()
         self._arrived = anyio.Event()
@@ -155,6 +160,9 @@ class Caller:
         channel: the connection, closed at the end.
         lost: makes the error for requests whose peer is gone.
         believe: what to make of an error that the peer answers with; as it is by default.
+
+    Attributes:
+        heard: frames that came, but those of questions that were asked :data:`aside`.
     """
 
     def __init__(
@@ -168,7 +176,7 @@ class Caller:
         self._lost = lost
         self._believe = believe
         self._open: dict[int, Exchange] = {}
-        self.heard = 0  # frames that came: the peer is alive as long as they do
+        self.heard = 0
         self._next = 1
         self._gone = anyio.Event()
         self._group: TaskGroup | None = None
@@ -204,6 +212,7 @@ class Caller:
         if not self.alive:
             raise self._lost()
         exchange = Exchange(self._channel, self._take_stream(), self._believe)
+        exchange.aside = aside.get()
         self._open[exchange.stream] = exchange
         try:
             with self._peer():
@@ -262,11 +271,11 @@ class Caller:
         try:
             while True:
                 frame, fds = await self._channel.receive()
-                self.heard += 1
                 exchange = self._open.get(frame.stream)
                 if exchange is None or frame.type not in (FrameType.DATA, FrameType.END):
                     close_all(fds)
                     raise DaemonError("protocol", f"the peer sent {frame.type.name} on stream {frame.stream}")
+                self.heard += not exchange.aside
                 if frame.type is FrameType.END:
                     del self._open[frame.stream]
                 exchange.deliver(frame, fds)

@@ -58,6 +58,9 @@ class Events:
         progress_s: the least time between two reports of progress to one watcher.
         start: the number before the first. By default the microseconds since the epoch, so that a number from
             an earlier run of the daemon is seen to be too old.
+
+    Attributes:
+        job_seq: the number of the latest event of a job.
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class Events:
         self._changes: deque[_Entry] = deque(maxlen=history)
         self._progress: dict[str, _Entry] = {}
         self._seq = time.time_ns() // 1000 if start is None else start
+        self.job_seq = self._seq
         self._forgotten = self._seq
         self._progress_s = progress_s
         self._published = anyio.Event()
@@ -98,6 +102,7 @@ class Events:
                 it is about is for those who may use these remotes.
         """
         self._seq += 1
+        self.job_seq = self._seq if kind == "job" else self.job_seq
         final = False
         if isinstance(body, JobView):
             final, owner, remotes = body.state in FINAL_STATES, body.owner, remotes_of(body.source, body.target)

@@ -7,6 +7,7 @@ import anyio
 import structlog
 from anyio.abc import TaskGroup, TaskStatus
 
+from smp_proto.aio import aside
 from smp_proto.control import FINAL_STATES, TROUBLES_MAX, SyncShown, SyncSpec, SyncView
 from smp_proto.errors import NotFoundError, SmpError
 from smpd.jobs.job import Job
@@ -180,6 +181,7 @@ class Syncs:
 
     async def _keep_on(self, watcher: Watcher, scope: anyio.CancelScope) -> None:
         """A sync that cannot take up its work, for the disk say, tries again; the others go on."""
+        aside.set(True)
         try:
             with scope:
                 while True:

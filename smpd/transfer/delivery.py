@@ -18,6 +18,7 @@ from typing import Any
 import anyio
 import msgspec
 
+from smp_proto.aio import aside
 from smp_proto.control import PutSpec, Result, RunSpec
 from smp_proto.durable import part_name
 from smp_proto.errors import NotFoundError, SmpError, StateError
@@ -177,6 +178,7 @@ class Courier:
 
     async def run(self) -> None:
         """Clear away what is left by jobs that are over, until cancelled; what cannot be now is tried again later."""
+        aside.set(True)
         pause_s = CLEAR_RETRY_S
         while True:
             self._wake = anyio.Event()

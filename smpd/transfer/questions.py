@@ -8,7 +8,7 @@ from typing import TypeVar
 import anyio
 from anyio.abc import TaskGroup
 
-from smp_proto.aio import Exchange
+from smp_proto.aio import Exchange, aside
 from smp_proto.control import ObjectInfo, RemoteHealth
 from smp_proto.errors import NotFoundError, RemoteError, SmpError
 from smpd.links import fetching
@@ -68,7 +68,11 @@ class Questions:
 
     async def probe(self) -> fetching.Probed:
         """Connect, authenticate and list at most one object."""
-        return await self._call(self.processes.any(), fetching.Probe(), fetching.Probed, gated=False)
+        asked = aside.set(True)
+        try:
+            return await self._call(self.processes.any(), fetching.Probe(), fetching.Probed, gated=False)
+        finally:
+            aside.reset(asked)
 
     async def list(
         self, prefix: str, *, recursive: bool = True, after: str = "", gated: bool = True

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from smp_proto import control as c
-from smp_proto.aio import Exchange
+from smp_proto.aio import Exchange, aside
 from smpd.control.actor import Actor
 from smpd.verbs import doctor, inspect, jobs, keys, metrics, notices, quarantine, remotes, service, syncs, vault
 from smpd.verbs.daemon import Daemon
@@ -57,6 +57,11 @@ VERBS: dict[type[c.Request], Verb] = {
 
 def handlers(daemon: Daemon) -> dict[type[c.Request], Callable[[Actor, Any, Exchange], Awaitable[Any]]]:
     """The verbs bound to a running daemon, for the control server."""
-    bound: dict[type[c.Request], Any] = {request: partial(verb, daemon) for request, verb in VERBS.items()}
+    bound: dict[type[c.Request], Any] = {request: partial(_answer, verb, daemon) for request, verb in VERBS.items()}
     bound[c.Watch] = daemon.events.watch
     return bound
+
+
+async def _answer(verb: Verb, daemon: Daemon, actor: Actor, request: Any, exchange: Exchange) -> Any:
+    aside.set(True)  # what is asked of workers here is no work on a job
+    return await verb(daemon, actor, request, exchange)

@@ -14,7 +14,7 @@ from gated_s3 import gated_s3
 from manager import Manager
 from scene import Following, add_remote, client, done
 
-from smp_proto.control import GetSpec
+from smp_proto.control import GetSpec, SyncSpec
 from smpctl import Client
 from smpd.telling import Counts, status_line
 
@@ -69,6 +69,36 @@ def test_pings_end_when_nothing_moves(tmp_path: Path, manager: Manager) -> None:
                 done(following.final(job.id))
                 at = manager.until(lambda line: line == "WATCHDOG=1", later)
                 manager.until(lambda line: line == "STATUS=idle", at)
+        finally:
+            machine.close()
+
+
+def test_pings_end_although_a_sync_is_alive(tmp_path: Path, manager: Manager) -> None:
+    """What a sync lists, and what people ask, does not say that jobs move."""
+    config = {"fetch": {"processes": 1, "slots": 4, "slot_bytes": MIB}, "jobs": {"stuck_s": 4.0}}
+    machine = Box(tmp_path / "box", config)
+    machine.manager = manager
+    machine.env |= {"WATCHDOG_USEC": "100000"}
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    with gated_s3({"volume": bytes(8 * MIB)}) as (store, served):
+        try:
+            machine.start()
+            add_remote(machine, "lake", served, "standard")
+            machine.ctl("remote", "add", "folder", f"file://{folder}", "--mode", "standard")
+            with client(machine) as ctl, Following(machine) as following:
+                ctl.sync_add(SyncSpec(name="s", source="folder:", every_s=1.0))
+                store.hold_after(4 * MIB)
+                job = ctl.submit(GetSpec("lake:volume"))
+                store.until_held(1)
+                (listed,) = [each.last_poll for each in ctl.syncs()]
+                while pings_for(0.5, manager, ctl):
+                    ctl.remote_test("folder")
+                    assert ctl.job(job.id).state == "running"
+                while ctl.syncs()[0].last_poll <= listed:
+                    pass  # it goes on all the time
+                store.release()
+                done(following.final(job.id))
         finally:
             machine.close()
 
