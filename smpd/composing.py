@@ -198,9 +198,10 @@ def compose(config: Config, state: State, group: TaskGroup, read: Callable[[], C
         room=partial(_room, state.space, audit, pools),
         hold_max_s=config.jobs.remote_wait_s,
     )
-    _follow(reloading, scheduler, retention, box, owners, limiter)
-    world = SyncWorld(pools, journal, scheduler, box.audit, owners.require)
     syncs_store = SyncStore(database, seal)
+    syncs_store.forgetting.kept = config.jobs.gone_kept
+    _follow(reloading, scheduler, retention, box, owners, limiter, syncs_store)
+    world = SyncWorld(pools, journal, scheduler, box.audit, owners.require)
     syncs = Syncs(syncs_store, world, changed=seen, clock=time.monotonic)
     daemon = Daemon(
         reloading=reloading,
@@ -229,7 +230,13 @@ def compose(config: Config, state: State, group: TaskGroup, read: Callable[[], C
 
 
 def _follow(
-    reloading: Reloading, scheduler: Scheduler, retention: Retention, box: Box, owners: _Owners, limiter: Limiter
+    reloading: Reloading,
+    scheduler: Scheduler,
+    retention: Retention,
+    box: Box,
+    owners: _Owners,
+    limiter: Limiter,
+    syncs: SyncStore,
 ) -> None:
     """Have the rooms take up what of a changed configuration is theirs."""
 
@@ -239,6 +246,7 @@ def _follow(
         scheduler.configure(pace, jobs.remote_wait_s)
         retention.kept = jobs.ended_kept
         retention.look()
+        syncs.forgetting.kept = jobs.gone_kept
         limiter.configure(config.limits, config.remote_limits)
         scheduler.release()
         box.quarantine.max_bytes, box.versions.remembered = config.quarantine.max_bytes, config.quarantine.remembered

@@ -117,6 +117,7 @@ class Jobs(Section, frozen=True):
     stuck_s: Seconds = 900.0
     drain_s: Annotated[float, Meta(ge=0, le=86_400)] = 30.0
     ended_kept: Annotated[int, Meta(ge=1000, le=100_000_000)] = 100_000
+    gone_kept: Annotated[int, Meta(ge=1000, le=100_000_000)] = 100_000
 
 
 class Quarantine(Section, frozen=True):

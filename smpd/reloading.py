@@ -39,6 +39,7 @@ LIVE = frozenset(
         "jobs.drain_s",
         "jobs.stuck_s",
         "jobs.ended_kept",
+        "jobs.gone_kept",
         "quarantine.max_bytes",
         "quarantine.remembered",
         "log.level",

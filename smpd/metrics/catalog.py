@@ -99,7 +99,7 @@ _ALL = (
     # syncs
     Family("smp_sync_active", "gauge", "1, or 0 when a sync is paused.", ("sync",)),
     Family("smp_sync_objects", "gauge", "Object versions of a sync, by state.", ("sync", "state")),
-    Family("smp_sync_seen_objects", "gauge", "Object versions that a sync ever found.", ("sync",)),
+    Family("smp_sync_seen_objects", "gauge", "Object versions that a sync found and knows.", ("sync",)),
     Family("smp_sync_lag_seconds", "gauge", "How long the oldest has waited that is not done.", ("sync",)),
     Family("smp_sync_listed_timestamp_seconds", "gauge", "When the last listing ended, 0 for never.", ("sync",)),
     Family("smp_sync_listing_ok", "gauge", "0 when the last listing failed.", ("sync",)),

@@ -16,6 +16,7 @@ Trying again resumes the job that there is, so one version has one job for as lo
 All calls block.
 """
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -24,6 +25,9 @@ import structlog
 
 from smp_proto.control import ObjectInfo, SyncTrouble
 from smp_proto.errors import ErrorBody, IntegrityError
+from smpd.jobs.database import Database
+from smpd.jobs.seal import StateSeal
+from smpd.sync.forgetting import Forgetting
 from smpd.sync.standing import Standings
 
 UNFINISHED = ("settling", "new", "working", "delivered", "failed", "damaged")
@@ -59,7 +63,20 @@ _encode = msgspec.msgpack.encode
 
 
 class SyncStore(Standings):
-    """The tables of the syncs; see :class:`Standings`."""
+    """The tables of the syncs; see :class:`Standings`.
+
+    Attributes:
+        forgetting: lets go of objects that are gone.
+    """
+
+    def __init__(self, db: Database, seal: StateSeal, *, wall: Callable[[], float] = time.time) -> None:
+        super().__init__(db, seal, wall=wall)
+        self.forgetting = Forgetting(db)
+
+    def remove(self, number: int) -> None:
+        """Forget a sync and all that it has seen."""
+        super().remove(number)
+        self.forgetting.drop(number)
 
     # ── a listing ──
 
@@ -76,6 +93,7 @@ class SyncStore(Standings):
         tokens = {self._token(number, info.path): info for info in objects}
         fresh = 0
         with self._db.transaction() as connection:
+            self.forgetting.named(number, tokens)
             known: dict[bytes, tuple[int, bytes, str]] = {}
             for some in _pieces(list(tokens), LOOKUPS):
                 marks = ",".join("?" * len(some))
@@ -108,6 +126,7 @@ class SyncStore(Standings):
         with self._db.transaction() as connection:
             sql = "UPDATE syncs SET place=x'', listings=listings+1, polled=? WHERE number=?"
             connection.execute(sql, (self._wall(), number))
+        self.forgetting.listed(number)
 
     # ── objects ──
 
@@ -155,8 +174,8 @@ class SyncStore(Standings):
 
     def moving(self, row: int) -> str:
         """Where an object is being moved to, empty for nowhere."""
-        token, sealed = self._db.rows("SELECT token, body FROM sync_objects WHERE number=?", (row,))[0]
-        return self._open(token, sealed).moving
+        found = self._db.rows("SELECT token, body FROM sync_objects WHERE number=?", (row,))
+        return self._open(*found[0]).moving if found else ""
 
     def move(self, row: int, target: str) -> None:
         """Note where an object is to be moved to, before it is. A newer version that is listed meanwhile forgets it."""

@@ -196,6 +196,8 @@ class Watcher:
         await _thread(self._store.listed, number)
         self._place, self._live, self._polled = "", True, time.time()
         self._work.set()
+        while await _thread(self._store.forgetting.step, number):
+            pass  # others get their turn
 
     async def _work_on(self) -> None:
         while True:

@@ -54,7 +54,7 @@ class SyncView(msgspec.Struct):
     """A sync as shown. Counts are of object versions; times are seconds since the epoch, 0 for none.
 
     Args:
-        seen: all that were ever found and wanted.
+        seen: all that were found and wanted, but those forgotten since (``jobs.gone_kept``).
         waiting: found, and not yet a job; ``settling`` ones of a plaintext remote included.
         in_flight: those whose job has not ended.
         done: those whose job ended well.
