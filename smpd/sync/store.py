@@ -3,7 +3,7 @@
 Paths are sealed; rows are found by keyed digests of sync and path, and versions compared by digests that include the
 pin. An object is in one state:
 
-- ``settling``: seen once in a remote of plaintext, which may still be being written;
+- ``settling``: seen once in a remote of plaintext, which may still be being written; ``due`` is in which listing;
 - ``new``: wanted, no job yet. ``live`` tells those that appeared after the first listing from the back-fill;
 - ``working``: has a job, which is for ``job_version``. A newer version seen meanwhile waits in ``version``;
 - ``delivered``: its job ended well, and what comes after that is not done yet;
@@ -32,6 +32,7 @@ from smpd.sync.standing import Standings
 
 UNFINISHED = ("settling", "new", "working", "delivered", "failed", "damaged")
 _SEEN = ("new", "working", "delivered", "done", "failed", "quarantined")  # what a listing that names it again leaves
+_DELETED_AT_ONCE = 10_000
 LOOKUPS = 500  # rows looked up by one statement
 _OBJECT = "number, version, state, tries, job, body, token"
 _TYPES = (int, bytes, str, int, str, bytes, bytes)
@@ -108,13 +109,13 @@ class SyncStore(Standings):
                 body = self._seal.seal(_encode(_Body(info.path, info.pin)), f"sync object {token.hex()}")
                 now = self._wall()
                 if not row:
-                    connection.execute(_INSERT, (number, token, version, ready, live, now, body))
+                    connection.execute(_INSERT, (number, token, version, ready, live, now, body, number))
                 elif state in ("working", "delivered"):
                     connection.execute("UPDATE sync_objects SET version=?, body=? WHERE number=?", (version, body, row))
                 elif seen == version:
                     connection.execute(_READY, (ready, body, row))
                 else:
-                    connection.execute(_RENEW, (version, ready, live, now, body, row))
+                    connection.execute(_RENEW, (version, ready, live, now, body, number, row))
                 fresh += seen != version
             if place is not None:
                 sealed = self._seal.seal(place.encode(), f"sync place {number}") if place else b""
@@ -122,8 +123,9 @@ class SyncStore(Standings):
         return fresh
 
     def listed(self, number: int) -> None:
-        """A listing came to its end."""
+        """A listing came to its end: what it did not find again of what was settling is not there any more."""
         with self._db.transaction() as connection:
+            connection.execute(_UNSETTLED, (number, number, _DELETED_AT_ONCE))
             sql = "UPDATE syncs SET place=x'', listings=listings+1, polled=? WHERE number=?"
             connection.execute(sql, (self._wall(), number))
         self.forgetting.listed(number)
@@ -306,10 +308,15 @@ class SyncStore(Standings):
         return self._seal.digest("sync version", str(number), info.path, info.pin)[:16]
 
 
-_INSERT = "INSERT INTO sync_objects (sync, token, version, state, live, found, body) VALUES (?, ?, ?, ?, ?, ?, ?)"
+_LISTING = "(SELECT listings FROM syncs WHERE number=?)"
+_INSERT = f"""INSERT INTO sync_objects (sync, token, version, state, live, found, body, due)
+    VALUES (?, ?, ?, ?, ?, ?, ?, {_LISTING})"""  # noqa: S608
+_UNSETTLED = f"""DELETE FROM sync_objects WHERE number IN
+    (SELECT number FROM sync_objects WHERE sync=? AND state='settling' AND due<{_LISTING} LIMIT ?)"""  # noqa: S608
 _READY = """UPDATE sync_objects SET state=?, body=?, tries=CAST(tries AS INTEGER),
     job=CASE typeof(job) WHEN 'text' THEN job ELSE '' END WHERE number=?"""  # the row may have been damaged
-_RENEW = "UPDATE sync_objects SET version=?, state=?, live=?, found=?, body=?, tries=0, job='' WHERE number=?"
+_RENEW = f"""UPDATE sync_objects SET version=?, state=?, live=?, found=?, body=?, tries=0, job='', due={_LISTING}
+    WHERE number=?"""  # noqa: S608
 _FAIL = "UPDATE sync_objects SET state=?, tries=(tries+1)*?, due=?, delay=?, job=?, body=? WHERE number=?"
 
 

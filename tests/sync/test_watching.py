@@ -214,6 +214,28 @@ async def test_plaintext_has_to_be_still(tmp_path):
     assert machine.results == {("in/00.smp", "1"): 1, ("in/01.smp", "2"): 1}
 
 
+async def test_a_name_that_is_seen_once_waits_for_nothing(tmp_path):
+    """What is listed once in a standard remote and then gone, as a file that is renamed once it is whole, is forgotten."""
+    machine = Machine(tmp_path, Bucket("standard"))
+    fill(machine.bucket, 2)
+    machine.bucket.objects["in/upload.tmp"] = "1"
+    async with machine.running() as syncs:
+        await syncs.add(spec(), "ann(1)")
+        await machine.until(lambda view: machine.listings == 1)
+        del machine.bucket.objects["in/upload.tmp"]
+        machine.bucket.objects["in/upload.smp"] = "1"
+        await syncs.control("s", "now")
+        await machine.until(lambda view: machine.listings == 2 and view.done == 2)
+        machine.bucket.objects["in/upload.tmp"] = "2"  # another one, by the same name
+        await syncs.control("s", "now")
+        view = await machine.until(lambda view: machine.listings == 3 and view.done == 3)
+        assert (view.seen, view.waiting) == (4, 1)
+        del machine.bucket.objects["in/upload.tmp"]
+        view = await machine.again()
+        assert (view.seen, view.waiting, view.lag_s) == (3, 0, 0.0)
+    assert set(machine.results.values()) == {1}
+
+
 async def test_pause_and_resume_outlive_a_restart(machine):
     """A paused sync neither lists nor makes jobs."""
     fill(machine.bucket, 2)
