@@ -5,7 +5,8 @@ pin. An object is in one state:
 
 - ``settling``: seen once in a remote of plaintext, which may still be being written; ``due`` is in which listing;
 - ``new``: wanted, no job yet. ``live`` tells those that appeared after the first listing from the back-fill;
-- ``working``: has a job, which is for ``job_version``. A newer version seen meanwhile waits in ``version``;
+- ``working``: has a job, which is for ``job_version``. A newer version seen meanwhile waits in ``version``, and ``due``
+  is in which listing it was seen, or less than 0 once it need not settle;
 - ``delivered``: its job ended well, and what comes after that is not done yet;
 - ``done``, ``gone``: nothing is left to do for this version;
 - ``failed``: its job is resumed when ``due``; ``quarantined``: left to a person;
@@ -95,27 +96,29 @@ class SyncStore(Standings):
         fresh = 0
         with self._db.transaction() as connection:
             self.forgetting.named(number, tokens)
-            known: dict[bytes, tuple[int, bytes, str]] = {}
+            known: dict[bytes, tuple[int, bytes, str, bool]] = {}
             for some in _pieces(list(tokens), LOOKUPS):
                 marks = ",".join("?" * len(some))
-                sql = f"SELECT token, number, version, state FROM sync_objects WHERE sync=? AND token IN ({marks})"  # noqa: S608
-                known |= {row[0]: (row[1], row[2], row[3]) for row in connection.execute(sql, (number, *some))}
+                sql = f"SELECT {_KNOWN} FROM sync_objects WHERE sync=? AND token IN ({marks})"  # noqa: S608
+                known |= {row[0]: row[1:] for row in connection.execute(sql, (number, *some))}
             for token, info in tokens.items():
                 version = self._version(number, info)
-                row, seen, state = known.get(token, (0, b"", ""))
+                row, seen, state, waits = known.get(token, (0, b"", "", False))
                 if seen == version and state in _SEEN:
+                    if waits:
+                        connection.execute(_STILL, (row,))
                     continue
                 ready = "new" if not settle or seen == version else "settling"
                 body = self._seal.seal(_encode(_Body(info.path, info.pin)), f"sync object {token.hex()}")
                 now = self._wall()
                 if not row:
-                    connection.execute(_INSERT, (number, token, version, ready, live, now, body, number))
+                    connection.execute(_INSERT, (number, token, version, ready, live, now, body, ready, number))
                 elif state in ("working", "delivered"):
-                    connection.execute("UPDATE sync_objects SET version=?, body=? WHERE number=?", (version, body, row))
+                    connection.execute(_NEWER, (version, body, ready, number, row))
                 elif seen == version:
                     connection.execute(_READY, (ready, body, row))
                 else:
-                    connection.execute(_RENEW, (version, ready, live, now, body, number, row))
+                    connection.execute(_RENEW, (version, ready, live, now, body, ready, number, row))
                 fresh += seen != version
             if place is not None:
                 sealed = self._seal.seal(place.encode(), f"sync place {number}") if place else b""
@@ -190,15 +193,15 @@ class SyncStore(Standings):
                 connection.execute("UPDATE sync_objects SET body=? WHERE number=?", (again, row))
 
     def finish(self, row: int, state: str) -> None:
-        """An object is ``done`` or ``gone``; a newer version that was seen meanwhile is ``new``."""
+        """An object is ``done`` or ``gone``; a newer version that was seen meanwhile is ``new``, or ``settling``."""
         now = self._wall()
-        newer = "CASE WHEN version=job_version THEN ? ELSE 'new' END"
+        newer = f"CASE WHEN version=job_version THEN ? ELSE {_NEXT} END"
         found = "CASE WHEN version=job_version THEN found ELSE ? END"
         job = "CASE WHEN version=job_version THEN job ELSE '' END"
         self._update(row, f"state={newer}, found={found}, job={job}, tries=0", state, now)
 
     def fail(self, row: int, state: str, error: ErrorBody | None, *, due: float = 0.0, delay: float = 0.0) -> None:
-        """An object's job did not end well; a newer version that was seen meanwhile is ``new`` all the same.
+        """An object's job did not end well; a newer version that was seen meanwhile has its turn all the same.
 
         Args:
             row: of the object.
@@ -208,9 +211,9 @@ class SyncStore(Standings):
             delay: how long that is from now, in seconds.
         """
         with self._db.transaction() as connection:
-            sql = "SELECT token, body, job, version=job_version FROM sync_objects WHERE number=?"
-            for token, sealed, job, same in connection.execute(sql, (row,)).fetchall():
-                values = (state, 1, due, delay, job) if same else ("new", 0, 0.0, 0.0, "")
+            sql = f"SELECT token, body, job, version=job_version, {_NEXT}, due FROM sync_objects WHERE number=?"  # noqa: S608
+            for token, sealed, job, same, newer, seen in connection.execute(sql, (row,)).fetchall():
+                values = (state, 1, due, delay, job) if same else (newer, 0, seen, 0.0, "")
                 try:
                     body = self._open(token, sealed)
                 except IntegrityError:
@@ -309,13 +312,18 @@ class SyncStore(Standings):
 
 
 _LISTING = "(SELECT listings FROM syncs WHERE number=?)"
+_SEEN_IN = f"CASE ? WHEN 'new' THEN -1 ELSE {_LISTING} END"
 _INSERT = f"""INSERT INTO sync_objects (sync, token, version, state, live, found, body, due)
-    VALUES (?, ?, ?, ?, ?, ?, ?, {_LISTING})"""  # noqa: S608
+    VALUES (?, ?, ?, ?, ?, ?, ?, {_SEEN_IN})"""  # noqa: S608
+_KNOWN = "token, number, version, state, state IN ('working', 'delivered') AND version<>job_version AND due>=0"
+_NEWER = f"""UPDATE sync_objects SET version=?, body=?, due={_SEEN_IN} WHERE number=?"""  # noqa: S608
+_STILL = "UPDATE sync_objects SET due=-1 WHERE number=?"
+_NEXT = "CASE WHEN due<0 THEN 'new' ELSE 'settling' END"
 _UNSETTLED = f"""DELETE FROM sync_objects WHERE number IN
     (SELECT number FROM sync_objects WHERE sync=? AND state='settling' AND due<{_LISTING} LIMIT ?)"""  # noqa: S608
-_READY = """UPDATE sync_objects SET state=?, body=?, tries=CAST(tries AS INTEGER),
+_READY = """UPDATE sync_objects SET state=?, body=?, due=-1, tries=CAST(tries AS INTEGER),
     job=CASE typeof(job) WHEN 'text' THEN job ELSE '' END WHERE number=?"""  # the row may have been damaged
-_RENEW = f"""UPDATE sync_objects SET version=?, state=?, live=?, found=?, body=?, tries=0, job='', due={_LISTING}
+_RENEW = f"""UPDATE sync_objects SET version=?, state=?, live=?, found=?, body=?, tries=0, job='', due={_SEEN_IN}
     WHERE number=?"""  # noqa: S608
 _FAIL = "UPDATE sync_objects SET state=?, tries=(tries+1)*?, due=?, delay=?, job=?, body=? WHERE number=?"
 

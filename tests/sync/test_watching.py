@@ -214,6 +214,44 @@ async def test_plaintext_has_to_be_still(tmp_path):
     assert machine.results == {("in/00.smp", "1"): 1, ("in/01.smp", "2"): 1}
 
 
+@pytest.mark.parametrize("ends", ["well", "ill"])
+async def test_plaintext_that_is_replaced_has_to_be_still(tmp_path, ends):
+    """Also what replaces an object whose job is under way counts once two listings agree on it, and not before."""
+    machine = Machine(tmp_path, Bucket("standard"))
+    fill(machine.bucket, 1)
+    async with machine.running() as syncs:
+        await syncs.add(spec(), "ann(1)")
+        await machine.until(lambda view: machine.listings == 1)
+        machine.hold = True
+        await syncs.control("s", "now")
+        await machine.until(lambda view: machine.listings == 2 and view.in_flight == 1)
+        machine.bucket.objects["in/00.smp"] = "2"  # still being written
+        await syncs.control("s", "now")
+        await machine.until(lambda view: machine.listings == 3)
+        machine.outcome = lambda path: ProcessorError("processor_failed", "no") if ends == "ill" else None
+        machine.hold = False
+        await machine.until(lambda view: not view.in_flight)
+        assert machine.db.rows("SELECT state FROM sync_objects") == [("settling",)]
+        machine.outcome = lambda path: None
+        machine.bucket.objects["in/00.smp"] = "3"
+        await syncs.control("s", "now")
+        await machine.until(lambda view: machine.listings == 4)
+        assert (await machine.again()).done == 1
+        machine.hold = True
+        machine.bucket.objects["in/00.smp"] = "4"
+        for listings in (6, 7):
+            await syncs.control("s", "now")
+            await machine.until(lambda view, listings=listings: machine.listings == listings)
+        await machine.until(lambda view: view.in_flight == 1)
+        machine.bucket.objects["in/00.smp"] = "5"
+        for listings in (8, 9):
+            await syncs.control("s", "now")
+            await machine.until(lambda view, listings=listings: machine.listings == listings)
+        machine.hold = False
+        await machine.until(lambda view: view.done == 1)  # two listings agreed on it meanwhile
+    assert [pin for _, pin in machine.results] == ["3", "5"]
+
+
 async def test_a_name_that_is_seen_once_waits_for_nothing(tmp_path):
     """What is listed once in a standard remote and then gone, as a file that is renamed once it is whole, is forgotten."""
     machine = Machine(tmp_path, Bucket("standard"))
