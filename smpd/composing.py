@@ -38,7 +38,6 @@ from smpd.jobs.job import Job, Progress
 from smpd.jobs.journal import Journal
 from smpd.jobs.retention import Retention
 from smpd.jobs.scheduler import Scheduler
-from smpd.jobs.seal import StateSeal
 from smpd.links.fetching import Deadlines
 from smpd.metrics.counting import Metrics
 from smpd.reloading import Reloading
@@ -105,7 +104,7 @@ class _Owners:
 def compose(config: Config, state: State, group: TaskGroup, read: Callable[[], Config] = load_config) -> Daemon:
     """The daemon of an open state; its workers live in ``group``, and ``read`` reads another configuration. Blocks."""
     reloading = Reloading(config, read)
-    keys, database, audit, seal = state.keys, state.database, state.audit, StateSeal(state.keys.state)
+    keys, database, audit, seal = state.keys, state.database, state.audit, state.seal
     spool = os.path.join(state.folder, "spool")
     ensure_dir(spool)
     journal, vault = Journal(database, seal), Vault(os.path.join(state.folder, "vault"), database, seal)

@@ -1,4 +1,4 @@
-"""What lies on the disk of a box, opened in order and closed again: reserve, keys, audit log, database.
+"""What lies on the disk of a box, opened in order and closed again: reserve, keys, database, audit log.
 
 What is damaged keeps the daemon from as little as can be: it is set aside, never deleted, and named in the notes.
 """
@@ -6,6 +6,7 @@ What is damaged keeps the daemon from as little as can be: it is set aside, neve
 import contextlib
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -26,6 +27,8 @@ from smpd.jobs.database import Database
 from smpd.jobs.journal import Journal
 from smpd.jobs.pages import read_wal
 from smpd.jobs.salvage import Salvaged, finish_swap, salvage, set_aside
+from smpd.jobs.seal import StateSeal
+from smpd.vault.checkpoint import LastCheckpoint
 from smpd.vault.keys import BoxKeys, load_keys
 from smpd.walls.sandbox import code_folders
 
@@ -42,6 +45,7 @@ class State:
     keys: BoxKeys
     audit: KeptLog
     database: Database
+    seal: StateSeal
     salvaged: Salvaged | None = None
     notes: list[str] = field(default_factory=list)
 
@@ -53,6 +57,7 @@ class State:
             _log.error("audit log not closed cleanly", exc_info=error)
         self.database.close()
         self.space.close()
+        self.seal.wipe()
         self.keys.wipe()
 
 
@@ -72,14 +77,16 @@ def open_state(config: Config) -> State:
         space.spare()
         keys = load_keys(keys_folder, config.keys)
         undo.callback(keys.wipe)
-        audit_folder = os.path.join(folder, "audit")
-        signers = partial(log_keys, keys)
-        audit = KeptLog(audit_folder, signers, partial(_open_audit, audit_folder, config, keys, space))
-        undo.push(audit)
         notes = list(keys.mended)
         database, salvaged = _open_database(os.path.join(folder, "smpd.db"), space, notes)
+        undo.callback(database.close)
+        seal = StateSeal(keys.state)
+        undo.callback(seal.wipe)
+        audit_folder = os.path.join(folder, "audit")
+        signers, opener = partial(log_keys, keys), partial(_open_audit, audit_folder, config, keys, space)
+        audit = KeptLog(audit_folder, signers, opener, LastCheckpoint(database, seal))
         undo.pop_all()
-    state = State(folder, space, keys, audit, database, salvaged, notes)
+    state = State(folder, space, keys, audit, database, seal, salvaged, notes)
     state.notes += _notes(state)
     return state
 
@@ -90,7 +97,15 @@ def log_keys(keys: BoxKeys) -> list[VerifierKey]:
     return [VerifierKey(f"smpd/{publics[-1].fingerprint()}", each.verify_key) for each in publics]
 
 
-def _open_audit(folder: str, config: Config, keys: BoxKeys, space: Space) -> AuditLog:
+def _open_audit(
+    folder: str,
+    config: Config,
+    keys: BoxKeys,
+    space: Space,
+    *,
+    last: bytes | None,
+    remember: Callable[[bytes], None],
+) -> AuditLog:
     key, *earlier = log_keys(keys)
     return AuditLog(
         folder,
@@ -102,6 +117,8 @@ def _open_audit(folder: str, config: Config, keys: BoxKeys, space: Space) -> Aud
         checkpoint_records=config.audit.checkpoint_records,
         checkpoint_s=config.audit.checkpoint_s,
         make_room=space.spare,
+        last=last,
+        remember=remember,
     )
 
 

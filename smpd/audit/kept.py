@@ -4,6 +4,7 @@ A broken log keeps the daemon from nothing but acts: it can be looked at, as it 
 """
 
 import contextlib
+import os
 import threading
 from collections.abc import Callable, Sequence
 from itertools import islice
@@ -12,11 +13,14 @@ from typing import Any
 import msgspec
 
 from smp_proto.audit.note import VerifierKey, iter_notes
-from smp_proto.errors import AuditError, StateError
+from smp_proto.errors import AuditError, IntegrityError, ResourceError, SmpError, StateError
 
 from .files import read_lines
 from .log import CHECKPOINTS_NAME, LOG_NAME, AuditLog
+from .remembered import Memory, Remembered
 from .renewal import SetAside, last_set_aside, set_aside
+
+_NAMES = (LOG_NAME, CHECKPOINTS_NAME)
 
 
 class KeptLog:
@@ -25,19 +29,26 @@ class KeptLog:
     Args:
         directory: of the log.
         keys: its public key, and those before it, as they are when asked.
-        open_log: opens it; raises ``audit_broken`` when it is not what was signed.
+        open_log: opens it with the arguments ``last`` and ``remember`` of :class:`AuditLog`.
+        last: where its newest checkpoint is kept apart.
 
     Raises:
         AuditError: ``audit_unwritable``.
     """
 
     def __init__(
-        self, directory: str, keys: Callable[[], Sequence[VerifierKey]], open_log: Callable[[], AuditLog]
+        self,
+        directory: str,
+        keys: Callable[[], Sequence[VerifierKey]],
+        open_log: Callable[..., AuditLog],
+        last: Memory,
     ) -> None:
         self.directory = directory
         self.broken: AuditError | None = None
         self._keys = keys
         self._open_log = open_log
+        self._last = last
+        self._unknown = ""  # why nothing says what was signed last of a log that has records
         self._log: AuditLog | None = None
         self._changing = threading.Lock()
         self._open()
@@ -116,6 +127,7 @@ class KeptLog:
                     self.broken, self._log = error, None
                 log.close()
             raise
+        self._adopt(log)
 
     def read(self, since: int, limit: int) -> list[bytes]:
         """Up to ``limit`` lines from record ``since`` on; of a broken log the lines as they are."""
@@ -140,11 +152,12 @@ class KeptLog:
             if self.broken is None:
                 raise StateError("wrong_state", "the audit log is not broken", hint="smpctl audit verify checks it")
             found = self.broken.message
-            names = (LOG_NAME, CHECKPOINTS_NAME)
             try:
-                aside = set_aside(self.directory, names, self.keys, actor=actor, reason=reason, found=found)
-            except OSError as error:
-                raise AuditError("audit_unwritable", f"the audit log cannot be set aside: {error.strerror}") from error
+                self._last.give_up()
+                last = _note(self._remembered())
+                aside = set_aside(self.directory, _NAMES, self.keys, last, actor=actor, reason=reason, found=found)
+            except (OSError, ResourceError) as error:
+                raise AuditError("audit_unwritable", f"the audit log cannot be set aside: {error}") from error
             self._open()
             return aside
 
@@ -154,19 +167,51 @@ class KeptLog:
             self._log.close()
 
     def _open(self) -> None:
+        last = self._remembered()
+        if last is not None and last.given_up and self._is_gone():
+            last = None  # a log was set aside, and none is begun yet
         try:
-            log = self._open_log()
+            log = self._open_log(last=_note(last), remember=self._last.keep)
         except AuditError as error:
             if error.code != "audit_broken":
                 raise
             self.broken = error
             return
         self._log, self.broken = log, None
-        after = None if log.size else last_set_aside(self.directory)
+        if log.size:
+            self._adopt(log)
+            return
+        self._unknown = ""
+        with contextlib.suppress(SmpError):  # the disk: then its first checkpoint is the first to be kept
+            log.remember()
+        after = last_set_aside(self.directory)
         if after is not None:
             facts: dict[str, Any] = msgspec.structs.asdict(after)
             facts["after"], facts["covered"] = facts.pop("name"), facts.pop("size")
             log.append("audit.begin", **facts)
+
+    def _remembered(self) -> Remembered | None:
+        """What was signed last, as far as it is known; notes why it is not."""
+        self._unknown = ""
+        try:
+            found = self._last.read()
+        except IntegrityError:
+            found, self._unknown = None, "what the database has of its last checkpoint is damaged"
+        if found is None:
+            self._unknown = self._unknown or "the database has no checkpoint of it"
+        return found
+
+    def _is_gone(self) -> bool:
+        paths = [os.path.join(self.directory, name) for name in _NAMES]
+        return not any(os.path.exists(path) and os.path.getsize(path) for path in paths)
+
+    def _adopt(self, log: AuditLog) -> None:
+        """Record that a log was taken as it was found: by an upgrade, or since somebody changed the database."""
+        if self._unknown:
+            with contextlib.suppress(SmpError):  # a full disk: the log is latched, and :meth:`retry` comes here
+                log.append("audit.adopted", actor="smpd", reason=self._unknown, records=log.size)
+                log.checkpoint()
+                self._unknown = ""
 
     def _whole(self) -> AuditLog:
         if self._log is None:
@@ -178,6 +223,11 @@ class KeptLog:
         return AuditError(
             "audit_broken",
             f"the audit log is not what was signed, so nothing is done: {self.broken.message}",
-            hint="copy the folder audit and find out why; then, as an admin: smpctl audit renew --reason TEXT",
+            hint="copy the folder audit and find out why; if it alone is from a backup, put back smpd.db of then, too; "
+            "to begin a new log instead, as an admin: smpctl audit renew --reason TEXT",
             details=self.broken.details,
         )
+
+
+def _note(remembered: Remembered | None) -> bytes | None:
+    return None if remembered is None else remembered.note

@@ -26,7 +26,7 @@ from smp_proto.audit.merkle import leaf_hash
 from smp_proto.audit.note import Checkpoint, VerifierKey, iter_notes, sign_note
 from smp_proto.audit.record import AuditRecord, FieldValue, encode_line, encode_lines, format_time
 from smp_proto.audit.verify import LogVerifier, broken
-from smp_proto.errors import AuditError, SmpError, UsageError
+from smp_proto.errors import AuditError, ResourceError, SmpError, UsageError
 from smp_proto.memory import wipe
 
 from .details import DETAILS_NAME, DetailKeys
@@ -37,6 +37,7 @@ CHECKPOINTS_NAME = "checkpoints"
 CHECKPOINT_RECORDS = 1000
 CHECKPOINT_S = 60.0
 _MARK_RECORDS = 1024  # a byte offset is remembered for each so many records
+_LAST = "the last checkpoint, as the database has it,"
 _SELF = "smpd"
 
 
@@ -67,6 +68,8 @@ class AuditLog:
         checkpoint_records: sign after so many records.
         checkpoint_s: sign after so many seconds, at the next record or :meth:`checkpoint`.
         make_room: called before something is written, to see that there is room for it.
+        last: the newest checkpoint, where it was kept apart from the log: the log must hold it.
+        remember: keeps each checkpoint apart from the log, before the log does; may raise ResourceError.
 
     Raises:
         AuditError: ``audit_unwritable`` from here and from each call that writes: the act must not be done.
@@ -86,6 +89,8 @@ class AuditLog:
         checkpoint_records: int = CHECKPOINT_RECORDS,
         checkpoint_s: float = CHECKPOINT_S,
         make_room: Callable[[], None] = lambda: None,
+        last: bytes | None = None,
+        remember: Callable[[bytes], None] = lambda note: None,
     ) -> None:
         self.directory = os.path.abspath(directory)
         self._sign = sign
@@ -97,6 +102,8 @@ class AuditLog:
         self._checkpoint_records = checkpoint_records
         self._checkpoint_s = checkpoint_s
         self._make_room = make_room
+        self._last = last
+        self._remember = remember
         self._changed = threading.Condition()  # guards all that follows
         self._busy = False  # a leader is at work; only it touches the files and the tree
         self._failure = ""
@@ -210,6 +217,10 @@ class AuditLog:
         self._lead(self._write_checkpoint)
         return self._newest
 
+    def remember(self) -> None:
+        """Have a checkpoint over the log as it is kept apart, also of an empty one."""
+        self._lead(lambda: self._keep_apart(self._signed()))
+
     def hand_over(self, key: VerifierKey, sign: Callable[[bytes], bytes]) -> None:
         """Have another key sign from now on, which bears the same name; a signed record must have said so before."""
 
@@ -321,7 +332,7 @@ class AuditLog:
         try:
             with self._leading():
                 work()
-        except OSError as exc:
+        except (OSError, ResourceError) as exc:
             raise self._unwritable(str(exc)) from exc
 
     @contextlib.contextmanager
@@ -358,14 +369,21 @@ class AuditLog:
             self._write_checkpoint()
 
     def _write_checkpoint(self) -> None:
-        size = self._tree.size
-        if size == self._covered:
+        if self._tree.size == self._covered:
             return
-        text = Checkpoint(self._keys[0].name, size, self._tree.root()).text()
-        note = sign_note(text, self._keys[0], self._sign)
+        note = self._signed()
+        self._keep_apart(note)  # its records are on the disk, so a crash before the next line does no harm
         self._notes.append(note)
         self._notes_size += len(note)
-        self._newest, self._covered, self._signed_at = note, size, time.monotonic()
+        self._newest, self._covered, self._signed_at = note, self._tree.size, time.monotonic()
+
+    def _signed(self) -> bytes:
+        text = Checkpoint(self._keys[0].name, self._tree.size, self._tree.root()).text()
+        return sign_note(text, self._keys[0], self._sign)
+
+    def _keep_apart(self, note: bytes) -> None:
+        self._remember(note)
+        self._last = note
 
     # --- opening ---
 
@@ -383,7 +401,7 @@ class AuditLog:
                 if note.endswith(b"\n") and b"\n\n" in note[:-1]:
                     notes_size, newest = notes_size + len(note), note
             whole_notes = iter_notes(read_lines(self._path(CHECKPOINTS_NAME), 0, notes_size))
-            verifier = LogVerifier(whole_notes, self._keys)
+            verifier = LogVerifier(whole_notes, self._keys, self._last, _LAST)
             marks: list[int] = []
             log_size = 0
             lines = read_lines(self._path(LOG_NAME), 0, log_end)

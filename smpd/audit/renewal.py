@@ -7,7 +7,7 @@ sets it aside, and the first record of the next names it, with its last signed s
 import contextlib
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -34,9 +34,16 @@ class SetAside(msgspec.Struct, frozen=True):
 
 
 def set_aside(
-    directory: str, names: Sequence[str], keys: Sequence[VerifierKey], *, actor: str, reason: str, found: str
+    directory: str,
+    names: Sequence[str],
+    keys: Sequence[VerifierKey],
+    last: bytes | None,
+    *,
+    actor: str,
+    reason: str,
+    found: str,
 ) -> SetAside:
-    """Move the log and its checkpoints, in this order, into a folder of their own.
+    """Move the log and its checkpoints, in this order, into a folder of their own; ``last`` is the newest one.
 
     After a crash in between, checkpoints without their log are a broken log still.
 
@@ -44,7 +51,7 @@ def set_aside(
         OSError: as it came; call again.
     """
     log, notes = (os.path.join(directory, name) for name in names)
-    size, root = _last_signed(notes, keys)
+    size, root = max(_last_signed(notes, keys), _signed([last] if last else [], keys))
     name = f"{_PREFIX}{len(_folders(directory)) + 1}"
     aside = SetAside(name, actor, reason[:200], found[:200], size, root, _digest(log))
     folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -80,12 +87,18 @@ def _folders(directory: str) -> list[str]:
 
 def _last_signed(path: str, keys: Sequence[VerifierKey]) -> tuple[int, str]:
     """Size and root, in hex, of the last checkpoint whose signature holds."""
+    try:
+        return _signed(iter_notes(read_lines(path)), keys)
+    except FileNotFoundError:
+        return 0, ""
+
+
+def _signed(notes: Iterable[bytes], keys: Sequence[VerifierKey]) -> tuple[int, str]:
     size, root = 0, ""
-    with contextlib.suppress(FileNotFoundError):
-        for note in iter_notes(read_lines(path)):
-            with contextlib.suppress(AuditError):
-                checkpoint = open_checkpoint(note, keys)
-                size, root = checkpoint.size, checkpoint.root.hex()
+    for note in notes:
+        with contextlib.suppress(AuditError):
+            checkpoint = open_checkpoint(note, keys)
+            size, root = checkpoint.size, checkpoint.root.hex()
     return size, root
 
 

@@ -86,7 +86,7 @@ class Versions:
                 connection.execute("DELETE FROM versions WHERE place=?", (place,))
                 connection.execute("INSERT INTO versions (place, body) VALUES (?, ?)", (place, body))
             newest = connection.execute("SELECT max(number) FROM versions").fetchone()[0]
-            connection.execute("DELETE FROM versions WHERE number <= ?", (newest - self.remembered,))
+            connection.execute("DELETE FROM versions WHERE number BETWEEN 1 AND ?", (newest - self.remembered,))
 
     def look(self, after: int, limit: int) -> tuple[int, int]:
         """Open what is remembered behind number ``after``, at most ``limit`` of it.

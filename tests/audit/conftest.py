@@ -1,6 +1,6 @@
-"""A signing key, and a way to open the log of a directory with fixed keys."""
+"""A signing key, a way to open the log of a directory with fixed keys, and the database beside it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,9 @@ from nacl.signing import SigningKey
 
 from smp_proto.audit.note import VerifierKey
 from smpd.audit import AuditLog
+from smpd.jobs.database import Database
+from smpd.jobs.seal import StateSeal
+from smpd.vault.checkpoint import LastCheckpoint
 
 SIGNER = SigningKey(bytes(range(32)))
 KEY = VerifierKey("audit.example/box1", bytes(SIGNER.verify_key))
@@ -30,6 +33,18 @@ def open_log(tmp_path: Path) -> Callable[..., AuditLog]:
         return AuditLog(str(directory), **(settings | changes))
 
     return opened
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    database = Database(str(tmp_path / "smpd.db"))
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def last(database: Database) -> LastCheckpoint:
+    return LastCheckpoint(database, StateSeal(bytearray(range(32))))
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from smp_proto.audit.verify import verify_log
 from smp_proto.errors import AuditError
 from smpd.audit.kept import KeptLog
 from smpd.audit.log import AuditLog
+from smpd.vault.checkpoint import LastCheckpoint
 
 ORIGIN = "audit.example/box1"
 PRIVATE = [SigningKey(bytes([number]) * 32) for number in range(4)]
@@ -110,16 +111,18 @@ def test_a_record_that_names_no_key_is_broken() -> None:
 class Keys:
     """What the daemon has: keys that a commit changes, and a log that is opened with them."""
 
-    def __init__(self, folder: Path, open_log: Any) -> None:
+    def __init__(self, folder: Path, open_log: Any, last: LastCheckpoint) -> None:
         self.order = [FIRST]
-        self._folder, self._open_log = folder, open_log
+        self._folder, self._open_log, self._last = folder, open_log, last
 
     def opened(self) -> KeptLog:
-        return KeptLog(str(self._folder / "audit"), lambda: [KEYS[each] for each in self.order], self._open)
+        directory = str(self._folder / "audit")
+        return KeptLog(directory, lambda: [KEYS[each] for each in self.order], self._open, self._last)
 
-    def _open(self) -> AuditLog:
+    def _open(self, **kept: Any) -> AuditLog:
         key, *earlier = (KEYS[each] for each in self.order)
-        return self._open_log(self._folder / "audit", sign=signing(self.order[0]), key=key, earlier_keys=earlier)
+        more = {"sign": signing(self.order[0]), "key": key, "earlier_keys": earlier}
+        return self._open_log(self._folder / "audit", **more, **kept)
 
     def change(self, log: KeptLog, key: int) -> None:
         log.rotate(KEYS[key], signing(key), lambda: self.order.insert(0, key), actor="anna", reason="a test")
@@ -133,8 +136,8 @@ class Keys:
 
 
 @pytest.fixture
-def keys(tmp_path: Path, open_log: Any) -> Keys:
-    return Keys(tmp_path, open_log)
+def keys(tmp_path: Path, open_log: Any, last: LastCheckpoint) -> Keys:
+    return Keys(tmp_path, open_log, last)
 
 
 def test_the_log_itself_changes_over(keys: Keys) -> None:

@@ -100,6 +100,21 @@ def test_a_broken_audit_log(machine: Box) -> None:
         assert again.value.code == "wrong_state"
 
 
+def test_an_audit_log_without_its_checkpoints(machine: Box) -> None:
+    """One that somebody changed while smpd was stopped, and left the checkpoints out of, is not signed anew."""
+    machine.start()
+    assert machine.stop() == 0
+    log, notes = (machine.state / "audit" / name for name in ("audit.jsonl", "checkpoints"))
+    log.write_bytes(log.read_bytes().replace(b'"actor":"', b'"actor":"not '))
+    notes.write_bytes(b"")
+    machine.start()
+    with client(machine) as caller:
+        assert not caller.status().audit_ok
+    assert not notes.read_bytes()
+    machine.ctl("audit", "renew", "--reason", "somebody was here")
+    machine.ctl("audit", "verify")
+
+
 @pytest.mark.parametrize("name", [keys.IDENTITY, keys.STATE_KEY, keys.CREDENTIAL])
 @pytest.mark.parametrize("copy", [False, True])
 def test_a_damaged_key_file(machine: Box, name: str, copy: bool) -> None:

@@ -263,7 +263,7 @@ def _blind_seal() -> contextlib.AbstractContextManager[object]:
 
     def forget(self: KeptLog) -> None:
         shutil.rmtree(self.directory, ignore_errors=True)
-        self._log, self.broken = self._open_log(), None
+        self._log, self.broken = self._open_log(last=None, remember=self._last.keep), None
 
     return replaced(KeptLog, "_open", forget)
 

@@ -16,7 +16,6 @@ from .note import Checkpoint, VerifierKey, peek_checkpoint, signers
 from .record import AuditRecord, parse_line
 
 MAX_FINDINGS = 100
-_OUTSIDE = "the outside checkpoint"
 
 
 class AuditReport(msgspec.Struct, frozen=True):
@@ -60,12 +59,19 @@ class LogVerifier:
         checkpoints: the log's own, as signed notes in the order they were made.
         keys: those that are believed to begin with; all bear the log's origin as name.
         outside: a signed checkpoint that was held where the log's keeper could not change it.
+        called: what errors call that one.
 
     Raises:
         AuditError: ``audit_broken``, here and in each method; ``details["record"]`` is the first bad record.
     """
 
-    def __init__(self, checkpoints: Iterable[bytes], keys: Sequence[VerifierKey], outside: bytes | None = None) -> None:
+    def __init__(
+        self,
+        checkpoints: Iterable[bytes],
+        keys: Sequence[VerifierKey],
+        outside: bytes | None = None,
+        called: str = "the outside checkpoint",
+    ) -> None:
         self.tree = Tree()
         self.checkpoints_ok = 0
         self.covered = 0
@@ -76,7 +82,8 @@ class LogVerifier:
         self._notes = iter(checkpoints)
         self._time = ""
         self._findings: list[str] = []
-        self._outside = None if outside is None else _Note(outside, self._peek(outside, _OUTSIDE))
+        self._called = called
+        self._outside = None if outside is None else _Note(outside, self._peek(outside, called))
         self._next = self._advance()
         self._compare()
 
@@ -97,7 +104,7 @@ class LogVerifier:
     def finish(self) -> AuditReport:
         """The report, once all lines were fed."""
         size = self.tree.size
-        for note, name in ((self._outside, _OUTSIDE), (self._next, self._own())):
+        for note, name in ((self._outside, self._called), (self._next, self._own())):
             if note is not None:
                 self._verify(note, name)
                 raise broken(size, f"the log ends after {size} records, but {name} covers {note.says.size}")
@@ -119,6 +126,9 @@ class LogVerifier:
             self._find(f"record {number}: the clock went back from {self._time} to {record.time}")
         if record.event == "audit.recovered":
             self._find(f"record {number}: the log was recovered after a crash or a failed write")
+        if record.event == "audit.adopted":
+            why = record.fields.get("reason")
+            self._find(f"record {number}: the log was taken as it was found, since {why}; hold it against a checkpoint")
         if record.event == "audit.begin":
             after, covered = record.fields.get("after"), record.fields.get("covered")
             self._find(f"record {number}: this log comes after a broken one, set aside as {after}, {covered} signed")
@@ -142,7 +152,7 @@ class LogVerifier:
 
     def _verify(self, note: "_Note", name: str) -> tuple[VerifierKey, ...]:
         """Who signed it, of those who may: of the log's own checkpoints its key then; of another also one before."""
-        may = self._allowed() if name != _OUTSIDE else (*self._keys, *self.signers, *self._successors)
+        may = self._allowed() if name != self._called else (*self._keys, *self.signers, *self._successors)
         try:
             return signers(note.data, may)
         except AuditError as exc:
@@ -166,8 +176,8 @@ class LogVerifier:
             self.checkpoints_ok += 1
             self._next = self._advance()
         if outside is not None and outside.says.size == size:
-            self._verify(outside, _OUTSIDE)
-            self._match(outside.says, _OUTSIDE, 0)
+            self._verify(outside, self._called)
+            self._match(outside.says, self._called, 0)
             self._outside = None
 
     def _signed_by(self, keys: tuple[VerifierKey, ...]) -> None:

@@ -1,0 +1,229 @@
+"""The newest checkpoint is kept in the database, too: a log without what it covers is not gone on with."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from smp_proto.audit.note import VerifierKey, iter_notes
+from smp_proto.audit.record import AuditRecord, encode_line, parse_line
+from smp_proto.audit.verify import verify_log
+from smp_proto.errors import AuditError, ResourceError
+from smpd.audit import renewal
+from smpd.audit.kept import KeptLog
+from smpd.jobs.database import Database
+from smpd.vault.checkpoint import LastCheckpoint
+
+
+class Place:
+    """A log, what the database says of it, and what somebody does to both while nobody looks."""
+
+    def __init__(self, folder: Path, open_log, key: VerifierKey, database: Database, last: LastCheckpoint) -> None:
+        self.folder, self.key, self.database, self.last = folder, key, database, last
+        self.log, self.notes = folder / "audit.jsonl", folder / "checkpoints"
+        self._open_log = open_log
+
+    def opened(self) -> KeptLog:
+        return KeptLog(str(self.folder), lambda: [self.key], self._open_log, self.last)
+
+    def write(self, records: int = 5) -> None:
+        with self.opened() as log:
+            for number in range(records):
+                log.append("a.b", actor="anna", number=number)
+
+    def anew(self, records: int) -> None:
+        """A log that somebody made up, with the checkpoints left out."""
+        made = [
+            AuditRecord(n, "2026-01-01T00:00:00.000000Z", "a.b", "otto", "", "", "", {}, "") for n in range(records)
+        ]
+        self.log.write_bytes(b"".join(map(encode_line, made)))
+        self.notes.write_bytes(b"")
+
+    def rows(self) -> list[tuple]:
+        return self.database.rows("SELECT * FROM versions")
+
+    def put_back(self, rows: list[tuple]) -> None:
+        with self.database.transaction() as connection:
+            connection.execute("DELETE FROM versions")
+            connection.executemany("INSERT INTO versions VALUES (?, ?, ?)", rows)
+
+    def broken(self) -> str:
+        with self.opened() as log:
+            return log.broken.message if log.broken else ""
+
+    def events(self) -> list[str]:
+        return [parse_line(line).event for line in self.log.read_bytes().splitlines(keepends=True)]
+
+    def findings(self) -> tuple[str, ...]:
+        lines = self.log.read_bytes().splitlines(keepends=True)
+        return verify_log(lines, iter_notes(self.notes.read_bytes().splitlines(keepends=True)), [self.key]).findings
+
+
+@pytest.fixture
+def place(tmp_path: Path, open_log, key: VerifierKey, database: Database, last: LastCheckpoint) -> Place:
+    return Place(tmp_path / "audit", open_log, key, database, last)
+
+
+def shorter(place: Place) -> None:
+    """Back to the first checkpoint, as the log was once."""
+    first = next(iter_notes(place.notes.read_bytes().splitlines(keepends=True)))
+    place.notes.write_bytes(first)
+    place.log.write_bytes(b"".join(place.log.read_bytes().splitlines(keepends=True)[:5]))
+
+
+FORGERIES: dict[str, Callable[[Place], object]] = {
+    "as long": lambda place: place.anew(10),
+    "longer": lambda place: place.anew(99),
+    "shorter": lambda place: place.anew(1),
+    "empty": lambda place: place.anew(0),
+    "gone": lambda place: (place.log.unlink(), place.notes.unlink()),
+    "cut back": shorter,
+}
+
+
+@pytest.mark.parametrize("how", FORGERIES)
+def test_a_log_that_was_written_anew(place: Place, how: str) -> None:
+    """It is broken, whoever left the checkpoints out, and nothing of it is signed; an admin can begin a new one."""
+    place.write()
+    place.write()
+    FORGERIES[how](place)
+    was = place.notes.read_bytes() if place.notes.exists() else b""
+    assert "the last checkpoint, as the database has it" in place.broken()
+    assert place.notes.read_bytes() == was
+    with place.opened() as log:
+        with pytest.raises(AuditError) as caught:
+            log.append("a.b", actor="anna")
+        assert "smpd.db" in caught.value.hint
+        aside = log.renew(actor="root(0)", reason="somebody was here")
+        assert (aside.size, aside.name) == (10, "set-aside-1")
+        log.append("a.b", actor="anna")
+    assert not place.broken()
+    assert place.events() == ["audit.begin", "a.b"]
+
+
+def test_what_comes_from_one_backup(place: Place, tmp_path: Path) -> None:
+    """Log and database of one time, an older database alone, and neither of them: all that opens. An older log alone does not."""
+    place.write()
+    rows = place.rows()
+    shutil.copytree(place.folder, tmp_path / "backup")
+    place.write()
+    place.put_back(rows)
+    assert not place.broken()  # and what was signed since is kept again with the next checkpoint
+    place.write(1)
+    newer = place.rows()
+    assert newer != rows
+    shutil.rmtree(place.folder)
+    shutil.copytree(tmp_path / "backup", place.folder)
+    assert "ends after 5 records" in place.broken()
+    place.put_back(rows)
+    assert not place.broken()
+    place.put_back([])
+    shutil.rmtree(place.folder)
+    place.write(3)
+    assert place.events() == ["a.b"] * 3
+
+
+@pytest.mark.parametrize("how", ["none", "damaged"])
+def test_where_nothing_is_known(place: Place, how: str) -> None:
+    """After an upgrade, or where somebody took it away, the log is gone on with, and says so for good, once."""
+    place.write()
+    rows = [(number, at, body[:-1] + bytes([body[-1] ^ 1])) for number, at, body in place.rows()]
+    place.put_back(rows if how == "damaged" else [])
+    place.write(1)
+    place.write(1)
+    assert place.events() == [*["a.b"] * 5, "audit.adopted", "a.b", "a.b"]
+    assert "record 5: the log was taken as it was found, since" in " ".join(place.findings())
+    place.anew(9)
+    assert place.broken()
+
+
+def test_a_first_run_that_is_cut_off(place: Place) -> None:
+    """A log that begins is known from its beginning on: no checkpoint of its own is needed to go on with it."""
+    log = place.opened()
+    log.append("a.b", actor="anna")
+    log._log._files.close()  # killed
+    place.write(1)
+    assert place.events() == ["a.b", "a.b"]
+
+
+@pytest.mark.parametrize("step", ["before the database", "after the database"])
+def test_a_crash_at_a_checkpoint(place: Place, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    """What a checkpoint covers is on the disk before either has it, so the log opens whichever of the two has."""
+    place.write()
+    keep = place.last.keep
+
+    def crash(note: bytes) -> None:
+        if step == "after the database":
+            keep(note)
+        raise KeyboardInterrupt
+
+    log = place.opened()
+    log.append("a.b", actor="anna")
+    monkeypatch.setattr(place.last, "keep", crash)
+    log._log._remember = crash
+    with pytest.raises(KeyboardInterrupt):
+        log.checkpoint()
+    log._log._files.close()
+    monkeypatch.undo()
+    place.write(1)
+    assert place.events() == ["a.b"] * 7
+    assert not place.broken()
+
+
+def test_a_database_that_cannot_be_written(place: Place) -> None:
+    """No checkpoint without it; the log refuses, and goes on when it can be written again."""
+    with place.opened() as log:
+        log.append("a.b", actor="anna")
+        full = ResourceError("disk_full", "the database is full")
+
+        def refuse(note: bytes) -> None:
+            raise full
+
+        log._log._remember, kept = refuse, log._log._remember
+        with pytest.raises(AuditError) as caught:
+            log.checkpoint()
+        assert caught.value.code == "audit_unwritable"
+        assert not log.checkpoints()
+        log._log._remember = kept
+        log.retry()
+        assert log.checkpoint()
+    assert place.events() == ["a.b", "audit.recovered"]
+
+
+@pytest.mark.parametrize("moved", [0, 1, 2])
+def test_a_crash_while_it_is_set_aside(place: Place, monkeypatch: pytest.MonkeyPatch, moved: int) -> None:
+    """Until all is moved it is broken still; then there is a new one, that names it."""
+    place.write()
+    place.anew(9)
+    give = renewal.durable.give_name
+    left = [moved]
+
+    def crash(name: str, *arguments, **options) -> None:
+        if "/" in str(arguments[0]):
+            if not left[0]:
+                raise KeyboardInterrupt
+            left[0] -= 1
+        give(name, *arguments, **options)
+
+    def interrupted(self: KeptLog) -> None:
+        raise KeyboardInterrupt
+
+    with place.opened() as log:
+        monkeypatch.setattr(renewal.durable, "give_name", crash)
+        if moved == 2:
+            monkeypatch.setattr(KeptLog, "_open", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            log.renew(actor="root(0)", reason="")
+    monkeypatch.undo()
+    with place.opened() as log:
+        # Of a log that is moved the empty checkpoints say nothing.
+        assert bool(log.broken) == (moved == 0)
+        if moved == 0:
+            log.renew(actor="root(0)", reason="again")
+        log.append("a.b", actor="anna")
+        begun = msgspec.json.decode(log.read(0, 1)[0])
+        assert begun["event"] == "audit.begin"
+        assert begun["fields"]["covered"] == 5
+    assert place.events() == ["audit.begin", "a.b"]
