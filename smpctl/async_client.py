@@ -390,11 +390,14 @@ class AsyncClient:
         """Have the daemon stop believing a sender."""
         return await self._call(c.TrustRemove(name), c.TrustView)
 
-    async def audit_read(self, since: int = 0) -> tuple[list[bytes], c.AuditProof]:
-        """Records from ``since`` on, as stored, one line each, and what is needed to verify them."""
+    async def audit_read(self, since: int = 0, *, newest: bool = False) -> tuple[list[bytes], c.AuditProof]:
+        """Records from ``since`` on, as stored, one line each, and what is needed to verify them.
+
+        ``newest``: of the checkpoints only the newest one.
+        """
         lines: list[bytes] = []
         checkpoints: list[str] = []
-        async with self._open(c.AuditRead(since)) as exchange:
+        async with self._open(c.AuditRead(since, newest=newest)) as exchange:
             async for batch in messages(exchange, c.AuditLines):
                 lines.extend(batch.lines)
                 checkpoints.extend(batch.checkpoints)
@@ -415,7 +418,7 @@ class AsyncClient:
 
     async def audit_lines(self, since: int = 0) -> AsyncGenerator[bytes, None]:
         """Yield the records alone, for a log that is too large to hold."""
-        async with self._open(c.AuditRead(since)) as exchange:
+        async with self._open(c.AuditRead(since, newest=True)) as exchange:
             async for batch in messages(exchange, c.AuditLines):
                 for line in batch.lines:
                     yield line

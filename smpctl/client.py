@@ -392,11 +392,14 @@ class Client:
         """Have the daemon stop believing a sender."""
         return self._call(c.TrustRemove(name), c.TrustView)
 
-    def audit_read(self, since: int = 0) -> tuple[list[bytes], c.AuditProof]:
-        """Records from ``since`` on, as stored, one line each, and what is needed to verify them."""
+    def audit_read(self, since: int = 0, *, newest: bool = False) -> tuple[list[bytes], c.AuditProof]:
+        """Records from ``since`` on, as stored, one line each, and what is needed to verify them.
+
+        ``newest``: of the checkpoints only the newest one.
+        """
         lines: list[bytes] = []
         checkpoints: list[str] = []
-        with self._open(c.AuditRead(since)) as exchange:
+        with self._open(c.AuditRead(since, newest=newest)) as exchange:
             for batch in exchange.messages(c.AuditLines):
                 lines.extend(batch.lines)
                 checkpoints.extend(batch.checkpoints)
@@ -410,7 +413,7 @@ class Client:
 
     def audit_lines(self, since: int = 0) -> Iterator[bytes]:
         """Yield the records alone, for a log that is too large to hold."""
-        with self._open(c.AuditRead(since)) as exchange:
+        with self._open(c.AuditRead(since, newest=True)) as exchange:
             for batch in exchange.messages(c.AuditLines):
                 yield from batch.lines
 

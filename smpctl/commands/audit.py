@@ -1,6 +1,7 @@
 """The audit log: read it, and verify it here, with nothing of the daemon's but its records."""
 
 import os
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,7 +27,7 @@ def audit() -> None:
 def tail(session: Session, count: int) -> None:
     """The last records."""
     since = max(0, session.client.status().audit_size - count)
-    for line in session.client.audit_lines(since):
+    for line in deque(session.client.audit_lines(since), count):  # of a broken log all come
         record: dict[str, Any] = msgspec.json.decode(line)
         session.show(record, lambda each=record: click.echo(_line(each)))  # type: ignore[misc]
 
@@ -41,7 +42,7 @@ def _line(record: dict[str, Any]) -> str:
 @audit.command()
 def checkpoint(session: Session) -> None:
     """Sign a checkpoint over the log as it is now, and print it, to be kept where the box cannot change it."""
-    _, proof = session.client.audit_read(session.client.status().audit_size)
+    _, proof = session.client.audit_read(session.client.status().audit_size, newest=True)
     note = proof.checkpoints[-1]
     session.show({"checkpoint": note}, lambda: click.echo(note, nl=False))
 

@@ -149,7 +149,8 @@ async def audit_read(daemon: Daemon, actor: Actor, request: AuditRead, exchange:
         for batch in batches(lines):
             await exchange.send(AuditLines(batch))
     notes = await anyio.to_thread.run_sync(log.checkpoints)
-    *earlier, newest = batches([note.decode(errors="replace") for note in notes])
+    wanted = notes[-1:] if request.newest else notes
+    *earlier, newest = batches([note.decode(errors="replace") for note in wanted])
     for texts in earlier:
         await exchange.send(AuditLines([], texts))
     key, *before = log.keys

@@ -34,16 +34,40 @@ def checkpoint(lines: list[bytes]) -> bytes:
     return sign_note(Checkpoint(KEY.name, len(lines), root).text(), KEY, lambda data: SIGNER.sign(data).signature)
 
 
-def keep(daemon: StandIn, lines: list[bytes], *, newlines: bool = True) -> None:
-    """Have the stand-in hold a log with one checkpoint over all of it."""
+def keep(daemon: StandIn, lines: list[bytes], *, newlines: bool = True) -> list[c.AuditRead]:
+    """Have the stand-in hold a log with one checkpoint over all of it; returns what it is asked from then on."""
+    asked: list[c.AuditRead] = []
 
     async def answer(request: c.AuditRead, exchange: aio.Exchange) -> c.AuditProof:
+        asked.append(request)
         wanted = [line if newlines else line[:-1] for line in lines[request.since :]]
         for start in range(0, len(wanted), 3):
             await exchange.send(c.AuditLines(wanted[start : start + 3]))
         return c.AuditProof([checkpoint(lines).decode()], KEY.name, KEY.public)
 
     daemon.answers |= {c.AuditRead: answer, c.StatusRequest: status(audit_size=len(lines))}
+    return asked
+
+
+def test_only_what_is_needed_is_asked_for(smpctl: Smpctl, daemon: StandIn) -> None:
+    """Checkpoints of all time are for verifying alone."""
+    asked = keep(daemon, lines_of(10))
+    smpctl("audit", "tail")
+    assert smpctl("audit", "checkpoint").out.encode() == checkpoint(lines_of(10))
+    smpctl("audit", "verify")
+    assert asked == [
+        c.AuditRead(0, newest=True),
+        c.AuditRead(10, newest=True),
+        c.AuditRead(10),
+        c.AuditRead(newest=True),
+    ]
+
+
+def test_tail_shows_no_more(smpctl: Smpctl, daemon: StandIn) -> None:
+    """So many records, also of a broken log, whose size nobody can tell."""
+    keep(daemon, lines_of(10))
+    daemon.answers |= {c.StatusRequest: status(audit_size=0)}
+    assert [line.split()[0] for line in smpctl("audit", "tail", "-n", "2").out.splitlines()] == ["8", "9"]
 
 
 def test_tail_shows_the_last(smpctl: Smpctl, daemon: StandIn) -> None:

@@ -52,6 +52,20 @@ async def test_more_checkpoints_than_fit_a_frame(tmp_path: Path, asked: Asked) -
         assert proof.origin == log.keys[0].name
 
 
+async def test_no_checkpoint_more_than_is_asked_for(tmp_path: Path) -> None:
+    """Who wants records, or the newest checkpoint alone, is not sent those of all time."""
+    async with whole(tmp_path) as box, box.client(0) as caller:
+        await box.daemon.box.audit("daemon.start", actor="test")
+        notes = [b"an old one" * 1000] * 1000 + [await anyio.to_thread.run_sync(box.daemon.audit.checkpoint)]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(type(box.daemon.audit), "checkpoints", lambda _: notes)
+            async with caller.open(c.AuditRead(newest=True)) as exchange:
+                batches = [batch async for batch in exchange.messages(c.AuditLines)]
+                proof = await exchange.result(c.AuditProof)
+        assert [batch.checkpoints for batch in batches] == [[]]
+        assert proof.checkpoints == [notes[-1].decode()]
+
+
 def kept(box: Whole, names: list[str], about: str = "") -> str:
     """An item of the vault with empty entries of these names."""
     job, _ = box.daemon.box.journal.add(c.GetSpec("r:x"), owner="somebody(1)", key="k")

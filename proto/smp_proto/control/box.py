@@ -152,11 +152,13 @@ class Processors(msgspec.Struct):
 class AuditRead(Request, tag="audit-read"):
     """Records from ``since`` on, as stored. DATA: AuditLines. Reply: AuditProof.
 
-    Checkpoints that do not fit the reply come before it, as DATA: the client puts those of the reply after them.
+    Checkpoints that do not fit the reply come before it, as DATA: the client puts those of the reply after them. Who
+    does not verify the log wants the ``newest`` alone.
     """
 
     since: int = 0
     last: int = 0
+    newest: bool = False
 
 
 class AuditRenew(Request, tag="audit-renew"):
