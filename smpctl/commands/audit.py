@@ -10,7 +10,7 @@ import msgspec
 
 from smp_proto.audit.note import VerifierKey, iter_notes
 from smp_proto.audit.verify import AuditReport, verify_log
-from smp_proto.errors import NotFoundError, UsageError
+from smp_proto.errors import AuditError, NotFoundError, UsageError
 from smpctl.render import facts, plain
 from smpctl.session import Session, VerbGroup
 
@@ -43,6 +43,8 @@ def _line(record: dict[str, Any]) -> str:
 def checkpoint(session: Session) -> None:
     """Sign a checkpoint over the log as it is now, and print it, to be kept where the box cannot change it."""
     _, proof = session.client.audit_read(session.client.status().audit_size, newest=True)
+    if not session.client.status().audit_ok:  # what came then is from before it broke
+        raise AuditError("audit_broken", "the audit log is broken, so nothing of it is signed", hint="smpctl doctor")
     note = proof.checkpoints[-1]
     session.show({"checkpoint": note}, lambda: click.echo(note, nl=False))
 

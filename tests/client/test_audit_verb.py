@@ -70,6 +70,19 @@ def test_tail_shows_no_more(smpctl: Smpctl, daemon: StandIn) -> None:
     assert [line.split()[0] for line in smpctl("audit", "tail", "-n", "2").out.splitlines()] == ["8", "9"]
 
 
+@pytest.mark.parametrize("left", [True, False])
+def test_nothing_of_a_broken_log_is_signed(smpctl: Smpctl, daemon: StandIn, left: bool) -> None:
+    """A checkpoint from before is not taken for one over the log as it is, and none at all is no fault."""
+
+    async def answer(request: c.AuditRead, exchange: aio.Exchange) -> c.AuditProof:
+        return c.AuditProof([checkpoint(lines_of(10)).decode()] * left, KEY.name, KEY.public)
+
+    daemon.answers |= {c.AuditRead: answer, c.StatusRequest: status(audit_size=0, audit_ok=False)}
+    ran = smpctl("audit", "checkpoint")
+    assert (ran.code, ran.out) == (11, "")
+    assert "smpctl doctor" in ran.err
+
+
 def test_tail_shows_the_last(smpctl: Smpctl, daemon: StandIn) -> None:
     """The last records, as lines or as the records themselves."""
     keep(daemon, lines_of(10))
