@@ -10,7 +10,9 @@ import pytest
 from whole import Whole, whole
 
 from smp_proto import control as c
+from smp_proto.errors import UsageError
 from smp_proto.sealed.bundle import BundleWriter
+from smp_proto.sealed.entries import ATTRIBUTES_MAX_BYTES
 from smpctl import AsyncClient, Client
 from smpd.vault.objects import Adoption
 
@@ -107,6 +109,16 @@ async def test_more_opened_than_fit_a_frame(tmp_path: Path) -> None:
             parts = [part async for part in exchange.messages(c.Entries)]
             parts.append(await exchange.result(c.Entries))
         assert [entry.name for part in parts for entry in part.entries] == names
+
+
+async def test_as_much_as_there_can_be_of_an_entry(tmp_path: Path, asked: Asked) -> None:
+    """Whatever can be sealed can be listed: names and attributes as long as they may be."""
+    names = [f"{'n' * 250}/{'n' * 250}/{'n' * 250}/{'n' * 250}/{number:03}" for number in range(20)]
+    async with whole(tmp_path) as box:
+        item = await anyio.to_thread.run_sync(kept, box, names, "x" * (ATTRIBUTES_MAX_BYTES - 10))
+        assert [entry.name for entry in await asked(box, "vault_entries", item)] == names
+        with pytest.raises(UsageError):
+            kept(box, names, "x" * (ATTRIBUTES_MAX_BYTES - 9))
 
 
 @pytest.mark.parametrize("count", [0, 1, 6])

@@ -200,6 +200,7 @@ def check_index(index, p):
         folders.update("/".join(parts[:i]) for i in range(1, len(parts)))
         media_type = entry["media_type"]
         refuse_unless(len(media_type) <= 255 and all(" " <= c <= "~" for c in media_type))
+        refuse_unless(len(msgspec.msgpack.encode(entry["attributes"])) <= 65536)
         refuse_unless(entry["offset"] == position)
         position += entry["size"]
     refuse_unless(not names & folders)

@@ -99,6 +99,8 @@ def good() -> None:
     contents = {"a": pattern(20)}
     save("attributes", "every kind of attribute", expected(contents, "image/png", facts),
          bundle(contents, [BOB.public], media_type="image/png", attributes=facts))  # fmt: skip
+    save("attributes-most", "as many bytes of attributes as an entry may have", expected(contents, attributes=most(0)),
+         bundle(contents, [BOB.public], attributes=most(0)))  # fmt: skip
     data = bundle(contents, [CAROL.public, BOB.public])
     save("two-recipients", "the second row is ours", expected(contents), data)
     save(
@@ -110,6 +112,11 @@ def good() -> None:
     )
     contents = {"first": pattern(S - 56), "second": pattern(S - 16), "third": pattern(9)}
     save("three-segments", "entries as long as segments", expected(contents), bundle(contents, [BOB.public]))
+
+
+def most(more: int) -> dict[str, str]:
+    """Attributes that take 65,536 bytes, and so many more."""
+    return {"a": "x" * (65_536 - 6 + more)}
 
 
 def patched() -> None:
@@ -235,6 +242,7 @@ def forged() -> None:
         encode_index=lambda v: b"\x91" * 5_000 + b"\xc0",
     )
     make("index-nil", "an attribute that is nothing", "corrupt", entries=[entry(attributes={"a": None})])
+    make("index-attributes", "a byte of attributes too many", "corrupt", entries=[entry(attributes=most(1))])
     make("index-media-type", "a media type with a line feed", "corrupt", entries=[entry(media_type="a\nb")])
     names = {
         "absolute": "/etc/passwd", "parent": "a/../b", "dot": "./a", "empty": "", "double-slash": "a//b",

@@ -251,7 +251,15 @@ def test_other_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
         writer(bytearray()).finish()
     sealing = writer(bytearray())
     for number, (media_type, attributes) in enumerate(
-        [("", {"n": 1 << 70}), ("", {"n": None}), ("", {"n": [[1]]}), ("", {1: 1}), ("a\n", {}), ("é", {})]
+        [
+            ("", {"n": 1 << 70}),
+            ("", {"n": None}),
+            ("", {"n": [[1]]}),
+            ("", {1: 1}),
+            ("a\n", {}),
+            ("é", {}),
+            ("", {"n": "x" * 65_536}),
+        ]
     ):
         with pytest.raises(UsageError) as caught:
             sealing.begin(str(number), media_type, attributes)  # type: ignore[arg-type]

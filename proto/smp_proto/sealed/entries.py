@@ -14,6 +14,7 @@ from smp_proto.sealed.canonical import decode
 NAME_MAX_BYTES = 1024
 _HEAD_BYTES = 132
 COMPONENT_MAX_BYTES = 255
+ATTRIBUTES_MAX_BYTES = 65_536  # of one entry, encoded: any entry fits a frame of the control protocol
 # Control characters, lone surrogates, line and paragraph separators: nothing a terminal or a log may obey.
 REFUSED_CATEGORIES = frozenset({"Cc", "Cs", "Zl", "Zp"})
 
@@ -39,7 +40,7 @@ class Entry(msgspec.Struct, frozen=True, gc=False):  # no cycle can lead through
         size: bytes; 0 is allowed.
         sha256: of its plaintext, 32 bytes.
         media_type: such as ``application/dicom``, up to 255 printable ASCII characters; may be empty.
-        attributes: facts for a processor, such as a shape; values are scalars or lists of them.
+        attributes: facts for a processor, such as a shape; values are scalars or lists of them, 65,536 bytes in all.
     """
 
     name: str
@@ -112,7 +113,10 @@ def pack_entries(entries: Sequence[Entry]) -> bytes:
         packed = msgspec.msgpack.encode(entries)
         unpack_entries(packed)
     except (OverflowError, TypeError, ValueError):
-        hint = "attributes are text, 64-bit integers, floats, booleans, or lists of these"
+        hint = (
+            "attributes are text, 64-bit integers, floats, booleans, or lists of these, "
+            f"{ATTRIBUTES_MAX_BYTES} bytes for an entry"
+        )
         raise UsageError("bad_request", "a media type or an attribute cannot be stored", hint=hint) from None
     return packed
 
@@ -121,11 +125,16 @@ def unpack_entries(data: bytes) -> tuple[Entry, ...]:
     """The entries of an index's plaintext; whether they can be together says :func:`check_entries`.
 
     Raises:
-        ValueError: it is not the one encoding of entries, or one has a media type that is not printable ASCII.
+        ValueError: it is not the one encoding of entries, or one has a media type that is not printable ASCII, or too
+            many attributes.
     """
     entries = decode(tuple[Entry, ...], data)
     if not all(map(_MEDIA_TYPE.fullmatch, {entry.media_type for entry in entries})):
         raise ValueError("a media type is not printable ASCII")
+    if len(data) > ATTRIBUTES_MAX_BYTES and any(
+        len(msgspec.msgpack.encode(entry.attributes)) > ATTRIBUTES_MAX_BYTES for entry in entries if entry.attributes
+    ):
+        raise ValueError("an entry has too many attributes")
     return entries
 
 
