@@ -146,12 +146,19 @@ class Vault:
         return Result(objects=objects, entries=int(entries), plain_bytes=int(plain), sealed_bytes=int(size))
 
     def list(self, job: str = "", before: str = "", limit: int = -1) -> list[VaultItem]:
-        """Return items, newest first: those of a job where one is named, and those older than ``before``."""
+        """Return items, newest first: those of a job where one is named, and those older than ``before``.
+
+        Raises:
+            NotFoundError: ``no_such_object``; ``before`` is gone, so nobody can tell what is older.
+        """
         wanted = (
             " WHERE removing=0 AND (?1='' OR job=?1) AND (?2='' OR number < (SELECT number FROM vault WHERE id=?2))"
         )
         sql = f"{_SELECT}{wanted} ORDER BY number DESC LIMIT ?3"
-        return [_item(row) for row in self._db.rows(sql, (job, before, limit))]
+        found = [_item(row) for row in self._db.rows(sql, (job, before, limit))]
+        if before and not found:
+            self._find(before)
+        return found
 
     def count(self) -> int:
         """Return how many items there are."""

@@ -90,10 +90,17 @@ class Quarantine:
         return Added(item, tuple(sorted(unneeded - {""})))
 
     def list(self, job: str = "", before: str = "", limit: int = -1) -> list[QuarantineItem]:
-        """Return items, newest first: those of a job where one is named, and those older than ``before``."""
+        """Return items, newest first: those of a job where one is named, and those older than ``before``.
+
+        Raises:
+            NotFoundError: ``no_such_object``; ``before`` is gone, so nobody can tell what is older.
+        """
         wanted = " WHERE (?1='' OR q.job=?1) AND (?2='' OR q.number < (SELECT number FROM quarantine WHERE id=?2))"
         sql = f"{_SELECT}{wanted} ORDER BY q.number DESC LIMIT ?3"
-        return [self._record(row).item for row in self._db.rows(sql, (job, before, limit))]
+        found = [self._record(row).item for row in self._db.rows(sql, (job, before, limit))]
+        if before and not found:
+            self._get(before)
+        return found
 
     def get(self, item: str) -> QuarantineItem:
         """Return one item.

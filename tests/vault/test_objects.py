@@ -87,6 +87,18 @@ def test_adopt_list_open_remove(place: Place) -> None:
     assert caught.value.code == "no_such_object"
 
 
+def test_no_page_after_what_is_gone(place: Place) -> None:
+    """An item that went meanwhile is not taken for the last of all."""
+    for job in (OTHER, JOB):
+        place.adopt(place.part(), job)
+    assert [each.id for each in place.vault.list(before=JOB)] == [OTHER]
+    assert not place.vault.list(before=OTHER)
+    place.vault.remove(JOB)
+    with pytest.raises(NotFoundError) as caught:
+        place.vault.list(before=JOB)
+    assert caught.value.code == "no_such_object"
+
+
 def test_adopt_again_gives_the_same_item(place: Place) -> None:
     """The same job adopts once, with or without its part; a new part of it is left to the spool."""
     item = place.adopt(place.part(), JOB)

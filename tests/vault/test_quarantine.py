@@ -64,6 +64,9 @@ def test_pages(db: Database, seal: StateSeal) -> None:
     page = store.list(one, limit=2)
     assert [each.location for each in page] == ["a:5", "a:3"]
     assert [each.location for each in store.list(one, page[-1].id, 2)] == ["a:1"]
+    store.remove([page[-1].id])
+    with pytest.raises(NotFoundError):
+        store.list(one, page[-1].id, 2)
 
 
 def test_a_damaged_item_is_shown_as_such(db: Database, seal: StateSeal) -> None:

@@ -13,7 +13,7 @@ QUARANTINE_PAGE = 100  # items, whose names may be long, and which fit one frame
 class QuarantineList(Request, tag="quarantine-list"):
     """What was refused, newest first, at most :data:`QUARANTINE_PAGE` items. Reply: Quarantine.
 
-    ``job``: only what this job refused. ``before``: go on after the item of this id.
+    ``job``: only what this job refused. ``before``: go on after the item of this id; if that is gone by now, ask anew.
     """
 
     job: str = ""

@@ -10,7 +10,7 @@ from smp_proto.control.base import Request
 class VaultList(Request, tag="vault-list"):
     """What is kept, newest first, at most :data:`VAULT_PAGE` items. Reply: Vault.
 
-    ``job``: only what this job brought. ``before``: go on after the item of this id.
+    ``job``: only what this job brought. ``before``: go on after the item of this id; if that is gone by now, ask anew.
     """
 
     job: str = ""
