@@ -84,7 +84,8 @@ def open_state(config: Config) -> State:
         undo.callback(seal.wipe)
         audit_folder = os.path.join(folder, "audit")
         signers, opener = partial(log_keys, keys), partial(_open_audit, audit_folder, config, keys, space)
-        audit = KeptLog(audit_folder, signers, opener, LastCheckpoint(database, seal))
+        doubt = "" if keys.signed else "the key of the database was not signed by the box"
+        audit = KeptLog(audit_folder, signers, opener, LastCheckpoint(database, seal), doubt)
         undo.pop_all()
     state = State(folder, space, keys, audit, database, seal, salvaged, notes)
     state.notes += _notes(state)

@@ -31,6 +31,7 @@ class KeptLog:
         keys: its public key, and those before it, as they are when asked.
         open_log: opens it with the arguments ``last`` and ``remember`` of :class:`AuditLog`.
         last: where its newest checkpoint is kept apart.
+        doubt: why what is kept there may be somebody else's, or empty.
 
     Raises:
         AuditError: ``audit_unwritable``.
@@ -42,12 +43,14 @@ class KeptLog:
         keys: Callable[[], Sequence[VerifierKey]],
         open_log: Callable[..., AuditLog],
         last: Memory,
+        doubt: str = "",
     ) -> None:
         self.directory = directory
         self.broken: AuditError | None = None
         self._keys = keys
         self._open_log = open_log
         self._last = last
+        self._doubt = doubt
         self._unknown = ""  # why nothing says what was signed last of a log that has records
         self._log: AuditLog | None = None
         self._changing = threading.Lock()
@@ -192,7 +195,7 @@ class KeptLog:
 
     def _remembered(self) -> Remembered | None:
         """What was signed last, as far as it is known; notes why it is not."""
-        self._unknown = ""
+        self._unknown = self._doubt
         try:
             found = self._last.read()
         except IntegrityError:
@@ -211,7 +214,7 @@ class KeptLog:
             with contextlib.suppress(SmpError):  # a full disk: the log is latched, and :meth:`retry` comes here
                 log.append("audit.adopted", actor="smpd", reason=self._unknown, records=log.size)
                 log.checkpoint()
-                self._unknown = ""
+                self._unknown = self._doubt = ""
 
     def _whole(self) -> AuditLog:
         if self._log is None:

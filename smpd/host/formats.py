@@ -12,7 +12,7 @@ from smp_proto import durable
 from smp_proto.errors import IntegrityError
 
 NAME = "formats.json"
-FORMATS = {"audit": 1, "keys": 1, "spool": 1, "vault": 1}
+FORMATS = {"audit": 1, "keys": 2, "spool": 1, "vault": 1}
 
 
 def check_formats(folder: str) -> None:

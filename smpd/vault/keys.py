@@ -15,6 +15,7 @@ import socket
 import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
@@ -23,7 +24,7 @@ from smp_proto import durable
 from smp_proto.durable import write_file
 from smp_proto.errors import KeyFileError, SmpError
 from smp_proto.sealed.filekey import random_secret, wipe
-from smp_proto.sealed.keys import Identity
+from smp_proto.sealed.keys import WRAPPED_BYTES, Identity
 from smpd.config import Keys
 from smpd.host.credentials import read_secret
 from smpd.host.process import lock_memory
@@ -35,6 +36,7 @@ COPIES = "copies"
 RETIRED = "retired-{}.key"
 _RETIRED = re.compile(r"retired-([1-9][0-9]{0,8})\.key")
 _STATE_INFO = b"smpd state key"
+_STATE_SIGNED = b"smpd state key\0"
 _SECRET_BYTES = 32
 _RESTORE = "restore the keys folder from a backup"
 
@@ -55,6 +57,7 @@ class BoxKeys:
     protection: str
     protected: bool
     mended: list[str]
+    signed: bool = True  # else the key of the state may be anybody's who could write it
     changing: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @property
@@ -93,7 +96,7 @@ def load_keys(folder: str, config: Keys) -> BoxKeys:
             identities = [identity]
         else:
             identities, secret, good = _open_all(folder, found, secrets, kind)
-        root, good[STATE_KEY], wraps = _state_key(folder, identities, found[STATE_KEY])
+        root, good[STATE_KEY], signed, wraps = _state_key(folder, identities, found[STATE_KEY])
         if not (config.passphrase_file or config.credential_file):
             good[CREDENTIAL] = secrets[0] if created else secret
         stale = {IDENTITY: [bytes(good[name]) for name in good if _RETIRED.fullmatch(name)], STATE_KEY: wraps}
@@ -112,6 +115,7 @@ def load_keys(folder: str, config: Keys) -> BoxKeys:
             protection=protection,
             protected=bool(config.passphrase_file or config.credential_file),
             mended=mended,
+            signed=signed,
         )
         for key in (keys.state, keys.pseudonym, keys.detail):
             lock_memory(key)
@@ -241,32 +245,52 @@ def read_secrets(folder: str, config: Keys) -> tuple[list[bytearray], str, str]:
     return secrets, "credential", f"sealed by {path}, which lies beside it"
 
 
+class _State(NamedTuple):
+    """A file of the state's key, opened: by which identity, and the root in it, which the caller wipes.
+
+    It is ``unsigned`` as an older SMP made it: anybody can wrap a key of theirs for a public one.
+    """
+
+    unsigned: bool
+    number: int
+    root: bytearray
+    data: bytes
+
+
 def wrap_state(identity: Identity, root: bytearray) -> bytes:
-    """What the file of the state's key holds; wipes it."""
+    """What the file of the state's key holds: the root, wrapped for an identity and signed by it; wipes the root."""
     try:
-        return identity.public.wrap(root, _STATE_INFO)
+        wrapped = identity.public.wrap(root, _STATE_INFO)
     finally:
         wipe(root)
+    return wrapped + identity.sign(_STATE_SIGNED + wrapped)
 
 
-def unwrap_state(identities: Sequence[Identity], data: bytes) -> tuple[int, bytearray] | None:
-    """Which identity opens the file of the state's key, and the root in it, which the caller wipes; None if none."""
+def unwrap_state(identities: Sequence[Identity], data: bytes) -> _State | None:
+    """Open the file of the state's key with the first identity that can; None if none can."""
+    wrapped, signature = data[:WRAPPED_BYTES], data[WRAPPED_BYTES:]
     for number, identity in enumerate(identities):
         with contextlib.suppress(SmpError):
-            return number, identity.unwrap(data, _STATE_INFO)
+            if not signature or identity.public.verify(signature, _STATE_SIGNED + wrapped):
+                return _State(not signature, number, identity.unwrap(wrapped, _STATE_INFO), data)
     return None
 
 
-def _state_key(folder: str, identities: Sequence[Identity], files: list[bytes]) -> tuple[bytearray, bytes, list[bytes]]:
-    """The root of the keys for this box's state, the file it is to lie in, and which of the present ones are good."""
-    opened = [(*found, data) for data in dict.fromkeys(files) if (found := unwrap_state(identities, data))]
+def _state_key(
+    folder: str, identities: Sequence[Identity], files: list[bytes]
+) -> tuple[bytearray, bytes, bool, list[bytes]]:
+    """The root of the keys for this box's state, the file it is to lie in, whether it was signed, and files like it."""
+    opened = [found for data in dict.fromkeys(files) if (found := unwrap_state(identities, data))]
     if not opened:
         state = "is damaged" if files else "is missing"
         raise KeyFileError("key_invalid", f"{folder}/{STATE_KEY} {state}", hint=_RESTORE)
-    (number, root, data), *others = sorted(opened, key=lambda each: each[0])
-    for _, other, _ in others:
-        wipe(other)
-    return root, wrap_state(identities[0], bytearray(root)) if number else data, [each for _, _, each in opened]
+    best, *others = sorted(opened, key=lambda each: each[:2])
+    like = [best.data, *(each.data for each in others if each.root == best.root)]
+    for each in others:
+        wipe(each.root)
+    present = not (best.unsigned or best.number)
+    data = best.data if present else wrap_state(identities[0], bytearray(best.root))
+    return best.root, data, not best.unsigned, like
 
 
 def _missing(folder: str, name: str) -> KeyFileError:

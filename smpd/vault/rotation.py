@@ -95,8 +95,9 @@ class Rotation:
 
     def _rewrapped(self) -> bytes:
         for data in read_both(self._folder, STATE_KEY):
-            if found := unwrap_state(self._keys.identities, data):
-                return wrap_state(self.identity, found[1])
+            found = unwrap_state(self._keys.identities, data)
+            if found is not None and not found.unsigned:
+                return wrap_state(self.identity, found.root)
         raise OSError(5, f"{STATE_KEY} cannot be read")
 
 

@@ -9,10 +9,17 @@ import pytest
 from box import Box
 from scene import client
 
+from smp_proto.audit.note import iter_notes
 from smp_proto.control import GetSpec
 from smp_proto.errors import AuditError, SmpError
+from smp_proto.sealed.filekey import random_secret
+from smp_proto.sealed.keys import Identity
+from smpd.jobs.database import Database
 from smpd.jobs.pages import FRAME_HEADER_BYTES, read_wal
+from smpd.jobs.seal import StateSeal
 from smpd.vault import keys
+from smpd.vault.checkpoint import LastCheckpoint
+from smpd.vault.trust import TrustStore
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "state-2.tar.xz"
 
@@ -113,6 +120,32 @@ def test_an_audit_log_without_its_checkpoints(machine: Box) -> None:
     assert not notes.read_bytes()
     machine.ctl("audit", "renew", "--reason", "somebody was here")
     machine.ctl("audit", "verify")
+
+
+def test_a_state_of_somebody_else(machine: Box) -> None:
+    """Whoever may write the disk can give the box a database of theirs; that they did, the audit log says for good."""
+    machine.start()
+    assert machine.stop() == 0
+    folder = machine.state / "keys"
+    public, root = Identity.peek((folder / keys.IDENTITY).read_bytes()), random_secret(32)
+    theirs = keys._expand(root, b"smpd state")
+    for where in (folder, folder / keys.COPIES):
+        (where / keys.STATE_KEY).write_bytes(public.wrap(root, b"smpd state key"))
+    for path in machine.state.glob("smpd.db*"):
+        path.unlink()
+    database, eve = Database(str(machine.state / "smpd.db")), Identity.generate("eve").public
+    seal = StateSeal(theirs)
+    TrustStore(database, seal).add("eve", eve.text(), key_id=eve.key_id, fingerprint=eve.fingerprint())
+    notes = iter_notes((machine.state / "audit" / "checkpoints").read_bytes().splitlines(keepends=True))
+    LastCheckpoint(database, seal).keep(list(notes)[-1])
+    database.close()
+    for _ in range(2):
+        machine.start()
+        with client(machine) as caller:
+            adopted = [record["fields"]["reason"] for record in events(caller) if record["event"] == "audit.adopted"]
+        assert adopted[-1] == "the key of the database was not signed by the box"
+        assert len(adopted) == 2  # the first is of the upgrade
+        assert machine.stop() == 0
 
 
 @pytest.mark.parametrize("name", [keys.IDENTITY, keys.STATE_KEY, keys.CREDENTIAL])

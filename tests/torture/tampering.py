@@ -290,7 +290,7 @@ def install(machine: Box, who: Identity) -> None:
     ensure_dir(str(machine.state))
     ensure_dir(folder)
     secret = box_keys.random_secret(32)
-    state_key = who.public.wrap(box_keys.random_secret(32), box_keys._STATE_INFO)
+    state_key = box_keys.wrap_state(who, box_keys.random_secret(32))
     box_keys.write_file(folder, box_keys.CREDENTIAL, bytes(secret))
     box_keys.write_file(folder, box_keys.STATE_KEY, state_key)
     box_keys.write_file(folder, box_keys.IDENTITY, who.to_file(credential=secret))
