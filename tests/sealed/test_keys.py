@@ -49,6 +49,12 @@ def test_a_typo_is_refused(at: int, char: str) -> None:
     assert caught.value.code == "key_invalid"
 
 
+def test_a_name_with_a_space_too_many() -> None:
+    """A text has one form: no space stands at either end of its name."""
+    with pytest.raises(KeyFileError):
+        PublicIdentity.parse(TEXT.replace(" ", "  "))
+
+
 @given(st.one_of(st.text(max_size=60), st.text(max_size=60).map("smp1pub:".__add__)))
 def test_public_text_fuzz(text: str) -> None:
     """Any other text is ``key_invalid``."""

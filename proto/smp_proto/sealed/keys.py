@@ -136,7 +136,7 @@ class PublicIdentity:
         except (binascii.Error, ValueError):
             raise _invalid("the public key is cut short or has a typo") from None
         blob = data[:PUBLIC_BYTES]
-        public = cls.from_blob(blob, name.strip())
+        public = cls.from_blob(blob, name)
         # The text is compared, not the checksum alone: base64 has spare bits that decode to nothing.
         if public.text().split(" ")[0] != _PREFIX + encoded:
             raise _invalid("the public key has a typo: its checksum does not match")
