@@ -1,6 +1,7 @@
 """Names, the index and media types."""
 
 import posixpath
+import tracemalloc
 import unicodedata
 
 import msgspec
@@ -59,7 +60,10 @@ def test_a_valid_name_stays_below(name: str) -> None:
         assert len(name.encode()) <= 1024
 
 
-@given(st.lists(VALID, max_size=6))
+NESTED = st.lists(st.sampled_from(["a", "b", "a.b", "B"]), min_size=1, max_size=5).map("/".join)
+
+
+@given(st.lists(VALID, max_size=6) | st.lists(NESTED, max_size=20))
 def test_name_sets_against_brute_force(names: list[str]) -> None:
     """Names are taken exactly while no two fold to the same or to each other's folder."""
 
@@ -81,7 +85,29 @@ def test_name_sets_against_brute_force(names: list[str]) -> None:
         taken.append(fold(name))
 
 
-@given(st.lists(st.text(st.sampled_from("aAbB.-/\né"), min_size=1, max_size=3), min_size=1, max_size=5))
+@pytest.mark.parametrize("what", ["index", "set"])
+def test_names_of_many_folders_take_no_more_memory(what: str) -> None:
+    """A name of 1024 bytes may bring 511 folders, each as long: they are not kept."""
+    names = ["/".join([f"{number:05}", *"abcdefg" * 72]) for number in range(300)]
+    entries = [Entry(name, 0, 0, ZERO) for name in names]
+    tracemalloc.start()
+    try:
+        if what == "index":
+            check_entries(entries, 0)
+        else:
+            known = NameSet()
+            for name in names:
+                known.add(name)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 * sum(map(len, names))
+
+
+@given(
+    st.lists(st.text(st.sampled_from("aAbB.-/\né"), min_size=1, max_size=3), min_size=1, max_size=5)
+    | st.lists(NESTED, min_size=1, max_size=6)
+)
 def test_an_index_takes_the_names_that_a_name_set_takes(names: list[str]) -> None:
     """Many names are looked at together where they are plain: with the same result."""
     known = NameSet()

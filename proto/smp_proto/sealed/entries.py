@@ -3,6 +3,7 @@
 import re
 import unicodedata
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Annotated
 
 import msgspec
@@ -70,11 +71,15 @@ def valid_entry_name(name: str) -> bool:
 
 
 class NameSet:
-    """Names that can all be made into files at once, also where case and Unicode normal form do not count."""
+    """Names that can all be made into files at once, also where case and Unicode normal form do not count.
+
+    They are kept as a tree: each name once, under the shortest beginning, of whole components, that no name before it
+    has. Folders are not kept, since a name of 1024 bytes may bring 511 of them.
+    """
 
     def __init__(self) -> None:
-        self._names: set[str] = set()
-        self._folders: set[str] = set()
+        self._names: dict[str, str] = {}
+        self._folder, self._other = "", ""  # where the last one parted from which: the next is mostly beside it
 
     def add(self, name: str) -> None:
         """Take one more name.
@@ -82,18 +87,53 @@ class NameSet:
         Raises:
             ValueError: it is not valid, there already, or one of the two would be the other's folder.
         """
-        if not valid_entry_name(name):
-            raise ValueError("its name is no relative path, or has characters that are not allowed")
-        folded = name.lower()
-        if not name.isascii():
-            folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
-        if folded in self._names or folded in self._folders:
-            raise ValueError("its name is there already")
-        self._names.add(folded)
-        while (folded := folded.rpartition("/")[0]) and folded not in self._folders:
-            if folded in self._names:
+        folded = _folded(name)
+        folder = folded.rpartition("/")[0]
+        if folder == self._folder and folded not in self._names and not self._other.startswith(folded):
+            self._names[folded] = folded
+            return
+        own, before = _through(folded, 0), ""
+        while (other := self._names.get(own)) is not None:
+            before = other
+            parted = _parted(folded, other, len(own))
+            if parted == len(folded):
+                raise ValueError("its name is there already")
+            if parted == len(other):
                 raise ValueError("its folder has the name of another entry")
-            self._folders.add(folded)
+            own = _through(folded, parted + 1)
+        self._names[own] = folded
+        if own == folded:
+            self._folder, self._other = folder, before
+
+
+def _folded(name: str) -> str:
+    """A valid name as it is compared.
+
+    Raises:
+        ValueError: it is not valid.
+    """
+    if not valid_entry_name(name):
+        raise ValueError("its name is no relative path, or has characters that are not allowed")
+    if name.isascii():
+        return name.lower()
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def _through(name: str, start: int) -> str:
+    """A name as far as the component that begins at ``start``."""
+    end = name.find("/", start)
+    return name if end < 0 else name[:end]
+
+
+def _parted(name: str, other: str, start: int) -> int:
+    """Where two names part that have the same components until ``start``: behind the last that they share."""
+    while start < len(name):
+        end = name.find("/", start + 1)
+        step = name[start : len(name) if end < 0 else end]
+        if not other.startswith(step, start) or other[start + len(step) : start + len(step) + 1] not in ("", "/"):
+            return start
+        start += len(step)
+    return start
 
 
 def _are_flat(names: Sequence[str]) -> bool:
@@ -147,9 +187,11 @@ def check_entries(entries: Sequence[Entry], plain_bytes: int) -> None:
     if not entries:
         raise ValueError("there is no entry")
     if not _are_flat([entry.name for entry in entries]):
-        names = NameSet()
-        for entry in entries:
-            names.add(entry.name)
+        # What is below a name comes right behind it, since no character comes before this one.
+        names = sorted(_folded(entry.name).replace("/", "\0") for entry in entries)
+        for name, behind in pairwise(names):
+            if behind == name or behind.startswith(name + "\0"):
+                raise ValueError("two entries have one name, or one is named as the folder of the other")
     position = 0
     for entry in entries:
         if entry.offset != position:
