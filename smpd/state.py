@@ -75,14 +75,15 @@ def open_state(config: Config) -> State:
     with contextlib.ExitStack() as undo:
         space = undo.enter_context(contextlib.closing(Space(folder, config.space.reserve_bytes)))
         space.spare()
-        keys = load_keys(keys_folder, config.keys)
+        database_path, audit_folder = os.path.join(folder, "smpd.db"), os.path.join(folder, "audit")
+        first = not any(map(os.path.exists, (database_path, audit_folder)))
+        keys = load_keys(keys_folder, config.keys, first=first)
         undo.callback(keys.wipe)
         notes = list(keys.mended)
-        database, salvaged = _open_database(os.path.join(folder, "smpd.db"), space, notes)
+        database, salvaged = _open_database(database_path, space, notes)
         undo.callback(database.close)
         seal = StateSeal(keys.state)
         undo.callback(seal.wipe)
-        audit_folder = os.path.join(folder, "audit")
         signers, opener = partial(log_keys, keys), partial(_open_audit, audit_folder, config, keys, space)
         doubt = "" if keys.signed else "the key of the database was not signed by the box"
         audit = KeptLog(audit_folder, signers, opener, LastCheckpoint(database, seal), doubt)

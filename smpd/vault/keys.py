@@ -73,14 +73,15 @@ class BoxKeys:
             wipe(key)
 
 
-def load_keys(folder: str, config: Keys) -> BoxKeys:
-    """Open the keys of this box, or make them at first start.
+def load_keys(folder: str, config: Keys, *, first: bool = True) -> BoxKeys:
+    """Open the keys of this box, or make them at the ``first`` start.
 
     Each file is there twice. One that is damaged or missing is made again from the other, and what it was is kept. What
     a rotation was kept from finishing is finished, and nothing is said of it.
 
     Raises:
-        KeyFileError: ``key_locked`` for a wrong credential or passphrase, ``key_invalid`` for a damaged file.
+        KeyFileError: ``key_locked`` for a wrong credential or passphrase, ``key_invalid`` for a damaged file, and where
+            the identity is missing that was there before.
         UsageError: ``bad_config`` for a secret file that others can read.
     """
     durable.sweep_path(folder)
@@ -89,6 +90,8 @@ def load_keys(folder: str, config: Keys) -> BoxKeys:
     durable.sweep_path(copies)
     found = {name: read_both(folder, name) for name in (IDENTITY, STATE_KEY, *_retired(folder))}
     created = not found[IDENTITY]
+    if created and not first:
+        raise _missing(folder, IDENTITY)
     secrets, kind, protection = read_secrets(folder, config)
     try:
         if created:
@@ -241,7 +244,8 @@ def read_secrets(folder: str, config: Keys) -> tuple[list[bytearray], str, str]:
         return [read_secret(config.credential_file)], "credential", f"sealed by {config.credential_file}"
     path = os.path.join(folder, CREDENTIAL)
     paths = [each for each in (path, os.path.join(folder, COPIES, CREDENTIAL)) if os.path.exists(each)]
-    secrets = [read_secret(each) for each in paths] or [random_secret(_SECRET_BYTES)]
+    whole = [each for each in paths if os.path.getsize(each)]  # a power cut may leave one without its bytes
+    secrets = [read_secret(each) for each in whole or paths] or [random_secret(_SECRET_BYTES)]
     return secrets, "credential", f"sealed by {path}, which lies beside it"
 
 

@@ -1,0 +1,55 @@
+"""The files of the keys at a start: what is damaged or gone, and what is not made anew."""
+
+from pathlib import Path
+
+import pytest
+
+from smp_proto.errors import KeyFileError, UsageError
+from smpd.config import Keys
+from smpd.configuring import load_config
+from smpd.state import open_state
+from smpd.vault.keys import COPIES, CREDENTIAL, IDENTITY, STATE_KEY, load_keys
+
+
+@pytest.mark.parametrize("where", [".", COPIES])
+def test_a_credential_that_lost_its_bytes(tmp_path: Path, where: str) -> None:
+    """A file of no length is what a power cut may leave: the other copy is enough."""
+    tmp_path.chmod(0o700)
+    was = bytes(load_keys(str(tmp_path), Keys()).state)
+    good = (tmp_path / CREDENTIAL).read_bytes()
+    (tmp_path / where / CREDENTIAL).write_bytes(b"")
+    assert bytes(load_keys(str(tmp_path), Keys()).state) == was
+    assert (tmp_path / where / CREDENTIAL).read_bytes() == good
+    for each in (tmp_path, tmp_path / COPIES):
+        (each / CREDENTIAL).write_bytes(b"")
+    with pytest.raises(UsageError):
+        load_keys(str(tmp_path), Keys())
+
+
+@pytest.mark.parametrize("gone", [[IDENTITY], [IDENTITY, STATE_KEY], [STATE_KEY]])
+def test_no_new_keys_for_an_old_state(tmp_path: Path, gone: list[str]) -> None:
+    """They would open nothing of it; what is left of the old ones stays as it is, for who brings back the rest."""
+    config = load_config(None, {"HOME": str(tmp_path), "SMPD_PATHS_STATE": str(tmp_path / "state")})
+    (tmp_path / "state").mkdir(0o700)
+    open_state(config).close()
+    folder = tmp_path / "state" / "keys"
+    kept = {name: (folder / name).read_bytes() for name in gone}
+    for name in gone:
+        for where in (folder, folder / COPIES):
+            (where / name).unlink()
+    left = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(KeyFileError, match="is missing"):
+        open_state(config)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == left
+    for name, data in kept.items():
+        (folder / name).write_bytes(data)
+    open_state(config).close()
+
+
+def test_a_first_start_that_was_cut_off(tmp_path: Path) -> None:
+    """Without a state there is nothing to lose: keys that were half made are made anew."""
+    tmp_path.chmod(0o700)
+    load_keys(str(tmp_path), Keys()).wipe()
+    for where in (tmp_path, tmp_path / COPIES):
+        (where / IDENTITY).unlink()
+    assert load_keys(str(tmp_path), Keys()).created
