@@ -22,7 +22,7 @@ from smpd.audit.log import AuditLog
 from smpd.config import Config
 from smpd.host.folders import ensure_dir
 from smpd.host.formats import check_formats
-from smpd.host.space import Space
+from smpd.host.space import Space, disk_errors
 from smpd.jobs.database import Database
 from smpd.jobs.journal import Journal
 from smpd.jobs.pages import read_wal
@@ -77,7 +77,8 @@ def open_state(config: Config) -> State:
         space.spare()
         database_path, audit_folder = os.path.join(folder, "smpd.db"), os.path.join(folder, "audit")
         first = not any(map(os.path.exists, (database_path, audit_folder)))
-        keys = load_keys(keys_folder, config.keys, first=first)
+        with disk_errors(f"the keys in {keys_folder}"):
+            keys = load_keys(keys_folder, config.keys, first=first)
         undo.callback(keys.wipe)
         notes = list(keys.mended)
         database, salvaged = _open_database(database_path, space, notes)

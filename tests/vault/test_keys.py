@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from smp_proto.errors import KeyFileError, UsageError
+from smp_proto.errors import KeyFileError, ResourceError, UsageError
 from smpd.config import Keys
 from smpd.configuring import load_config
 from smpd.state import open_state
@@ -44,6 +44,22 @@ def test_no_new_keys_for_an_old_state(tmp_path: Path, gone: list[str]) -> None:
     for name, data in kept.items():
         (folder / name).write_bytes(data)
     open_state(config).close()
+
+
+@pytest.mark.parametrize("what", ["a folder", "a link"])
+def test_a_key_file_that_is_none(tmp_path: Path, what: str) -> None:
+    """What cannot be read is told as an error of the disk, with the folder's name."""
+    config = load_config(None, {"HOME": str(tmp_path), "SMPD_PATHS_STATE": str(tmp_path / "state")})
+    (tmp_path / "state").mkdir(0o700)
+    open_state(config).close()
+    file = tmp_path / "state" / "keys" / IDENTITY
+    file.unlink()
+    if what == "a folder":
+        file.mkdir()
+    else:
+        file.symlink_to("nowhere")
+    with pytest.raises(ResourceError, match="the keys in .*/state/keys"):
+        open_state(config)
 
 
 def test_a_first_start_that_was_cut_off(tmp_path: Path) -> None:
