@@ -184,7 +184,7 @@ class Compute:
             await turn.ready.stop()
         if not clean:
             self.host.sample()
-            await self.host.end()  # first, or it could write to the rings again
+            await self.host.end(turn.worker)  # first, or it could write to the rings again
         turn.plain.close()
         assert self._rings is not None
         results = self._rings[1]

@@ -210,7 +210,7 @@ class _Place:
                             opened = await self._ask(worker, sealed, plain, senders)
                     finally:
                         if opened is None:
-                            await self.host.end()  # it may write to the slot as long as it is there
+                            await self.host.end(worker)  # it may write to the slot as long as it is there
         finally:
             self.under_way -= 1
         if opened is None:

@@ -103,10 +103,9 @@ class Processes:
 
     async def aclose(self) -> None:
         """Stop them, and close the rings once nobody holds a lane."""
-        for host in self.hosts:
-            host.stop()
-        for host in self.hosts:
-            await host.gone()  # one that is just starting may yet make its ring
+        async with anyio.create_task_group() as group:
+            for host in self.hosts:
+                group.start_soon(host.aclose)  # one that is just starting may yet make its ring
         await self._lanes.until_idle()
         for ring in self._rings:
             if ring is not None:

@@ -10,7 +10,7 @@ import contextlib
 import socket
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import anyio
@@ -35,12 +35,13 @@ _BELIEVE: dict[str, Callable[[SmpError], SmpError]] = {
 
 @dataclass(slots=True)
 class Worker:
-    """A running worker and the caller that reaches it."""
+    """A running worker and the caller that reaches it; ``gone`` is set when it is, and the next may start."""
 
     role: str
     label: str
     caller: Caller
     process: Process | Kept
+    gone: anyio.Event = field(default_factory=anyio.Event)
 
     @property
     def pid(self) -> int:
@@ -155,6 +156,7 @@ class WorkerHost:
         self._scope: anyio.CancelScope | None = None
         self._gone = anyio.Event()
         self._gone.set()
+        self._closed = False
         self._users = 0
         self._used = anyio.Event()
         self.worker: Worker | None = None
@@ -174,6 +176,11 @@ class WorkerHost:
         finally:
             self._users -= 1
             self._used.set()
+            if self.absent and not self._users and self._let_go is not None:  # while it was wanted that had to wait
+                with anyio.CancelScope(shield=True):
+                    async with self._lock:
+                        if self.absent and not self._users:
+                            await self._let_go()
 
     def expect(self) -> None:
         """Start the worker for a use that will come, if there is none. What goes wrong is for that use to find."""
@@ -207,13 +214,26 @@ class WorkerHost:
         if not self._users:
             self.stop()
 
-    async def end(self) -> None:
-        """Kill the worker and wait until it is gone, and with it its hold on the rings."""
-        if self.worker is not None:
-            kill(self.worker.process)
-        gone = self._gone
-        self.stop()
+    async def end(self, worker: Worker | None = None) -> None:
+        """Kill the worker and wait until it is gone, and with it its hold on the rings.
+
+        Args:
+            worker: this one alone, and not another that has come in its place; None for whichever is there.
+        """
+        ending = worker or self.worker
+        gone = self._gone if ending is None else ending.gone
+        if ending is not None:
+            kill(ending.process)
+        if worker is None or self.worker is worker:
+            self.stop()
         await gone.wait()
+
+    async def aclose(self) -> None:
+        """Let the worker go for good: who waits for one is told that it ended."""
+        self._closed = True
+        self.stop()
+        async with self._lock:  # who was about to start one has found that out
+            await self._gone.wait()
 
     async def gone(self) -> None:
         """Wait until no worker is there, nor one that is starting."""
@@ -234,12 +254,15 @@ class WorkerHost:
             return worker
 
     async def _host(self, *, task_status: TaskStatus[Worker]) -> None:
+        if self._closed:
+            raise died(self.role, self.label)
         scope = self._scope = anyio.CancelScope()
         self._gone = anyio.Event()
         worker: Worker | None = None
         try:
             with scope:
                 async with start_worker(self.role, self.label, self._keeper) as started:
+                    started.gone = self._gone
                     await self._prepare(started)
                     worker = self.worker = started
                     self.restarts += 1

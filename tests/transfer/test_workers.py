@@ -6,6 +6,7 @@ import signal
 import subprocess
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from smp_proto.aio import Caller
@@ -299,7 +300,7 @@ async def test_cancel_waits_until_the_peer_has_let_go(hosting):
 
 
 async def test_what_only_the_worker_needed_goes_with_it(hosting):
-    """Let go is told when the worker is gone, before the next starts, and not while somebody waits for that one."""
+    """Let go is told when the worker is gone, before the next starts, and not while somebody may want that one."""
     told: list[bool] = []
     gone = anyio.Event()
 
@@ -314,7 +315,8 @@ async def test_what_only_the_worker_needed_goes_with_it(hosting):
         async with host.use() as worker:
             await host.end()
             assert not alive(worker.pid)
-        assert told == [False]
+            assert told == [False]
+        assert told == [False, False]
 
 
 async def test_one_that_is_expected_may_find_no_descriptor(hosting):
@@ -331,3 +333,71 @@ async def test_one_that_is_expected_may_find_no_descriptor(hosting):
             await tried.wait()
             await host.gone()
         await anyio.wait_all_tasks_blocked()
+
+
+async def test_end_leaves_another_alone(hosting):
+    """Who ends a worker that is gone already ends none that has come in its place."""
+    async with hosting() as host, host.use() as first:
+        os.kill(first.pid, signal.SIGKILL)
+        await first.caller.wait_closed()
+        second = await pid_of(host)
+        await host.end(first)
+        assert not alive(first.pid)
+        assert await pid_of(host) == second
+        async with host.use() as worker:
+            await host.end(worker)
+            assert not alive(second)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2, 3, 4, 6, 8, 12, 20, 50])
+async def test_a_host_that_is_closed_starts_no_more(hosting, steps):
+    """Neither for those who were about to start one, at whatever instant, nor for those who come later."""
+    readied: list[int] = []
+
+    async def set_up(worker: Worker) -> None:
+        readied.append(worker.pid)
+        await worker.caller.call({"op": "pid"}, int, timeout=30)
+
+    async def ask() -> None:
+        with pytest.raises(ResourceError, match="ended unexpectedly"):
+            await pid_of(host)
+
+    async with hosting(set_up) as host:
+        await pid_of(host)
+        host.stop()
+        async with anyio.create_task_group() as group:
+            for _ in range(3):
+                group.start_soon(ask)
+            for _ in range(steps):
+                await anyio.lowlevel.checkpoint()
+            await host.aclose()
+            assert host.absent
+        started = len(readied)
+        await ask()
+        assert host.absent
+        assert not any(map(alive, readied))
+        assert len(readied) == started
+
+
+async def test_what_only_the_worker_needed_goes_with_the_last_who_wanted_it(hosting):
+    """Also where the worker could not be set up, or ended while it was used: nobody else comes to let go of it."""
+    told: list[bool] = []
+
+    async def let_go() -> None:
+        told.append(host.absent)
+
+    async def set_up(worker: Worker) -> None:
+        if refused:
+            raise ResourceError("sandbox", "no seccomp here")
+        await worker.caller.call({"op": "pid"}, int, timeout=30)
+
+    refused = True
+    async with hosting(set_up, let_go=let_go) as host:
+        with pytest.raises(ResourceError, match="no seccomp here"):
+            await pid_of(host)
+        assert told == [True]
+        refused = False
+        async with host.use(), host.use() as worker:
+            await host.end(worker)
+            assert told == [True]
+        assert told == [True, True]
