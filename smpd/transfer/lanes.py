@@ -6,7 +6,7 @@ last: its memory may still be in the processor's cache. Not all processes need t
 
 import heapq
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from typing import NamedTuple
 
@@ -44,6 +44,9 @@ class Lanes:
         lanes: all there are.
         pacing: says how many may be in use at once.
         packing: says how many processes take part; without it, all of them.
+
+    Attributes:
+        given: is told of each lane that comes back.
     """
 
     def __init__(self, lanes: Iterable[Lane], pacing: Pacing, packing: Packing | None = None) -> None:
@@ -58,6 +61,7 @@ class Lanes:
         self._waiting: list[tuple[int, int, _Waiter]] = []
         self._number = 0
         self._idle = anyio.Event()
+        self.given: Callable[[Lane], None] = lambda lane: None
 
     @property
     def in_use(self) -> int:
@@ -115,6 +119,7 @@ class Lanes:
         self.wake()
         if not self.in_use:
             self._idle.set()
+        self.given(lane)
 
     def wake(self) -> None:
         """Hand out what the window allows; it may have grown."""

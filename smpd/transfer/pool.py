@@ -129,7 +129,6 @@ class RemotePool(Questions):
         """Return a lane."""
         self._limits.release(lane)
         self._lanes.give(lane)
-        self.processes.given(lane)
 
     def park(self) -> None:
         """What came into a lane waits there, for nobody knows how long."""

@@ -42,6 +42,7 @@ class Processes:
         self._load = load
         self._settings = settings
         self._lanes = lanes
+        lanes.given = self._given
         self._group = group
         self._next = 0
         self._rings: list[Ring | None] = [None] * settings.processes
@@ -85,7 +86,7 @@ class Processes:
         if ring is not None:
             ring.wipe(lane.slot, length)
 
-    def given(self, lane: Lane) -> None:
+    def _given(self, lane: Lane) -> None:
         """A lane was given back: its process may have gone while something waited there, and the ring goes now."""
         if self.of(lane).absent and (ring := self._take(lane.worker)) is not None:
             self._group.start_soon(self._close, ring)

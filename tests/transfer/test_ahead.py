@@ -308,6 +308,25 @@ async def test_a_process_that_goes_meanwhile_leaves_its_ring_as_long_as_it_is_ne
         await all_lanes_are_back(pool)
 
 
+async def test_a_lane_that_comes_back_from_nobody_takes_its_ring_along(sealed):
+    """Whoever waited for it was cancelled in the same instant: it is as any other that is given back."""
+    async with pools(sealed, slots=1, processes=1) as found:
+        pool = await found.get("local")
+        info = await pool.stat("object.smp")
+        lane = await pool.take()
+        await pool.read(lane, "object.smp", info.pin, 0, 1000)
+        await pool.processes.hosts[0].end()
+        assert pool.processes.ring_bytes == MIB
+        async with anyio.create_task_group() as group:
+            group.start_soon(pool.take)
+            await until_still()
+            group.cancel_scope.cancel()
+            pool.give(lane)
+        with anyio.fail_after(30):
+            while pool.processes.ring_bytes:
+                await anyio.lowlevel.checkpoint()
+
+
 async def test_a_remote_that_is_removed_waits_for_nobodys_turn(sealed):
     """What waits in its lanes is let go of, so that the remote can be closed while the job still waits."""
     async with fetching(sealed) as (pool, source, reads), Ahead(pool, source.cut).running():
