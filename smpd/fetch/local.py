@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import re
 import stat
 from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import TypeVar
@@ -39,6 +40,8 @@ from smpd.fetch.remote import (
 from smpd.links.fetching import Seen
 
 COPY_BYTES = 8 << 20
+_SWEPT_MAX = 1024  # folders
+_UNSPEAKABLE = re.compile(r"\\x[89a-f][0-9a-f]")  # of a name that is not UTF-8, as it is listed
 _SYS_OPENAT2 = 437  # the same on every architecture
 _RESOLVE_NO_MAGICLINKS = 0x02
 _RESOLVE_BENEATH = 0x08
@@ -124,6 +127,8 @@ class LocalRemote:
 
     def _error(self, error: OSError, path: str) -> SmpError:
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR):
+            if _UNSPEAKABLE.search(path):
+                return UsageError("bad_name", f"the name of {path} is not UTF-8", hint="rename it")
             return missing(path, f"the folder {self._root}")
         if error.errno in (errno.EXDEV, errno.ELOOP):
             hint = "only links that stay inside the folder are followed"
@@ -207,6 +212,8 @@ class LocalRemote:
         """Once for each folder: what is left there was left by a process that is gone."""
         found = os.fstat(parent)
         if (found.st_dev, found.st_ino) not in self._swept:
+            if len(self._swept) == _SWEPT_MAX:
+                self._swept.clear()
             self._swept.add((found.st_dev, found.st_ino))
             durable.sweep(parent)
 
@@ -286,6 +293,10 @@ def _entries(root: int, folder: str) -> list[ObjectInfo]:
     try:
         with os.scandir(fd) as entries:
             for entry in entries:
+                if (name := _spoken(entry.name)) != entry.name:
+                    with contextlib.suppress(OSError):
+                        found.append(_unspeakable(entry, folder + name))
+                    continue
                 if not is_listed(entry.name, folder):
                     continue
                 if entry.is_dir(follow_symlinks=False):
@@ -297,6 +308,17 @@ def _entries(root: int, folder: str) -> list[ObjectInfo]:
     finally:
         os.close(fd)
     return found
+
+
+def _spoken(name: str) -> str:
+    """A name as messages can carry it: what is not UTF-8 of it is escaped."""
+    return os.fsencode(name).decode(errors="backslashreplace")
+
+
+def _unspeakable(entry: os.DirEntry[str], path: str) -> ObjectInfo:
+    """What has a name that cannot be asked for: listed, also if it is a folder, so that whoever asks for it is told."""
+    found = entry.stat(follow_symlinks=False)
+    return ObjectInfo(path, found.st_size, stat_pin(found.st_size, found.st_mtime_ns), found.st_mtime)
 
 
 def _make_folders(root: int, folder: str) -> int:

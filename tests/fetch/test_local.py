@@ -209,3 +209,39 @@ async def test_a_local_remote_has_no_secret(tmp_path: Path) -> None:
     with pytest.raises(SmpError, match="not of this remote's kind"):
         async with fetch_process(LocalConfig(str(tmp_path)), S3Secret("a", "b")):
             pass
+
+
+async def test_a_name_that_is_not_utf_8_is_told(tmp_path: Path) -> None:
+    """It is listed, escaped, and refused when it is asked for; what lies beside it is as ever."""
+    (tmp_path / "good").write_bytes(b"1")
+    with open(os.fsencode(tmp_path) + b"/bad\xff.smp", "wb") as file:
+        file.write(b"22")
+    os.mkdir(os.fsencode(tmp_path) + b"/in\xe4")
+    with open(os.fsencode(tmp_path) + b"/in\xe4/below", "wb"):
+        pass
+    async with fetch_process(LocalConfig(str(tmp_path))) as link:
+        found = {info.path: info for info in await link.list()}
+        assert list(found) == ["bad\\xff.smp", "good", "in\\xe4"]
+        assert found["bad\\xff.smp"].size == 2
+        for path in ("bad\\xff.smp", "in\\xe4"):
+            for act in (link.stat(path), link.read(path, found[path].pin, 0, found[path].size)):
+                with pytest.raises(SmpError, match="is not UTF-8") as caught:
+                    await act
+                assert (caught.value.code, caught.value.retryable) == ("bad_name", False)
+        assert await link.read("good", found["good"].pin, 0, 1) == b"1"
+
+
+async def test_very_many_folders_are_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which ones were is not kept of all of them for ever, and it is nothing to sweep one again."""
+    monkeypatch.setattr(local, "_SWEPT_MAX", 3)
+
+    async def progress(done: int) -> None:
+        pass
+
+    remote = LocalRemote(LocalConfig(str(tmp_path)))
+    with (tmp_path / "source").open("w+b") as source:
+        source.write(b"1")
+        source.flush()
+        for name in [*(f"{number}/x" for number in range(8)), "0/y"]:
+            await remote.write(name, source.fileno(), 1, progress)
+    assert len(remote._swept) <= 3
