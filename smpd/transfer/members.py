@@ -49,7 +49,9 @@ class Batch:
             at += info.size
         asked, failed = await members.pool.read_many(lane, wanted)
         members.meter.fetched(asked)
-        length, bad = await self._open(lane, wanted, failed, plain)
+        length, bad = 0, dict[int, SmpError]()
+        if len(failed) < len(wanted):  # else there may be no ring
+            length, bad = await self._open(lane, wanted, failed, plain)
         for index, error in {**failed, **bad}.items():
             await members.refuse(self._infos[index], error, self._evidence.get(index))
         return length

@@ -1,15 +1,20 @@
 """Which objects of a prefix travel together; the listing is made up, and so is what a lane brings."""
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import anyio
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transfer.test_ranges import pools
 
 from smp_proto.control import ObjectInfo
+from smp_proto.errors import RemoteError
 from smpd.transfer.collection import BATCH_OBJECTS, Members
+from smpd.transfer.members import Batch
 
 MIB = 1 << 20
 SLOT = 8 * MIB
@@ -65,3 +70,24 @@ def test_a_group_has_so_many_objects() -> None:
         BATCH_OBJECTS,
         1,
     ]
+
+
+async def test_nothing_came_and_there_is_no_ring(tmp_path: Path) -> None:
+    """Where a remote goes down before the process of a batch's lane was ever there, the job is told just that."""
+
+    async def audit(*_: object, **__: object) -> None:
+        pass
+
+    box = cast("Any", SimpleNamespace(versions=None, audit=audit, spool_dir=str(tmp_path)))
+    job = cast("Any", SimpleNamespace(id="job", spec=None, owner="somebody"))
+    meter = cast("Any", SimpleNamespace(fetched=lambda count: None))
+    async with pools(tmp_path) as found:
+        pool = await found.get("local")
+        for _ in range(pool.settings.breaker.failures):
+            pool.gate.note(RemoteError("remote_unreachable", "it does not answer"))
+        members = Members(box, job, pool, "", meter)
+        members.believed = cast("Any", [object()])
+        async with pool.lane() as lane:
+            with pytest.raises(RemoteError) as caught:
+                await Batch(members, [ObjectInfo("a", 10, "stat:10:1")]).bring(lane, None)
+        assert caught.value.details["held"] == "local"
