@@ -16,7 +16,10 @@ from smpd.links.fetching import END_BYTES, Seen
 PATH_MAX_BYTES = 1024
 # What to type to change a remote; smpd puts the name in.
 ANEW = "smpctl remote remove NAME, smpctl remote add NAME ..."
-BATCH_OBJECTS = 256  # of at most PATH_MAX_BYTES each, so that a batch fits into one frame
+# Of a batch of a listing, which fits into one frame.
+BATCH_OBJECTS = 256
+BATCH_PATH_BYTES = 512 << 10
+LISTED_MAX_BYTES = 64 << 10  # of a path; folders lie deeper than a path may be that is asked for
 
 Progress = Callable[[int], Awaitable[None]]
 Outcome = Literal["moved", "gone", "replaced"]

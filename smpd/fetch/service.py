@@ -22,11 +22,20 @@ from smp_proto.control import (
     SftpConfig,
     SftpSecret,
 )
-from smp_proto.errors import DaemonError, ErrorBody, SmpError, UsageError
+from smp_proto.errors import DaemonError, ErrorBody, RemoteError, SmpError, UsageError
 from smp_proto.serving import serve
 from smpd.fetch import sandbox
 from smpd.fetch.pausing import tell
-from smpd.fetch.remote import BATCH_OBJECTS, Remote, Writing, changed, check_path, is_same
+from smpd.fetch.remote import (
+    BATCH_OBJECTS,
+    BATCH_PATH_BYTES,
+    LISTED_MAX_BYTES,
+    Remote,
+    Writing,
+    changed,
+    check_path,
+    is_same,
+)
 from smpd.links import fetching
 from smpd.links.ring import Ring
 from smpd.walls.sandbox import Kernel
@@ -254,14 +263,17 @@ def _place(ring: Ring, slot: int, at: int, length: int) -> Iterator[memoryview]:
 async def _list(request: fetching.List, remote: Remote, exchange: Exchange) -> None:
     check_path(request.prefix, prefix=True)
     batch: list[ObjectInfo] = []
-    ahead = 0
+    ahead = length = 0
     async with contextlib.aclosing(remote.walk(request.prefix, request.recursive, request.after)) as found:
         async for info in found:
             batch.append(info)
-            if len(batch) < BATCH_OBJECTS:
+            length += (added := len(info.path.encode()))
+            if added > LISTED_MAX_BYTES:
+                raise RemoteError("remote_failed", "a name is listed that is too long to be one", retryable=False)
+            if len(batch) < BATCH_OBJECTS and length < BATCH_PATH_BYTES:
                 continue
             await exchange.send(fetching.Listed(batch))
-            batch, ahead = [], ahead + 1
+            batch, ahead, length = [], ahead + 1, 0
             if ahead == fetching.LISTED_AHEAD:
                 await exchange.receive(fetching.More)
                 ahead -= 1

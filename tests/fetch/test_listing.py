@@ -7,10 +7,12 @@ from botocore.utils import parse_timestamp
 from hypothesis import given
 from hypothesis import strategies as st
 
+from smp_proto.aio import encode
 from smp_proto.control import ObjectInfo
-from smp_proto.errors import SmpError
+from smp_proto.errors import RemoteError, SmpError
+from smp_proto.wire import BODY_MAX_BYTES
 from smpd.fetch.bucket import timestamp
-from smpd.fetch.remote import BATCH_OBJECTS, is_listed
+from smpd.fetch.remote import BATCH_OBJECTS, LISTED_MAX_BYTES, is_listed
 from smpd.fetch.service import _list
 from smpd.links import fetching
 
@@ -23,6 +25,7 @@ class SlowTaker:
         self.most = self.answered = 0
 
     async def send(self, body: fetching.Listed) -> None:
+        assert len(encode(body)) <= BODY_MAX_BYTES
         self.batches.append(len(body.objects))
         self.most = max(self.most, len(self.batches) - self.answered)
 
@@ -33,14 +36,15 @@ class SlowTaker:
 
 
 class Endless:
-    """Stands for a remote with many objects."""
+    """Stands for a remote with many objects, whose names are so long."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, length: int = 0) -> None:
         self._count = count
+        self._length = length
 
     async def walk(self, prefix: str, recursive: bool, after: str) -> AsyncGenerator[ObjectInfo, None]:
         for number in range(self._count):
-            yield ObjectInfo(str(number), 1)
+            yield ObjectInfo(str(number).rjust(self._length, "x"), 1)
 
 
 @pytest.mark.parametrize("batches", [0, 1, fetching.LISTED_AHEAD, 3 * fetching.LISTED_AHEAD])
@@ -52,6 +56,21 @@ async def test_a_listing_waits_for_who_takes_it(batches, more):
     assert sum(taker.batches) == batches * BATCH_OBJECTS + more
     assert taker.most <= fetching.LISTED_AHEAD
     assert taker.answered == max(0, batches - fetching.LISTED_AHEAD + 1)
+
+
+@pytest.mark.parametrize("length", [1024, 4095, 16380, LISTED_MAX_BYTES])
+async def test_names_of_any_length_fit_a_message(length):
+    """Folders lie deeper than what may be asked for; a batch of such names is a shorter one."""
+    taker = SlowTaker()
+    await _list(fetching.List("", True), Endless(600, length), taker)
+    assert sum(taker.batches) == 600
+
+
+async def test_a_name_without_end_is_an_error():
+    """It is a server's that means no good, and no fault of the link."""
+    with pytest.raises(RemoteError, match="too long") as caught:
+        await _list(fetching.List("", True), Endless(1, LISTED_MAX_BYTES + 1), SlowTaker())
+    assert not caught.value.retryable
 
 
 @given(st.datetimes(timezones=st.just(None)), st.sampled_from(["", ".0", ".12", ".123", ".123456"]))
