@@ -68,6 +68,7 @@ class S3Remote:
         more: dict[str, Any] = {} if recursive else {"Delimiter": "/"}
         if after:
             more["StartAfter"] = self._root + after
+        marked, pages = "", 0
         while True:
             page = await self._bucket.steps.do(
                 partial(self._bucket.call, "list_objects_v2", Prefix=self._root + prefix, **more)
@@ -78,9 +79,15 @@ class S3Remote:
                 raise RemoteError("remote_failed", f"{self._bucket.where} sent a listing that is none") from error
             for entry in found:
                 yield entry
-            token = page.get("NextContinuationToken")
-            if not page.get("IsTruncated") or not token or token == more.get("ContinuationToken"):
+            if not page.get("IsTruncated"):
                 return
+            token, pages = page.get("NextContinuationToken"), pages + 1
+            if not token or token == marked:  # what is behind it would go unseen, or the same come for ever
+                raise RemoteError(
+                    "remote_failed", f"{self._bucket.where} does not come to the end of a listing", retryable=False
+                )
+            if not pages & (pages - 1):  # a token of which page 1, 2, 4, 8 ...: any circle meets one of them
+                marked = token
             more["ContinuationToken"] = token
 
     def _listed(self, page: dict[str, Any], prefix: str) -> list[ObjectInfo]:

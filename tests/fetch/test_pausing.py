@@ -11,7 +11,7 @@ from fetch_link import Link, fetch_in_process
 from scripted_http import Asked, Peer, refusal, scripted
 
 from smp_proto.control import S3Config, S3Secret
-from smp_proto.errors import SmpError
+from smp_proto.errors import RemoteError, SmpError
 from smpd.fetch import pausing, upload
 from smpd.links import fetching
 
@@ -136,3 +136,25 @@ async def test_more_patience_than_there_is(monkeypatch: pytest.MonkeyPatch) -> N
                     await link.write("x", BODY)
         assert caught.value.code == ("remote_busy" if "503" in fault else "remote_failed")
         assert sum(kind == "abort" for kind, _ in store.asked) == 1  # a part on its way may be noted after it
+
+
+@pytest.mark.parametrize("circle", [0, 1, 2, 3, 7])
+async def test_a_listing_that_goes_round_is_an_error(circle: int) -> None:
+    """A server that says there is more and does not say where, or says the same again, has not told all."""
+    asked = 0
+
+    async def page(peer: Peer, _: Asked) -> bool:
+        nonlocal asked
+        asked += 1
+        assert asked < 100
+        token = f"<NextContinuationToken>t{asked % circle}</NextContinuationToken>" if circle else ""
+        text = f"<ListBucketResult><IsTruncated>true</IsTruncated>{token}</ListBucketResult>"
+        await peer.send(f"HTTP/1.1 200 OK\r\nContent-Length: {len(text)}\r\n\r\n{text}".encode())
+        return True
+
+    async with scripted({"b": page}) as endpoint:
+        config = S3Config("b", endpoint=endpoint, addressing="path")
+        async with fetch_in_process(config, SECRET) as link:
+            with pytest.raises(RemoteError, match="the end of a listing") as caught:
+                await link.list()
+    assert not caught.value.retryable
