@@ -110,6 +110,10 @@ class Pool:
                 exchange = make()
                 try:
                     sent = head if isinstance(head, bytes) else await head()
+                except BaseException:
+                    self._give(connection)  # nothing was sent
+                    raise
+                try:
                     answer = await connection.run(exchange, sent, body, answer_s)
                 except RemoteError:
                     # A kept-alive connection may have been closed by the server while the request was on its way.

@@ -276,3 +276,26 @@ async def test_who_goes_as_the_answer_comes_leaves_no_connection(
                 await pool.ask("PUT", head, body)
         assert scope.cancelled_caught
         assert (connection.open, pool._idle, kept) == (False, [], [BODY, BODY])
+
+
+async def test_a_request_that_cannot_be_signed_keeps_no_connection() -> None:
+    """The credentials of a profile may be gone, or take long, when a request is to be sent: its connection is free."""
+
+    async def nothing() -> bytes:
+        raise LookupError("no credentials")
+
+    async def forever() -> bytes:
+        scope.cancel()
+        await anyio.sleep_forever()
+        raise AssertionError
+
+    async with scripted({"x": stores([])}) as endpoint:
+        pool = Pool(Origin.of(endpoint), ssl.create_default_context(), 2, Deadlines())
+        for _ in range(3):
+            with pytest.raises(LookupError):
+                await pool.ask("PUT", nothing)
+            assert len(pool._idle) == 1
+        with anyio.CancelScope() as scope:
+            await pool.ask("PUT", forever)
+        assert len(pool._idle) == 1
+        await pool.aclose()
