@@ -110,6 +110,9 @@ class Connection(asyncio.BufferedProtocol):
         assert self._transport is not None
         self._exchange = exchange
         try:
+            if not self.open:  # closed since it was taken: nobody else will say so
+                exchange.lost()
+                return exchange.result()
             self._be_patient()
             self._transport.write(head)
             self._asked_at, self.answered_s = self._loop.time(), 0.0

@@ -299,3 +299,33 @@ async def test_a_request_that_cannot_be_signed_keeps_no_connection() -> None:
             await pool.ask("PUT", forever)
         assert len(pool._idle) == 1
         await pool.aclose()
+
+
+async def test_a_connection_that_is_closed_while_its_request_is_signed_is_not_waited_for() -> None:
+    """It is as any that was closed while nobody used it: the request goes over another."""
+    kept: list[bytes] = []
+    store = stores(kept)
+
+    signing = anyio.Event()
+
+    async def once(peer: Peer, asked: Asked) -> bool:
+        await store(peer, asked)
+        await signing.wait()
+        return False
+
+    async with scripted({"x": once}) as endpoint:
+        origin = Origin.of(endpoint)
+        pool = Pool(origin, ssl.create_default_context(), 2, Deadlines(stall_s=1.0))
+        whole = f"PUT /x HTTP/1.1\r\nhost: {origin}\r\ncontent-length: 0\r\n\r\n".encode()
+
+        async def slowly() -> bytes:
+            signing.set()
+            while connection.open:
+                await anyio.lowlevel.checkpoint()
+            return whole
+
+        assert (await pool.ask("PUT", whole)).status == 200
+        (connection,) = pool._idle
+        assert connection.open
+        assert (await pool.ask("PUT", slowly)).status == 200
+        assert len(kept) == 2
