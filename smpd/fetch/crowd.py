@@ -5,18 +5,27 @@ until an answer begins therefore keep it busy all the time; more would only wait
 fewer, and refuse the others (503): half as many are under way then, and one more after a while of good answers.
 """
 
+import heapq
 import math
+from contextvars import ContextVar
 from types import TracebackType
 
 import anyio
+
+from smpd.links.fetching import NORMAL
 
 BUSY_S = 0.5e-3  # of a core, for a request and its answer
 FORGET_S = 10.0  # without a request for so long, the server may be nearer now, or farther
 GOOD_ANSWERS = 16  # for each that is under way, before one more may be
 
+# Of the job that a request is for: 0 is the most urgent. Of the request that a task works for.
+rank: ContextVar[int] = ContextVar("rank", default=NORMAL)
+
 
 class Crowd:
-    """Who may ask now: an async context manager for the length of a request; those who wait are served in order.
+    """Who may ask now: an async context manager for the length of a request.
+
+    Those who wait are served by the rank of their job, then in order.
 
     Args:
         least: how many at once where the server refuses none, if ``most`` allows that.
@@ -26,8 +35,8 @@ class Crowd:
     def __init__(self, least: int, most: int) -> None:
         self._least = min(least, most)
         self._most = most
-        self._room = anyio.Semaphore(self._least, fast_acquire=True)
-        self._given = self._least  # what the semaphore was given in all
+        self._waiting: list[tuple[int, int, anyio.Event]] = []
+        self._number = 0
         self._inside = 0
         self._left_at = -math.inf
         self._quickest_s = math.inf
@@ -37,20 +46,29 @@ class Crowd:
         self.at_once = self._least
 
     async def __aenter__(self) -> None:
-        await self._room.acquire()
         if not self._inside and anyio.current_time() - self._left_at > FORGET_S:
             self._quickest_s = math.inf
-        self._inside += 1
+        if self._inside < self.at_once:  # then nobody waits
+            self._inside += 1
+            return
+        self._number += 1
+        entry = rank.get(), self._number, anyio.Event()
+        heapq.heappush(self._waiting, entry)
+        try:
+            await entry[2].wait()
+        except BaseException:
+            if entry[2].is_set():
+                self._leave()
+            else:
+                self._waiting.remove(entry)
+                heapq.heapify(self._waiting)
+            raise
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._inside -= 1
         self._left_at = anyio.current_time()
-        if self._given > self.at_once:
-            self._given -= 1
-        else:
-            self._room.release()
+        self._leave()
 
     def answered(self, seconds: float) -> None:
         """The server did what it was asked; its answer began so long after the request.
@@ -79,9 +97,13 @@ class Crowd:
 
     def _allow(self, count: int) -> None:
         self.at_once = min(count, self._worth)
-        while self._given > self.at_once and self._room.value:
-            self._room.acquire_nowait()
-            self._given -= 1
-        while self._given < self.at_once:
-            self._room.release()
-            self._given += 1
+        self._let_in()
+
+    def _leave(self) -> None:
+        self._inside -= 1
+        self._let_in()
+
+    def _let_in(self) -> None:
+        while self._waiting and self._inside < self.at_once:
+            self._inside += 1
+            heapq.heappop(self._waiting)[2].set()

@@ -25,6 +25,7 @@ from smp_proto.control import (
 from smp_proto.errors import DaemonError, ErrorBody, RemoteError, SmpError, UsageError
 from smp_proto.serving import serve
 from smpd.fetch import sandbox
+from smpd.fetch.crowd import rank
 from smpd.fetch.pausing import tell
 from smpd.fetch.remote import (
     BATCH_OBJECTS,
@@ -79,6 +80,7 @@ class Service:
             expected = 1 if isinstance(request, fetching.Setup | fetching.Write | fetching.Look) else 0
             if len(fds) != expected:
                 raise DaemonError("protocol", f"{type(request).__name__} comes with {expected} descriptors")
+            rank.set(request.rank)
             if isinstance(request, fetching.Setup):
                 return self._setup(request, fds)
             if isinstance(request, fetching.SetupWebhook):

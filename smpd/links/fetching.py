@@ -14,10 +14,13 @@ from smp_proto.control import SIZE_MAX, AnyRemoteConfig, AnyRemoteSecret, Object
 from smp_proto.errors import ErrorBody
 
 BusySeconds = Annotated[float, msgspec.Meta(ge=0, le=3600)]
+NORMAL = 2  # rank of a job
 
 
-class Request(msgspec.Struct, tag_field="op"):
-    """Base of the requests."""
+class Request(msgspec.Struct, tag_field="op", kw_only=True):
+    """Base of the requests; ``rank`` is that of the job: where requests wait for each other 0 goes first."""
+
+    rank: int = NORMAL
 
 
 class Deadlines(msgspec.Struct, frozen=True):

@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 import anyio
 
+from smpd.links.fetching import NORMAL
 from smpd.transfer.pacing import Pacing
 from smpd.transfer.packing import Packing
 
-NORMAL = 2
 RANGES_AHEAD = 4  # of an object
 
 # Of the job that a task works for: 0 is the most urgent. The runner sets it for all that an attempt does.

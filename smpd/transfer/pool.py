@@ -161,7 +161,7 @@ class RemotePool(Questions):
         self.counts.retried(tries.made - 1)
         return tries.made * length
 
-    async def _bring(self, lane: Lane, request: object, kind: type[T], size: Callable[[T], int | None]) -> T:
+    async def _bring(self, lane: Lane, request: fetching.Request, kind: type[T], size: Callable[[T], int | None]) -> T:
         """Ask for bytes into a lane's slot, and learn from how many came, if any did, and how long they took."""
         async with self._ask(self.processes.of(lane), request) as (worker, exchange):
             began = time.monotonic()  # what is waited for before the remote may be asked says nothing of the line

@@ -16,6 +16,7 @@ from smpd.transfer.asking import messages, persist, until_answered
 from smpd.transfer.breaker import BreakerSettings
 from smpd.transfer.counting import RemoteCounts
 from smpd.transfer.gate import Gate
+from smpd.transfer.lanes import rank
 from smpd.transfer.limiting import RemoteLimiter
 from smpd.transfer.processes import Processes
 from smpd.transfer.workers import Worker, WorkerHost, kill
@@ -57,7 +58,7 @@ class Questions:
         tries = await persist(lambda: self._call(self.processes.any(), request, ObjectInfo))
         return tries.answer
 
-    async def ask(self, request: object, kind: type[T], fd: int | None = None) -> T:
+    async def ask(self, request: fetching.Request, kind: type[T], fd: int | None = None) -> T:
         """Put one question to any of the processes."""
         tries = await persist(lambda: self._call(self.processes.any(), request, kind, () if fd is None else (fd,)))
         return tries.answer
@@ -163,7 +164,7 @@ class Questions:
     async def _call(
         self,
         host: WorkerHost,
-        request: object,
+        request: fetching.Request,
         kind: type[T],
         fds: Sequence[int] = (),
         *,
@@ -183,7 +184,7 @@ class Questions:
 
     @contextlib.asynccontextmanager
     async def _ask(
-        self, host: WorkerHost, request: object, fds: Sequence[int] = (), *, gated: bool = True
+        self, host: WorkerHost, request: fetching.Request, fds: Sequence[int] = (), *, gated: bool = True
     ) -> AsyncIterator[tuple[Worker, Exchange]]:
         """Send a request; when the block is left the process is done with it, also with the slot that it named."""
         if gated:
@@ -191,6 +192,7 @@ class Questions:
             await self._limits.asks(request, self.processes.hosts.index(host))
         if self._closing.is_set():
             raise NotFoundError("no_such_remote", f"remote {self.name} was removed", hint="run: smpctl remote list")
+        request.rank = rank.get()
         async with host.use() as worker, worker.caller.open(request, fds) as exchange:
             try:
                 yield worker, exchange

@@ -3,6 +3,7 @@
 import math
 
 import anyio
+import anyio.lowlevel
 import pytest
 from fetch_link import fetch_in_process
 from hypothesis import given
@@ -10,9 +11,9 @@ from hypothesis import strategies as st
 from scripted_http import DATA, ETAG, Asked, Peer, answer, scripted
 
 from smp_proto.control import S3Config, S3Secret
-from smpd.fetch.crowd import BUSY_S, FORGET_S, GOOD_ANSWERS, Crowd
+from smpd.fetch.crowd import BUSY_S, FORGET_S, GOOD_ANSWERS, Crowd, rank
 from smpd.fetch.pins import etag_pin
-from smpd.links.fetching import Whole
+from smpd.links.fetching import ManyRead, Read, ReadMany, Whole
 
 OBJECTS = 96
 LATE_S = 0.03
@@ -144,3 +145,57 @@ async def test_a_late_server_is_asked_for_many_objects_at_once() -> None:
         async with fetch_in_process(config, S3Secret("k", "s"), connections=64) as link:
             assert await link.read_many(wanted) == ([DATA] * OBJECTS, {})
     assert 16 < peak <= 64
+
+
+async def test_those_who_wait_come_in_by_rank() -> None:
+    """Then in order; who goes while it waits, or as it is let in, leaves no gap and keeps no room."""
+    crowd, order = Crowd(1, 1), list[str]()
+    scopes = {name: anyio.CancelScope() for name in ("early", "late")}
+
+    async def one(name: str, urgency: int) -> None:
+        rank.set(urgency)
+        with scopes.get(name, anyio.CancelScope()):
+            async with crowd:
+                order.append(name)
+                await anyio.lowlevel.checkpoint()
+
+    async with anyio.create_task_group() as group:
+        async with crowd:
+            for name, urgency in (("d", 3), ("b", 1), ("early", 0), ("late", 0), ("c", 1), ("a", 0)):
+                group.start_soon(one, name, urgency)
+                await anyio.wait_all_tasks_blocked()
+            scopes["early"].cancel()
+            await anyio.wait_all_tasks_blocked()
+            scopes["late"].cancel()
+    assert order == ["a", "b", "c", "d"]
+    assert await enter_all(crowd, 3) == (1, 1)
+
+
+async def test_an_urgent_object_does_not_wait_for_all_that_were_asked_for_before() -> None:
+    """What was begun goes on, and the urgent one is next."""
+    asked_for: list[str] = []
+    go = anyio.Event()
+
+    async def held(peer: Peer, asked: Asked) -> bool:
+        asked_for.append(asked.head.split(" ")[1].rpartition("/")[2])
+        await go.wait()
+        await peer.send(answer(asked) + asked.body)
+        return True
+
+    pin = etag_pin(len(DATA), ETAG)
+    bulk = [Whole(f"bulk{number}", pin, len(DATA), 0) for number in range(12)]
+    async with scripted(dict.fromkeys([*(each.path for each in bulk), "urgent"], held)) as endpoint:
+        config = S3Config("b", endpoint=endpoint, addressing="path")
+        async with fetch_in_process(config, S3Secret("k", "s"), connections=2) as link:
+            async with anyio.create_task_group() as group:
+                for slot in range(3):
+                    part = bulk[4 * slot : 4 * slot + 4]
+                    group.start_soon(link.caller.call, ReadMany(part, slot, rank=3), ManyRead)
+                while len(asked_for) < 2:
+                    await anyio.sleep(0.001)
+                await anyio.wait_all_tasks_blocked()
+                group.start_soon(link.caller.call, Read("urgent", pin, 0, len(DATA), 3, rank=0), type(None))
+                await anyio.wait_all_tasks_blocked()
+                go.set()
+            assert asked_for.index("urgent") == 2
+            assert len(asked_for) == 13

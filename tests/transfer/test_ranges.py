@@ -14,17 +14,19 @@ from typing import Any
 import anyio
 import pytest
 
+from smp_proto.aio import Caller
 from smp_proto.control import LocalConfig, ObjectInfo
 from smp_proto.errors import IntegrityError, NotFoundError, ResourceError, one_error
 from smp_proto.sealed.bundle import BundleWriter
 from smp_proto.sealed.keys import Identity
 from smpd.host.space import Space
+from smpd.links import fetching
 from smpd.links.computing import InputObject
 from smpd.links.fetching import Whole
 from smpd.links.ring import Ring
 from smpd.transfer.arriving import find_objects, seal_arriving
 from smpd.transfer.cutting import Cutting
-from smpd.transfer.lanes import Lane
+from smpd.transfer.lanes import Lane, rank
 from smpd.transfer.openers import Target
 from smpd.transfer.pipeline import bring_object
 from smpd.transfer.pool import FetchSettings, RemotePool
@@ -392,6 +394,29 @@ async def test_a_cancelled_read_has_let_go_of_its_slot(fake_program):
             assert scope.cancelled_caught
             ring = pool.processes.ring(lane)
             assert os.pread(ring.fd, 4, lane.slot * ring.slot_bytes) == b"late"
+
+
+async def test_a_process_is_told_how_urgent_a_request_is(sealed, monkeypatch):
+    """It has a queue of its own, and the rank of the job goes by there, too."""
+    asked: list[Any] = []
+    call = Caller.open
+
+    def spy(caller: Caller, request: Any, *arguments: Any, **options: Any) -> Any:
+        asked.append(request)
+        return call(caller, request, *arguments, **options)
+
+    async with pools(sealed) as found:
+        pool = await found.get("local")
+        await pool.probe()
+        monkeypatch.setattr(Caller, "open", spy)
+        for urgency in (0, 3):
+            rank.set(urgency)
+            info, _ = await pool.tail("object.smp", 1000)
+            async with pool.lane() as lane:
+                await pool.read(lane, "object.smp", info.pin, 0, 1000)
+                await pool.read_many(lane, [fetching.Whole("object.smp", info.pin, info.size, 0)])
+    kinds = fetching.Tail | fetching.Read | fetching.ReadMany
+    assert [each.rank for each in asked if isinstance(each, kinds)] == [0, 0, 0, 3, 3, 3]
 
 
 async def test_an_object_that_changes(sealed, plaintext, tmp_path):
