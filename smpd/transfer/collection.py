@@ -8,7 +8,7 @@ id that follows from the job and the object, so that another attempt leaves it o
 import contextlib
 import hashlib
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterable, Sequence
 from typing import Any, Self
 
 import anyio
@@ -92,6 +92,7 @@ class Members:
         self._refused = 0
         self._worst: SmpError | None = None  # of what was refused: what is not to be trusted, else the first
         self._seen = 0
+        self._under_way: set[str] = set()
         self._open: set[Large] = set()
 
     async def __aenter__(self) -> Self:
@@ -119,6 +120,7 @@ class Members:
                     large = await self._open_large(group[0], evidence)
                 except SmpError as error:
                     await self.refuse(group[0], error, evidence)
+                    self.settled(group)
                     self.meter.advanced(group[0].size)
                     continue
                 async for unit in large.units():
@@ -214,10 +216,14 @@ class Members:
         async with contextlib.aclosing(self.pool.list(self.path)) as listing:
             async for infos in listing:
                 for info in infos:
+                    item = self._item(info)
+                    if item in self._under_way:  # a server listed it twice: both would be written to one file
+                        continue
                     self._seen += 1
-                    if self._done and self._item(info) in self._done:
+                    if item in self._done:
                         self.meter.resumed(info.size)
                         continue
+                    self._under_way.add(item)
                     if group and (size + info.size > self.pool.sizing.range_bytes or len(group) == BATCH_OBJECTS):
                         yield group
                         group, size = [], 0
@@ -242,6 +248,10 @@ class Members:
         if self.shelf is not None:
             large.spool = await Spool.open(self.box.space, self.part(info), info.size, None)
         return large
+
+    def settled(self, infos: Iterable[ObjectInfo]) -> None:
+        """They are in the vault, or refused, or their plaintext was delivered."""
+        self._under_way.difference_update(map(self._item, infos))
 
     def closed(self, large: Large) -> None:
         """It needs no closing any more."""

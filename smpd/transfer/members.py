@@ -74,6 +74,7 @@ class Batch:
         if members.shelf is not None and self._opened:
             await members.audit("object.store", [info for info, _ in self._opened])
             await members.shelf.add([members.adoption(info, envelope) for info, envelope in self._opened])
+        members.settled(self._infos)
         members.meter.advanced(self._bytes)
 
     async def _open(
@@ -256,6 +257,7 @@ class Large:
             await spool.finish(source.tail, source.trailer.payload_bytes)
             await members.audit("object.store", [source.info])
             await members.shelf.add([members.adoption(source.info, source.opener.envelope)])
+        members.settled([source.info])
         self.close()
 
     async def _refuse(self, error: SmpError) -> None:

@@ -91,3 +91,24 @@ async def test_nothing_came_and_there_is_no_ring(tmp_path: Path) -> None:
             with pytest.raises(RemoteError) as caught:
                 await Batch(members, [ObjectInfo("a", 10, "stat:10:1")]).bring(lane, None)
         assert caught.value.details["held"] == "local"
+
+
+async def test_what_is_listed_twice_is_brought_once() -> None:
+    """Both would be written to the same file. What came and was kept before may come again: the vault takes it once."""
+    infos = [ObjectInfo(name, 10, "p") for name in "abcd"]
+
+    async def twice(_path: str) -> AsyncIterator[list[ObjectInfo]]:
+        yield [*infos, infos[3]]
+        yield [infos[0], ObjectInfo("a", 10, "another"), infos[2]]
+        members.settled(infos[:2])
+        yield infos[:3]
+
+    box = cast("Any", SimpleNamespace(versions=None))
+    pool = cast("Any", _Pool([], SLOT))
+    pool.list = twice
+    members = Members(box, cast("Any", SimpleNamespace(id="job", spec=None)), pool, "", cast("Any", None))
+    found = [info async for group in members._groups() for info in group]
+    assert [(info.path, info.pin) for info in found] == [
+        *((name, "p") for name in "abcd"),
+        *(("a", "another"), ("a", "p"), ("b", "p")),
+    ]
