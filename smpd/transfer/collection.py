@@ -92,7 +92,7 @@ class Members:
         self._refused = 0
         self._worst: SmpError | None = None  # of what was refused: what is not to be trusted, else the first
         self._seen = 0
-        self._under_way: set[str] = set()
+        self._under_way: set[tuple[str, str]] = set()  # paths and pins
         self._open: set[Large] = set()
 
     async def __aenter__(self) -> Self:
@@ -216,14 +216,13 @@ class Members:
         async with contextlib.aclosing(self.pool.list(self.path)) as listing:
             async for infos in listing:
                 for info in infos:
-                    item = self._item(info)
-                    if item in self._under_way:  # a server listed it twice: both would be written to one file
-                        continue
+                    if (info.path, info.pin) in self._under_way:
+                        continue  # a server listed it twice: both would be written to one file
                     self._seen += 1
-                    if item in self._done:
+                    if self._done and self._item(info) in self._done:
                         self.meter.resumed(info.size)
                         continue
-                    self._under_way.add(item)
+                    self._under_way.add((info.path, info.pin))
                     if group and (size + info.size > self.pool.sizing.range_bytes or len(group) == BATCH_OBJECTS):
                         yield group
                         group, size = [], 0
@@ -251,7 +250,7 @@ class Members:
 
     def settled(self, infos: Iterable[ObjectInfo]) -> None:
         """They are in the vault, or refused, or their plaintext was delivered."""
-        self._under_way.difference_update(map(self._item, infos))
+        self._under_way.difference_update((info.path, info.pin) for info in infos)
 
     def closed(self, large: Large) -> None:
         """It needs no closing any more."""
