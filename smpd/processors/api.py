@@ -2,6 +2,7 @@
 
 import dataclasses
 import fnmatch
+import inspect
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
@@ -139,9 +140,20 @@ def processor(
         params: a ``msgspec.Struct``; its constraints (``msgspec.Meta``) are checked before the function is called.
         group: False: called once for each entry, with an :class:`Item`. True: called once for all, with a list of them.
         stream: :class:`StreamItem` instead of :class:`Item`; with ``group``, an iterator of them in the bundle's order.
+
+    Raises:
+        TypeError: what is given is not of these types, or the function does not take what it is called with.
     """
+    if not isinstance(name, str) or not isinstance(accepts, str):
+        raise TypeError('write @processor(NAME, accepts="image/*"): name and accepts are strings')
+    if params is not None and not (isinstance(params, type) and issubclass(params, msgspec.Struct)):
+        raise TypeError(f"params of processor {name} is no class made of msgspec.Struct")
 
     def wrap(function: Function) -> Processor:
+        try:
+            inspect.signature(function).bind(None, None)
+        except TypeError as error:
+            raise TypeError(f"processor {name} is called with two arguments, item and context: {error}") from None
         return Processor(name, function, accepts, params, group, stream)
 
     return wrap
