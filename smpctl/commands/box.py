@@ -1,11 +1,16 @@
 """The box itself: status, doctor, processors, and what is shown when nothing is asked."""
 
+from typing import Any
+
 import click
+import msgspec
 
 from smp_proto.control import Check, ProcessorInfo, Reloaded, Status, SyncView
 from smp_proto.errors import DaemonError, NotFoundError
 from smpctl.render import duration, facts, limit_line, plain, remote_health, size, state, sync_line, table
 from smpctl.session import Session, verb
+
+_BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 
 
 @verb()
@@ -128,7 +133,7 @@ def processors(session: Session, name: str | None) -> None:
 
 
 def _processors(found: list[ProcessorInfo]) -> None:
-    rows = [(each.name, each.accepts, each.distribution, each.summary) for each in found]
+    rows = [(each.name, each.accepts, each.distribution, each.trouble or each.summary) for each in found]
     table(("name", "accepts", "from", "what it does"), rows)
 
 
@@ -140,14 +145,32 @@ def _processor(info: ProcessorInfo) -> None:
             ("does", info.summary),
             ("accepts", f"{info.accepts}, {takes}"),
             ("from", info.distribution),
+            *([("trouble", info.trouble)] if info.trouble else []),
         ]
     )
-    required = set(info.params.get("required", []))
-    properties: dict[str, dict[str, object]] = info.params.get("properties", {})
-    for name, schema in properties.items():
-        kind = plain(str(schema.get("type", "value")))
-        default = "required" if name in required else f"default {plain(str(schema.get('default')))}"
-        click.echo(f"  -p {plain(name)}=…  {kind}, {default}")
+    # A struct's schema is a reference to where it is defined (JSON Schema 2020-12, section 8.2.3.1).
+    defined: dict[str, dict[str, Any]] = info.params.get("$defs", {})
+    params = defined.get(info.params.get("$ref", "").removeprefix("#/$defs/"), info.params)
+    required = set(params.get("required", []))
+    for name, schema in params.get("properties", {}).items():
+        default = "required" if name in required else f"default {_json(schema.get('default'))}"
+        about = f"; {schema['description']}" if "description" in schema else ""
+        click.echo(plain(f"  -p {name}=…  {_wanted(schema)}, {default}{about}"))
+
+
+def _wanted(schema: dict[str, Any]) -> str:
+    """The values that a parameter takes, by its schema."""
+    if choices := [_wanted(each) for each in schema.get("anyOf", [])]:
+        return " or ".join(choices)
+    if words := schema.get("enum", []):
+        return " or ".join(map(_json, words))
+    bounds = [f"{said} {schema[key]}" for key, said in _BOUNDS.items() if key in schema]
+    return " ".join([str(schema.get("type", "value")), *bounds])
+
+
+def _json(value: object) -> str:
+    """A value as ``-p NAME=`` takes it."""
+    return msgspec.json.encode(value).decode()
 
 
 def overview(session: Session) -> None:

@@ -109,7 +109,7 @@ def _bad_parameter(processor: Processor, complaint: str) -> UsageError:
         message = f"parameter {name[1]} of processor {processor.name}: {wanted[:1].lower() + wanted[1:]}"
     else:
         message = f"the parameters of processor {processor.name}: {wanted[:1].lower() + wanted[1:]}"
-    return UsageError("bad_parameter", message, hint="smpctl processors lists the parameters of each processor")
+    return UsageError("bad_parameter", message, hint=f"its parameters are shown by: smpctl processors {processor.name}")
 
 
 def _distribution(point: EntryPoint) -> str:

@@ -25,7 +25,6 @@ class ComputePools:
         self, enabled: Sequence[str], settings: ComputeSettings, group: TaskGroup, metrics: Metrics | None = None
     ) -> None:
         self.settings = settings
-        self._enabled = list(enabled)
         owners = {
             point.name: point.dist.name if point.dist else ""
             for point in importlib.metadata.entry_points(group=ENTRY_POINTS)
@@ -52,7 +51,10 @@ class ComputePools:
         for compute in self.all:
             if processor in compute.processors:
                 return compute
-        near = get_close_matches(processor, self._enabled, n=1)
+        if processor in self.missing:
+            hint = "install its distribution into the environment of smpd, and restart smpd"
+            raise NotFoundError("no_such_processor", f"processor {processor} is listed but not installed", hint=hint)
+        near = get_close_matches(processor, [name for compute in self.all for name in compute.processors], n=1)
         raise NotFoundError(
             "no_such_processor",
             f"no processor is called {processor[:80]!r}" + (f"; did you mean {near[0]}?" if near else ""),

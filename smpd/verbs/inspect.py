@@ -14,6 +14,7 @@ from smp_proto.control import (
     AuditRead,
     AuditRenew,
     AuditRenewed,
+    ProcessorInfo,
     Processors,
     ProcessorsRequest,
     RemoteLoad,
@@ -21,6 +22,7 @@ from smp_proto.control import (
     StatusRequest,
     Worker,
 )
+from smp_proto.errors import SmpError
 from smpd.control.actor import Actor
 from smpd.control.permissions import Need
 from smpd.host.memory import Usage, usage
@@ -128,9 +130,15 @@ def _compute_worker(compute: Compute) -> Worker:
 
 
 async def processors(daemon: Daemon, actor: Actor, request: ProcessorsRequest, exchange: Exchange) -> Processors:
-    """All processors that are loaded, from the processes that loaded them."""
-    ready = [await compute.describe() for compute in daemon.box.compute.all]
-    return Processors([info for each in ready for info in each.processors])
+    """All processors, from the processes that loaded them; where one could not, those it was to load, with the reason."""
+    found: list[ProcessorInfo] = []
+    for compute in daemon.box.compute.all:
+        try:
+            found += (await compute.describe()).processors
+        except SmpError as error:
+            owner, reason = compute.distribution, error.message
+            found += [ProcessorInfo(name, "", owner, "", trouble=reason) for name in compute.processors]
+    return Processors(found)
 
 
 async def audit_read(daemon: Daemon, actor: Actor, request: AuditRead, exchange: Exchange) -> AuditProof:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Annotated, Literal
 
 import msgspec
 import pytest
@@ -66,6 +67,30 @@ def test_json_decodes_into_the_protocols_structs(
     (line,) = ran.out.splitlines()
     assert isinstance(msgspec.json.decode(line, type=type(kind)), type(kind))
     assert args != ["status"] or smpctl("--json", *args).out == ran.out
+
+
+class Wanted(msgspec.Struct):
+    """The parameters of some processor."""
+
+    method: Literal["sobel", "canny"]
+    sigma: Annotated[float, msgspec.Meta(gt=0, le=100, description="in pixels")] = 1.0
+    width: Annotated[int, msgspec.Meta(ge=1)] | None = None
+
+
+def test_a_processor_is_shown_with_its_parameters(smpctl: Smpctl, daemon: StandIn) -> None:
+    """Each with what it takes, its default and what it means; and why a processor is not there."""
+    schema = msgspec.json.schema(Wanted)
+    there = c.ProcessorInfo("edges", "image/*", "smp-edges", "Edges.", params=schema)
+    gone = c.ProcessorInfo("odd", "", "smp-odd", "", trouble="it cannot be imported")
+    daemon.answers[c.ProcessorsRequest] = c.Processors([there, gone])
+    shown = smpctl("processors", "edges").out.splitlines()
+    assert shown[-3:] == [
+        '  -p method=…  "canny" or "sobel", required',
+        "  -p sigma=…  number > 0 ≤ 100, default 1.0; in pixels",
+        "  -p width=…  integer ≥ 1 or null, default null",
+    ]
+    assert "it cannot be imported" in smpctl("processors").out
+    assert "it cannot be imported" in smpctl("processors", "odd").out
 
 
 def test_people_get_text(smpctl: Smpctl, daemon: StandIn) -> None:

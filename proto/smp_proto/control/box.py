@@ -132,7 +132,7 @@ class ProcessorsRequest(Request, tag="processors"):
 
 
 class ProcessorInfo(msgspec.Struct):
-    """A processor that is loaded. ``params`` is a JSON schema."""
+    """A processor that is listed. ``params`` is a JSON schema; ``trouble`` says why it could not be loaded."""
 
     name: str
     accepts: str
@@ -141,10 +141,11 @@ class ProcessorInfo(msgspec.Struct):
     group: bool = False
     stream: bool = False
     params: dict[str, Any] = {}
+    trouble: str = ""
 
 
 class Processors(msgspec.Struct):
-    """All processors that are loaded."""
+    """All processors that are listed and installed."""
 
     processors: list[ProcessorInfo]
 
