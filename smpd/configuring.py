@@ -7,7 +7,7 @@ import difflib
 import os
 import tomllib
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import msgspec
 
@@ -152,9 +152,17 @@ def _typed(key: str, value: Any, kind: Any, origin: str) -> Any:
     try:
         return msgspec.convert(value, kind, strict=not origin.startswith(ENV_PREFIX))
     except msgspec.ValidationError as error:
-        raise _bad(
-            f"{key} in {origin}: {str(error).split(' - at')[0]}", "see docs/reference/configuration.md"
-        ) from None
+        wanted, _, path = str(error).partition(" - at `$")
+        words = " or ".join(f'"{word}"' for word in _words(kind)) if wanted.startswith("Invalid enum value") else ""
+        hint = f"write {words}" if words else "see docs/reference/configuration.md"
+        raise _bad(f"{key}{path.rstrip('`')} in {origin}: {wanted}", hint) from None
+
+
+def _words(kind: Any) -> list[str]:
+    """The words that a key of this type takes."""
+    if get_origin(kind) is Literal:
+        return [str(word) for word in get_args(kind)]
+    return [word for part in get_args(kind) for word in _words(part)]
 
 
 def _from_surroundings(environ: Mapping[str, str], values: Mapping[str, Any]) -> dict[str, str]:

@@ -130,7 +130,7 @@ def _compute_worker(compute: Compute) -> Worker:
 
 
 async def processors(daemon: Daemon, actor: Actor, request: ProcessorsRequest, exchange: Exchange) -> Processors:
-    """All processors, from the processes that loaded them; where one could not, those it was to load, with the reason."""
+    """All processors, from the processes that loaded them; where one could not, those it was to load, and why."""
     found: list[ProcessorInfo] = []
     for compute in daemon.box.compute.all:
         try:
