@@ -258,7 +258,9 @@ def _notes(
     keys: BoxKeys, vault: Vault, journal: Journal, remotes: RemoteStore, trust: TrustStore, syncs: SyncStore
 ) -> list[str]:
     """What ``doctor`` should warn of: found at start, changed by nobody. Of stray files it asks the vault itself."""
-    notes = [] if keys.protected else [f"the identity is {keys.protection}; set keys.credential_file"]
+    notes = (
+        [] if keys.protected else [f"the identity is {keys.protection}; move it away and name it: keys.credential_file"]
+    )
     found = vault.recover()
     notes += [f"the file of vault object {item} is gone" for item in found.missing]
     notes += [f"the file of vault object {item} has another size than it came with" for item in found.damaged]

@@ -219,7 +219,7 @@ def show_processes(stage: Stage, probes: findings.Probes) -> None:
         verdict = f"brings {', '.join(found)}" if found else f"brings none of {', '.join(unwanted)}"
         stage.say(f"{role}: importing {modules} {verdict}")
     names, fields = findings.messages_to_fetch()
-    stage.say(f"fetch: can be told {', '.join(names)}; the only secret in them: {', '.join(fields) or 'none'}")
+    stage.say(f"fetch: can be told {', '.join(names)}; the secrets in them: {', '.join(fields) or 'none'}")
     for check in stage.ask("smpctl", "doctor"):
         if check["name"].startswith("sandbox"):
             stage.say(f"compute: {check['name']}: {check['text']}")

@@ -16,7 +16,7 @@ from smpctl.cli import cli
 ROOT = Path(__file__).parents[2]
 TEXTS = sorted(
     path
-    for pattern in ("*.md", "docs/**/*.md", "proto/*.md", "systemd/*.md", "container/*.md")
+    for pattern in ("*.md", "docs/**/*.md", "proto/*.md", "systemd/*.md", "container/*.md", "examples/*/*.md")
     for path in ROOT.glob(pattern)
 )
 SOURCES = sorted(path for room in ("smpd", "smpctl", "proto/smp_proto") for path in (ROOT / room).rglob("*.py"))
@@ -87,6 +87,12 @@ def test_paths_exist(text: Path) -> None:
     assert [name for name in _PATH.findall(text.read_text()) if name.rstrip("/") not in _tracked()] == []
 
 
+@pytest.mark.parametrize("text", TEXTS, ids=_named)
+def test_programs_are_where_the_units_have_them(text: Path) -> None:
+    """Of the environment in /opt/smp there is one, and each text names that."""
+    assert re.findall(r"/opt/smp/(?!venv\b)\S*", text.read_text()) == []
+
+
 def _unknown_verb(words: list[str]) -> str:
     """The part of a command line that is no verb, or nothing."""
     command: click.Command = cli
@@ -126,7 +132,9 @@ def test_options_exist(text: Path) -> None:
                 if not isinstance(command, click.Group):
                     break
                 command = command.get_command(click.Context(command), word) or command
-            known = {name for owner in (command, cli) for each in owner.params for name in each.opts} | {"--help"}
+            known = {
+                name for owner in (command, cli) for each in owner.params for name in (*each.opts, *each.secondary_opts)
+            } | {"--help"}
             wrong += [f"{found[0]} {option}" for option in _OPTION.findall(part) if option not in known]
     assert not wrong
 
