@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from examples.demo.findings import messages_to_fetch
 from smpd.walls.sandbox import Kernel
 
 ROOT = Path(__file__).parents[2]
@@ -116,6 +117,13 @@ def test_demo_tidies_up_when_interrupted(place: Path, number: signal.Signals) ->
         assert process.wait(TIMEOUT_S) == 130, seen
     assert list((place / "t").iterdir()) == []
     assert _left_behind(place) == []
+
+
+def test_the_page_shows_the_messages_of_today() -> None:
+    """What README prints of the demo has every message to a fetch process, and what of them is secret."""
+    messages, secrets = messages_to_fetch()
+    told = f"fetch: can be told {', '.join(messages)}; the secrets in them: {', '.join(secrets)}\n"
+    assert told in (ROOT / "README.md").read_text()
 
 
 def test_demo_names_what_is_missing(tmp_path: Path) -> None:
