@@ -52,6 +52,7 @@ class KeptLog:
         self._last = last
         self._doubt = doubt
         self._unknown = ""  # why nothing says what was signed last of a log that has records
+        self._after: SetAside | None = None  # the log before a new one, until that names it
         self._log: AuditLog | None = None
         self._changing = threading.Lock()
         self._open()
@@ -130,6 +131,7 @@ class KeptLog:
                     self.broken, self._log = error, None
                 log.close()
             raise
+        self._begin(log)
         self._adopt(log)
 
     def read(self, since: int, limit: int) -> list[bytes]:
@@ -184,14 +186,10 @@ class KeptLog:
         if log.size:
             self._adopt(log)
             return
-        self._unknown = ""
-        with contextlib.suppress(SmpError):  # the disk: then its first checkpoint is the first to be kept
+        self._unknown, self._after = "", last_set_aside(self.directory)
+        with contextlib.suppress(SmpError):  # a full disk: the log is latched, and its :meth:`retry` does it
             log.remember()
-        after = last_set_aside(self.directory)
-        if after is not None:
-            facts: dict[str, Any] = msgspec.structs.asdict(after)
-            facts["after"], facts["covered"] = facts.pop("name"), facts.pop("size")
-            log.append("audit.begin", **facts)
+        self._begin(log)
 
     def _remembered(self) -> Remembered | None:
         """What was signed last, as far as it is known; notes why it is not."""
@@ -207,6 +205,14 @@ class KeptLog:
     def _is_gone(self) -> bool:
         paths = [os.path.join(self.directory, name) for name in _NAMES]
         return not any(os.path.exists(path) and os.path.getsize(path) for path in paths)
+
+    def _begin(self, log: AuditLog) -> None:
+        """Have a new log name the one before it, if there is one and that was not done yet."""
+        if self._after is not None:
+            facts: dict[str, Any] = msgspec.structs.asdict(self._after)
+            facts["after"], facts["covered"] = facts.pop("name"), facts.pop("size")
+            log.append("audit.begin", **facts)
+            self._after = None
 
     def _adopt(self, log: AuditLog) -> None:
         """Record that a log was taken as it was found: by an upgrade, or since somebody changed the database."""

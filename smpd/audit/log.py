@@ -430,6 +430,8 @@ class AuditLog:
         self._dropped = self._load(self._log_size, self._notes_size)
         if (self._tree.size, self._tree.root()) != acknowledged:
             raise broken(self._tree.size, "the disk does not hold the records that were acknowledged")
+        if not self._tree.size:
+            self._keep_apart(self._signed())  # else what was kept of a log before would be asked of this one
         self._failure = ""
 
     def _record_recovery(self, reason: str, dropped: int) -> None:

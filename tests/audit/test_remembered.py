@@ -227,3 +227,28 @@ def test_a_crash_while_it_is_set_aside(place: Place, monkeypatch: pytest.MonkeyP
         assert begun["event"] == "audit.begin"
         assert begun["fields"]["covered"] == 5
     assert place.events() == ["audit.begin", "a.b"]
+
+
+def test_a_new_log_that_the_database_could_not_note(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a full disk the new log is known from its beginning on, too: a crash before it is signed breaks nothing."""
+    place.write()
+    place.anew(9)
+    keep, full = LastCheckpoint.keep, True
+
+    def keep_if_room(self: LastCheckpoint, note: bytes) -> None:
+        if full:
+            raise ResourceError("disk_full", "the database is full")
+        keep(self, note)
+
+    log = place.opened()
+    monkeypatch.setattr(LastCheckpoint, "keep", keep_if_room)
+    with pytest.raises(AuditError, match="full"):
+        log.renew(actor="root(0)", reason="somebody was here")
+    with pytest.raises(AuditError, match="full"):
+        log.retry()
+    full = False
+    log.retry()
+    log.append("a.b", actor="anna")
+    log._log._files.close()  # killed
+    assert not place.broken()
+    assert place.events() == ["audit.recovered", "audit.begin", "a.b"]
