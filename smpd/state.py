@@ -18,7 +18,7 @@ from smp_proto.audit.record import parse_line
 from smp_proto.errors import ResourceError, SmpError
 from smpd.audit.details import DAMAGED
 from smpd.audit.kept import KeptLog
-from smpd.audit.log import AuditLog
+from smpd.audit.log import LOG_NAME, AuditLog
 from smpd.config import Config
 from smpd.host.folders import ensure_dir
 from smpd.host.formats import check_formats
@@ -76,7 +76,7 @@ def open_state(config: Config) -> State:
         space = undo.enter_context(contextlib.closing(Space(folder, config.space.reserve_bytes)))
         space.spare()
         database_path, audit_folder = os.path.join(folder, "smpd.db"), os.path.join(folder, "audit")
-        first = not any(map(os.path.exists, (database_path, audit_folder)))
+        first = not any(map(os.path.exists, (database_path, os.path.join(audit_folder, LOG_NAME))))
         with disk_errors(f"the keys in {keys_folder}"):
             keys = load_keys(keys_folder, config.keys, first=first)
         undo.callback(keys.wipe)

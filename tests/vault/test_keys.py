@@ -46,6 +46,16 @@ def test_no_new_keys_for_an_old_state(tmp_path: Path, gone: list[str]) -> None:
     open_state(config).close()
 
 
+def test_a_folder_made_for_the_audit_log(tmp_path: Path) -> None:
+    """Where a disk of its own is mounted, say, and nothing lies in it yet, the start is the first all the same."""
+    config = load_config(None, {"HOME": str(tmp_path), "SMPD_PATHS_STATE": str(tmp_path / "state")})
+    (tmp_path / "state").mkdir(0o700)
+    (tmp_path / "state" / "audit").mkdir(0o700)
+    state = open_state(config)
+    assert state.keys.created
+    state.close()
+
+
 @pytest.mark.parametrize("what", ["a folder", "a link"])
 def test_a_key_file_that_is_none(tmp_path: Path, what: str) -> None:
     """What cannot be read is told as an error of the disk, with the folder's name."""
