@@ -6,7 +6,8 @@ for named that was not, and never the other way round. Where nothing at all is n
 and all stays. All calls block.
 """
 
-from collections.abc import Iterable, Iterator
+import struct
+from collections.abc import Iterable
 
 from smpd.jobs.database import Database
 
@@ -16,6 +17,7 @@ _LOOKED_AT = 5_000  # rows in one step
 _PIECE = 500  # rows deleted in one transaction
 _BITS_EACH = 16
 _BITS_MIN, _BITS_MAX = 1 << 13, 1 << 27
+_PLACES = struct.Struct(">4I")  # of a token, a keyed digest: its bytes are as good as random
 _COUNT = "SELECT count(*) FROM sync_objects WHERE sync=? AND state IN ({})"
 _OVER, _DAMAGED = "'done', 'gone'", "'damaged'"
 _ROWS = f"""SELECT number, token, state FROM sync_objects NOT INDEXED
@@ -43,18 +45,19 @@ class Sight:
     def add(self, token: bytes) -> None:
         """It was named."""
         self.any = True
-        for at in self._places(token):
+        for place in _PLACES.unpack(token):
+            at = place & self._mask
             self._bits[at >> 3] |= 1 << (at & 7)
 
     def __contains__(self, token: object) -> bool:
         """Whether it may have been named; a damaged token was not."""
-        if not isinstance(token, bytes):
+        if not isinstance(token, bytes) or len(token) != _PLACES.size:
             return False
-        return all(self._bits[at >> 3] >> (at & 7) & 1 for at in self._places(token))
-
-    def _places(self, token: bytes) -> Iterator[int]:
-        # A token is a keyed digest: its bytes are as good as random.
-        return (int.from_bytes(token[at : at + 4], "big") & self._mask for at in range(0, 16, 4))
+        for place in _PLACES.unpack(token):
+            at = place & self._mask
+            if not self._bits[at >> 3] >> (at & 7) & 1:
+                return False
+        return True
 
 
 class Forgetting:
