@@ -21,6 +21,7 @@ PART_BYTES = 8 << 20
 PARTS_MAX = 10_000
 PARTS_AT_ONCE = 8
 OBJECT_MAX_BYTES = 5 << 40
+TOLD_S = 60.0  # progress is told so often at least, since parts take long on a slow line
 _FIELDS = {"IfMatch": "if-match", "IfNoneMatch": "if-none-match"}
 
 
@@ -138,10 +139,18 @@ class Uploader:
                 sent += count
                 await progress(sent)
 
+        async def tell() -> None:
+            while True:
+                await anyio.sleep(TOLD_S)
+                await progress(sent)
+
         with first_error():
-            async with anyio.create_task_group() as group:
-                for _ in range(self._at_once):
-                    group.start_soon(worker)
+            async with anyio.create_task_group() as telling:
+                telling.start_soon(tell)
+                async with anyio.create_task_group() as group:
+                    for _ in range(self._at_once):
+                        group.start_soon(worker)
+                telling.cancel_scope.cancel()
         return [{"PartNumber": number, "ETag": etag} for number, etag in sorted(etags.items())]
 
     async def _put(

@@ -3,23 +3,26 @@
 import hashlib
 import socket
 import ssl
+import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import anyio
 import anyio.lowlevel
 import pytest
+from counting_s3 import counting_s3
 from fetch_link import fetch_in_process, fetch_process
 from scripted_http import Asked, Peer, Script, refusal, scripted
 from servers import Served, make_certificate
 
 from smp_proto.control import S3Config, S3Secret
 from smp_proto.errors import SmpError
-from smpd.fetch import pausing
+from smpd.fetch import pausing, upload
 from smpd.fetch.connection import Body, Connection
 from smpd.fetch.exchange import Exchange
 from smpd.fetch.http import Origin, Pool
-from smpd.links.fetching import Deadlines
+from smpd.links.fetching import Deadlines, Noted, Progress, Write
 
 MIB = 1 << 20
 SECRET = S3Secret("key", "secret")
@@ -329,3 +332,31 @@ async def test_a_connection_that_is_closed_while_its_request_is_signed_is_not_wa
         assert connection.open
         assert (await pool.ask("PUT", slowly)).status == 200
         assert len(kept) == 2
+
+
+@pytest.mark.parametrize("paced", [False, True])
+async def test_an_upload_whose_parts_take_long_is_told_of(paced: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While no part is done its progress is told again and again: nobody is to take it for one that hangs."""
+    monkeypatch.setattr(upload, "TOLD_S", 0.001)
+    go, told = threading.Event(), list[int]()
+
+    def hold(method: str, key: str, query: dict[str, list[str]]) -> None:
+        if "partNumber" in query:
+            assert go.wait(60.0)
+
+    with counting_s3() as (store, served), tempfile.TemporaryFile() as file:
+        store.before = hold
+        size = 2 * upload.PART_BYTES
+        file.truncate(size)
+        async with fetch_in_process(served.config, served.secret) as link:
+            request = Write("x", size, paced=paced)
+            with anyio.fail_after(60.0):
+                async with link.caller.open(request, [file.fileno()]) as exchange:
+                    async for step in exchange.messages(Progress):
+                        told.append(step.done)
+                        if told == [0] * 5:
+                            go.set()
+                        if paced and step.done < size:
+                            await exchange.send(Noted())
+        assert (told[:5], told[-1]) == ([0] * 5, size)
+        assert len(store.objects["x"]) == size
