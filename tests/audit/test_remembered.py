@@ -125,6 +125,21 @@ def test_what_comes_from_one_backup(place: Place, tmp_path: Path) -> None:
     assert place.events() == ["a.b"] * 3
 
 
+def test_a_backup_of_a_log_that_is_written(place: Place) -> None:
+    """Database, checkpoints and log, copied in this order, open whatever was written in between."""
+    place.write()
+    rows = place.rows()
+    place.write()
+    notes = place.notes.read_bytes()
+    place.write()
+    log = place.log.read_bytes()
+    place.write()
+    place.put_back(rows)
+    place.notes.write_bytes(notes)
+    place.log.write_bytes(log)
+    assert not place.broken()
+
+
 @pytest.mark.parametrize("how", ["none", "damaged"])
 def test_where_nothing_is_known(place: Place, how: str) -> None:
     """After an upgrade, or where somebody took it away, the log is gone on with, and says so for good, once."""
