@@ -44,7 +44,7 @@ def broken(record: int, message: str) -> AuditError:
         "audit_broken",
         message,
         hint="keep the log and its checkpoints as evidence, compare them with a backup or with checkpoints "
-        "held elsewhere, and only then start a new log in an empty directory",
+        "held elsewhere, and only then begin a new log: smpctl audit renew --reason TEXT",
         details={"record": record},
     )
 
