@@ -150,11 +150,15 @@ class Courier:
         if own:  # nobody else has a reason to use that name
             return Delivery()
         try:
-            return Delivery((await pool.stat(path)).pin)
+            pin = (await pool.stat(path)).pin
         except NotFoundError as error:
             if error.code != "no_such_object":
                 raise
             return Delivery()
+        if isinstance(job.spec, RunSpec) and parse_location(job.spec.source, prefix=True).holds(parse_location(target)):
+            message = f"{target} is one of the objects that the result is made of, and is not replaced by it"
+            raise StateError("exists", message, hint="choose another name for the result: --to REMOTE:PATH")
+        return Delivery(pin)
 
     async def _taken(self, job: Job) -> StateError:
         """The error for an object of somebody else; the job's next attempt, if a person wants one, replaces it."""

@@ -42,6 +42,11 @@ class Location(NamedTuple):
     remote: str
     path: str
 
+    def holds(self, other: "Location") -> bool:
+        """Whether the other place is this one, or below this prefix."""
+        below = is_prefix(self.path) and other.path.startswith(self.path)
+        return self.remote == other.remote and (below or other.path == self.path)
+
 
 class Remote(msgspec.Struct, frozen=True):
     """A remote as kept. Its repr does not show the secret."""

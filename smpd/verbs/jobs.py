@@ -35,7 +35,7 @@ from smpd.jobs.job import Job, new_job_id
 from smpd.transfer.refusing import publish
 from smpd.transfer.runner import result_of
 from smpd.transfer.sealing import check_regular, seal_descriptor, sealed_file
-from smpd.vault.remotes import parse_location
+from smpd.vault.remotes import is_prefix, parse_location
 from smpd.verbs.daemon import Daemon, next_file
 from smpd.verbs.quarantine import record_of_refused
 from smpd.verbs.seen import JobsSeen
@@ -123,6 +123,9 @@ async def _check(daemon: Daemon, spec: GetSpec | RunSpec | PutSpec) -> None:
     if isinstance(spec, RunSpec):
         daemon.box.compute.of(spec.processor)
         locations += [spec.target] if spec.target else []
+        if spec.target == spec.source and not is_prefix(spec.target.partition(":")[2]):
+            message = f"the result would replace its source, {spec.target}"
+            raise UsageError("bad_request", message, hint="choose another name for it: --to REMOTE:PATH")
     for location in locations:
         name, _ = parse_location(location, prefix=True)
         await daemon.pools.get(name)

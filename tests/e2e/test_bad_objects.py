@@ -6,6 +6,7 @@ import msgspec
 import pytest
 from refusals import PLAIN, Bench
 
+from smp_proto.control import RunSpec
 from smp_proto.sealed.envelope import Envelope
 from smp_proto.sealed.layout import HEADER_BYTES, SEGMENT_BYTES, TRAILER_BYTES, Layout
 
@@ -128,3 +129,13 @@ def test_a_run_that_has_begun(bench: Bench, at: int) -> None:
         view = bench.refuse("run", "wrong.none", place, *more, code="corrupt", about=place)
         assert bench.spool_of(view, ".out") == []
     bench.processes("wrong.none")
+
+
+def test_a_result_that_would_replace_what_it_is_made_of(bench: Bench) -> None:
+    """A result below its own sources takes no name of theirs, so that it replaces none; one of its own is free."""
+    place = bench.store("own/a.smp", bench.good)
+    view = bench.refuse("run", "digest", "disk:own/", "--to", place, code="exists", about=place)
+    assert (bench.stored / "own/a.smp").read_bytes() == bench.good
+    assert bench.spool_of(view) == []
+    view = bench.client.wait(bench.client.submit(RunSpec("disk:own/", "digest", target="disk:own/digests.smp")).id)
+    assert view.state == "done", view.error

@@ -87,6 +87,7 @@ def test_malformed_locations(bench: Bench, verb: str, place: str, code: str, abo
         (["put", "MISSING", "s3:x", "--to", "box"], "no_such_file", "MISSING"),
         (["run", "digest", "s3:good.smp", "--to", "nope:x"], "no_such_remote", "nope"),
         (["run", "digest", "s3:good.smp", "--to", "s3:../x"], "bad_name", "s3"),
+        (["run", "digest", "s3:good.smp", "--to", "s3:good.smp"], "bad_request", "s3:good.smp"),
         (["run", "digest", "s3:good.smp", "--for", "nobody"], "no_such_key", "nobody"),
         (["run", "digest", "s3:good.smp", "-p", "width"], "bad_parameter", "width"),
     ],
