@@ -26,7 +26,7 @@ from smpctl.client import (
 from smpctl.connection import too_slow
 from smpctl.files import batches, wanted_entries
 from smpctl.handing import Handing
-from smpctl.landing import Landing
+from smpctl.landing import Landing, check_apart, opening
 from smpctl.watching import Cursor, job_of, joined, pause_after
 
 T = TypeVar("T")
@@ -329,25 +329,41 @@ class AsyncClient:
     ) -> list[c.EntryView]:
         """Open an item in the clear into files below ``dest``; see :meth:`smpctl.Client.vault_open`."""
         entries = wanted_entries(await self.vault_entries(id), names)
+        await self._land({id: entries}, dest, overwrite)
+        return entries
+
+    async def vault_open_all(
+        self, ids: Iterable[str], dest: str | os.PathLike[str], *, overwrite: bool = False
+    ) -> dict[str, list[c.EntryView]]:
+        """Open several items into one folder, all or none; see :meth:`smpctl.Client.vault_open_all`."""
+        items = {each: await self.vault_entries(each) for each in ids}
+        await self._land(items, dest, overwrite)
+        return items
+
+    async def _land(self, items: dict[str, list[c.EntryView]], dest: str | os.PathLike[str], overwrite: bool) -> None:
         thread = anyio.to_thread.run_sync
+        await thread(check_apart, items)
         landing = Landing(dest, overwrite=overwrite)
         await thread(landing.__enter__)
         try:
-            await thread(landing.plan, [entry.name for entry in entries])
-            for batch in batches(entries):
-                async with self._open(c.VaultOpen(id)) as exchange:
-                    for entry in batch:
-                        fd = await thread(landing.create, entry.name)
-                        try:
-                            await exchange.send(c.OpenInto(entry.name, last=entry is batch[-1]), [fd])
-                        finally:
-                            os.close(fd)
-                    await exchange.result(c.Entries)
-            await thread(landing.commit, {entry.name: entry.size for entry in entries})
+            await thread(landing.plan, [entry.name for entries in items.values() for entry in entries])
+            for item, batch in batches(items):
+                with opening(item):
+                    await self._fill(landing, item, batch)
+            await thread(landing.commit, {entry.name: entry.size for entries in items.values() for entry in entries})
         finally:
             with anyio.CancelScope(shield=True):
                 await thread(landing.__exit__)
-        return entries
+
+    async def _fill(self, landing: Landing, item: str, batch: list[c.EntryView]) -> None:
+        async with self._open(c.VaultOpen(item)) as exchange:
+            for entry in batch:
+                fd = await anyio.to_thread.run_sync(landing.create, entry.name)
+                try:
+                    await exchange.send(c.OpenInto(entry.name, last=entry is batch[-1]), [fd])
+                finally:
+                    os.close(fd)
+            await exchange.result(c.Entries)
 
     async def vault_remove(self, id: str) -> None:  # noqa: A002
         """Delete an item."""

@@ -2,7 +2,7 @@
 
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from smp_proto.control import EntryView
@@ -143,7 +143,8 @@ def wanted_entries(entries: list[EntryView], names: Iterable[str] | None) -> lis
     return [entry for entry in entries if entry.name in wanted]
 
 
-def batches(entries: list[EntryView]) -> Iterator[list[EntryView]]:
-    """As many entries as may be open at once on both sides."""
-    for start in range(0, len(entries), FILES_PER_OPEN):
-        yield entries[start : start + FILES_PER_OPEN]
+def batches(items: Mapping[str, list[EntryView]]) -> Iterator[tuple[str, list[EntryView]]]:
+    """Each item with as many of its entries as may be open at once on both sides, until all have come."""
+    for item, entries in items.items():
+        for start in range(0, len(entries), FILES_PER_OPEN):
+            yield item, entries[start : start + FILES_PER_OPEN]

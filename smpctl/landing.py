@@ -7,13 +7,14 @@ their own beside where they go, which the next landing there removes if a crash 
 
 import os
 import stat
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Self
 
 from smp_proto import durable
+from smp_proto.control import EntryView
 from smp_proto.errors import IntegrityError, ResourceError, SmpError, StateError, UsageError
-from smp_proto.sealed.entries import NameSet
+from smp_proto.sealed.entries import NameSet, valid_entry_name
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -186,6 +187,47 @@ class Landing:
             raise disk_error(f"{self._dest}/{name}", error) from None
         finally:
             os.close(parent)
+
+
+def check_apart(items: Mapping[str, Sequence[EntryView]]) -> None:
+    """Refuse vault items whose entries cannot all be files of one folder: the last would replace the others.
+
+    Raises:
+        StateError: ``exists``, naming two of them. What is wrong with one by itself says :meth:`Landing.plan`.
+    """
+    together = NameSet()
+    for item, entries in items.items():
+        for name in (entry.name for entry in entries):
+            try:
+                together.add(name)
+            except ValueError as error:
+                other = next((each for each in items if each != item and not _fits(name, items[each])), None)
+                if other is None or not valid_entry_name(name):
+                    continue
+                message = f"{other} and {item} cannot be exported into one folder: {name!a}: {error}"
+                hint = "nothing was written; export them one by one, each into its own: smpctl vault open ID -o DIR"
+                raise StateError("exists", message, hint=hint) from None
+
+
+def _fits(name: str, others: Sequence[EntryView]) -> bool:
+    names = NameSet()
+    names.add(name)
+    try:
+        for each in others:
+            names.add(each.name)
+    except ValueError:
+        return False
+    return True
+
+
+@contextmanager
+def opening(item: str) -> Iterator[None]:
+    """Have an error say which vault item it is about."""
+    try:
+        yield
+    except SmpError as error:
+        error.details["item"] = item
+        raise
 
 
 def _settle(stage: int, part: str, name: str, size: int) -> None:

@@ -6,8 +6,8 @@ from typing import Any, get_args
 
 import click
 
-from smp_proto.control import GetSpec, JobView, Priority, RunSpec
-from smp_proto.errors import SmpError, StateError, UsageError
+from smp_proto.control import GetSpec, JobView, Priority, Result, RunSpec
+from smp_proto.errors import SmpError, UsageError
 from smpctl.following import Interrupted, closing, exit_code, follow, interrupted, report_failed
 from smpctl.progress import bar
 from smpctl.session import Session, location, verb
@@ -168,53 +168,20 @@ def _check_export(export: str | None, detach: bool) -> None:
         raise UsageError("bad_request", "an export has to wait for its job", hint=hint)
 
 
-def _export(session: Session, items: list[str], folder: str, force: bool) -> int:
-    """Open vault items into a folder; how many files they were.
-
-    Raises:
-        StateError: ``exists``; two items have entries for one file. Nothing is written then, also with ``force``.
-    """
-    if len(items) > 1:
-        _check_apart({item: [entry.name for entry in session.client.vault_entries(item)] for item in items})
-    files = 0
-    for item in items:
-        try:
-            files += len(session.client.vault_open(item, folder, overwrite=force))
-        except SmpError as error:
-            error.hint = f"{error.hint}; it is in the vault: smpctl vault open {item} -o DIR".lstrip("; ")
-            raise
-    return files
-
-
-def _check_apart(names: dict[str, list[str]]) -> None:
-    """Refuse items whose entries cannot all be files of one folder: the last would replace the others."""
-    from smp_proto.sealed.entries import NameSet  # noqa: PLC0415 - only an export of several pays for it
-
-    together = NameSet()
-    before: list[str] = []
-    for item, entries in names.items():
-        for name in entries:
-            try:
-                together.add(name)
-            except ValueError as error:
-                other = next((each for each in before if not _fits(name, names[each])), item)
-                which = f"{other} and {item}" if other != item else item
-                message = f"{which} cannot be exported into one folder: {name!a}: {error}"
-                hint = "nothing was written; export them one by one, each into its own: smpctl vault open ID -o DIR"
-                raise StateError("exists", message, hint=hint) from None
-        before.append(item)
-
-
-def _fits(name: str, others: list[str]) -> bool:
-    from smp_proto.sealed.entries import NameSet  # noqa: PLC0415 - as above
-
-    names = NameSet()
+def _export(session: Session, job: JobView, result: Result, folder: str, force: bool) -> int:
+    """Open what a job brought into a folder, all of it or nothing; how many files it was."""
+    item = result.vault_id
     try:
-        for each in [*others, name]:
-            names.add(each)
-    except ValueError:
-        return False
-    return True
+        if item:
+            return len(session.client.vault_open(item, folder, overwrite=force))
+        items = [each.id for each in session.client.vault(job.id)]
+        return sum(map(len, session.client.vault_open_all(items, folder, overwrite=force).values()))
+    except SmpError as error:
+        there = f"all is in the vault: smpctl vault ls --job {job.id}"
+        if found := item or error.details.get("item"):
+            there = f"it is in the vault: smpctl vault open {found} -o DIR"
+        error.hint = f"{error.hint}; {there}".lstrip("; ")
+        raise
 
 
 def _finish(session: Session, job: JobView, detach: bool, export: str | None, force: bool) -> int:
@@ -230,7 +197,6 @@ def _finish(session: Session, job: JobView, detach: bool, export: str | None, fo
         report_failed(session, job)
         return exit_code(job)
     if export and job.result:
-        items = [job.result.vault_id] if job.result.vault_id else [item.id for item in session.client.vault(job.id)]
-        session.note(f"{_export(session, items, export, force)} files, in the clear, in {export}")
+        session.note(f"{_export(session, job, job.result, export, force)} files, in the clear, in {export}")
     session.show(job, lambda: click.echo(closing(job)))
     return 0

@@ -16,6 +16,8 @@ from smp_proto import control as c
 from smp_proto.aio import Exchange
 from smp_proto.errors import DeniedError, IntegrityError, NotFoundError, StateError
 
+OTHER_ID = "0ther" + ITEM_ID[5:]
+
 
 def test_status_prints_aligned_facts(smpctl: Smpctl, daemon: StandIn) -> None:
     """Status names the version, the role and the free space in binary units."""
@@ -183,7 +185,7 @@ def test_export_of_objects_with_the_same_names_is_refused(
     smpctl: Smpctl, daemon: StandIn, tmp_path: Path, names: tuple[str, str], force: list[str]
 ) -> None:
     """Two objects of a prefix that would be one file: both are named, and nothing is written."""
-    contents = dict(zip([ITEM_ID, "0ther" + ITEM_ID[5:]], names, strict=True))
+    contents = dict(zip([ITEM_ID, OTHER_ID], names, strict=True))
     serve_prefix(daemon, contents)
     ran = smpctl("get", "lab:scans/", "--export", tmp_path / "out", *force)
     assert (ran.code, all(each in ran.err for each in contents)) == (StateError.exit_code, True), ran.err
@@ -193,14 +195,35 @@ def test_export_of_objects_with_the_same_names_is_refused(
 
 def test_export_of_several_objects(smpctl: Smpctl, daemon: StandIn, tmp_path: Path) -> None:
     """Objects of a prefix with names of their own share a folder."""
-    serve_prefix(daemon, {ITEM_ID: "d/a.txt", "0ther" + ITEM_ID[5:]: "d/b.txt"})
+    serve_prefix(daemon, {ITEM_ID: "d/a.txt", OTHER_ID: "d/b.txt"})
     ran = smpctl("get", "lab:scans/", "--export", tmp_path / "out")
     assert (ran.code, "2 files" in ran.err) == (0, True), ran.err
     assert sorted(os.listdir(tmp_path / "out/d")) == ["a.txt", "b.txt"]
+    assert [each.id for each in daemon.seen if isinstance(each, c.VaultEntries)] == [ITEM_ID, OTHER_ID]
 
 
-def serve_prefix(daemon: StandIn, contents: dict[str, str]) -> None:
-    """A get of a prefix, done: vault items by id, each with one entry of this name."""
+@pytest.mark.parametrize("in_the_way", [True, False])
+def test_export_of_several_objects_is_all_or_nothing(
+    smpctl: Smpctl, daemon: StandIn, tmp_path: Path, in_the_way: bool
+) -> None:
+    """A file in the way of the last is seen before any is opened; an object that does not open leaves none of them."""
+    serve_prefix(daemon, {ITEM_ID: "d/a.txt", OTHER_ID: "d/b.txt"}, broken="" if in_the_way else OTHER_ID)
+    if in_the_way:
+        (tmp_path / "out/d").mkdir(parents=True)
+        (tmp_path / "out/d/b.txt").write_text("mine")
+    ran = smpctl("get", "lab:scans/", "--export", tmp_path / "out")
+    there = (
+        f"smpctl vault ls --job {JOB_ID}"
+        if in_the_way
+        else f"bad tag\nhint: it is in the vault: smpctl vault open {OTHER_ID}"
+    )
+    assert (ran.code, there in ran.err) == (10 if in_the_way else 7, True), ran.err
+    assert [path.name for path in tmp_path.glob("out/**/*.txt")] == (["b.txt"] if in_the_way else [])
+    assert any(isinstance(each, c.VaultOpen) for each in daemon.seen) != in_the_way
+
+
+def serve_prefix(daemon: StandIn, contents: dict[str, str], broken: str = "") -> None:
+    """A get of a prefix, done: vault items by id, each with one entry of this name; one may not open."""
     done = job("done", result=c.Result(entries=len(contents), plain_bytes=10))
     items = [c.VaultItem(each, "aa" * 16, 4096, 1, "abab", time.time(), JOB_ID) for each in contents]
 
@@ -208,7 +231,8 @@ def serve_prefix(daemon: StandIn, contents: dict[str, str]) -> None:
         return c.Entries([entry(contents[request.id], 5)])
 
     async def opening(request: c.VaultOpen, exchange: Exchange) -> c.Entries:
-        return await daemon.opening({contents[request.id]: b"hello"})(request, exchange)
+        error = IntegrityError("corrupt", "bad tag") if request.id == broken else None
+        return await daemon.opening({contents[request.id]: b"hello"}, error)(request, exchange)
 
     daemon.answers |= {
         c.Watch: daemon.watching([done]),

@@ -547,6 +547,33 @@ async def test_a_short_file_is_refused(daemon: StandIn, tmp_path: Path, open_ite
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+async def test_several_items_land_together(daemon: StandIn, tmp_path: Path, kind: type[Client | AsyncClient]) -> None:
+    """Files of several items get their names together; where two would be one file, none is opened."""
+    serve_entries(daemon, {"a": b"abc"})
+
+    async def entries(request: c.VaultEntries, _exchange: object) -> c.Entries:
+        return c.Entries([entry("a" if request.id == ITEM_ID else "b", 3)])
+
+    async def open_all(ids: list[str], dest: Path) -> dict[str, list[c.EntryView]]:
+        if kind is Client:
+            with Client(daemon.path) as blocking:
+                return await anyio.to_thread.run_sync(blocking.vault_open_all, ids, dest)
+        async with AsyncClient(daemon.path) as client:
+            return await client.vault_open_all(ids, dest)
+
+    daemon.answers |= {c.VaultEntries: entries, c.VaultOpen: daemon.opening({"a": b"abc", "b": b"xyz"})}
+    found = await open_all([ITEM_ID, "other"], tmp_path / "out")
+    assert {item: [each.name for each in entries] for item, entries in found.items()} == {
+        ITEM_ID: ["a"],
+        "other": ["b"],
+    }
+    assert ((tmp_path / "out/a").read_bytes(), (tmp_path / "out/b").read_bytes()) == (b"abc", b"xyz")
+    with pytest.raises(StateError, match="other and another"):
+        await open_all(["other", "another"], tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
 async def test_only_the_names_asked_for(daemon: StandIn, tmp_path: Path, open_item: Any) -> None:
     """Some of the entries can be opened; a name that is not there is an error."""
     serve_entries(daemon, {"a": b"a", "b": b"b"})
