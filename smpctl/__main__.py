@@ -1,17 +1,18 @@
 """Start of ``smpctl``: runs a verb and turns what went wrong into a message and an exit code."""
 
+import errno
+import io
 import os
 import signal
 import sys
 from collections.abc import Sequence
 
 import click
-import msgspec
 
-from smp_proto.errors import SmpError, UsageError
+from smp_proto.errors import ResourceError, SmpError, UsageError
 from smpctl.cli import cli
 
-EXIT_FAULT = 70
+COMPLETE = "_SMPCTL_COMPLETE"  # what a shell sets to ask for completions
 EXIT_INTERRUPTED = 130
 EXIT_PIPE = 141  # as a program that SIGPIPE ended
 
@@ -34,21 +35,89 @@ def _end(number: int, _frame: object) -> None:
 def _run(arguments: list[str]) -> int:
     as_json = "--json" in arguments
     try:
-        code = cli.main(arguments, prog_name="smpctl", standalone_mode=False)
+        _open_streams()
+        code = _called(arguments, as_json)
         sys.stdout.flush()
-    except click.UsageError as error:
-        return _misused(error, as_json)
-    except click.ClickException as error:
-        return _failed(UsageError("bad_request", error.format_message()), as_json)
-    except SmpError as error:
-        return _failed(error, as_json)
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("smpctl: interrupted", err=True)
-        return EXIT_INTERRUPTED
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at its end
+        _silence()
         return EXIT_PIPE
+    except OSError as error:
+        return _unwritable(error)
+    except SmpError as error:
+        report(error)
+        return error.exit_code
+    return code
+
+
+def _called(arguments: list[str], as_json: bool) -> int:
+    """Run the verb, and report what went wrong; the exit code."""
+    try:
+        code = _invoked(arguments)
+    except click.exceptions.Exit as ended:
+        code = ended.exit_code
+    except click.UsageError as error:
+        code = _misused(error, as_json)
+    except click.ClickException as error:
+        code = _failed(UsageError("bad_request", error.format_message()), as_json)
+    except SmpError as error:
+        code = _failed(error, as_json)
+    except (click.Abort, EOFError, KeyboardInterrupt):
+        click.echo("smpctl: interrupted", err=True)
+        code = EXIT_INTERRUPTED
+    except Exception as error:
+        if isinstance(error, OSError) and error.filename is None:  # it is of a stream
+            raise
+        code = _fault(error, as_json)
+    return code
+
+
+def _invoked(arguments: list[str]) -> int:
+    """Run the verb; not by ``cli.main``, which ends a program whose reader went away with 1."""
+    if instruction := os.environ.get(COMPLETE):
+        from click.shell_completion import shell_complete  # noqa: PLC0415 - only a shell asks
+
+        return shell_complete(cli, {}, "smpctl", COMPLETE, instruction)
+    with cli.make_context("smpctl", arguments) as context:
+        code = cli.invoke(context)
     return code if isinstance(code, int) else 0
+
+
+def _open_streams() -> None:
+    """Have all three standard streams, so that no file of ours comes to be one, and any text can be written.
+
+    Raises:
+        UsageError: ``bad_request``; standard output is closed.
+    """
+    closed = sys.stdout is None
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # each takes the lowest number that is free
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - until the end
+    if closed:
+        raise UsageError("bad_request", "standard output is closed", hint="if nothing is to be seen: > /dev/null")
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
+
+
+def _unwritable(error: OSError) -> int:
+    _silence()
+    reason = (error.strerror or str(error)).lower()
+    code = "disk_full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "disk_failed"
+    hint = "see where it goes; what the verb did is done"
+    report(ResourceError(code, f"standard output cannot be written: {reason}", hint=hint))
+    return ResourceError.exit_code
+
+
+def _silence() -> None:
+    """Drop what is not written yet, or the interpreter complains at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _fault(error: Exception, as_json: bool) -> int:
+    import traceback  # noqa: PLC0415 - only when something is wrong
+
+    traceback.print_exception(error)
+    hint = "report it with the lines above: CONTRIBUTING.md"
+    return _failed(SmpError("internal", f"a fault in SMP: {type(error).__name__}: {error}", hint=hint), as_json)
 
 
 def _misused(error: click.UsageError, as_json: bool) -> int:
@@ -63,7 +132,9 @@ def _misused(error: click.UsageError, as_json: bool) -> int:
 
 def _failed(error: SmpError, as_json: bool) -> int:
     if as_json:
-        sys.stdout.write(msgspec.json.encode({"error": error.body()}).decode() + "\n")
+        from smpctl.render import json_text  # noqa: PLC0415 - only when something is wrong
+
+        sys.stdout.write(json_text({"error": error.body()}) + "\n")
         sys.stdout.flush()
     report(error)
     return error.exit_code

@@ -86,6 +86,22 @@ def decode(body: bytes | msgspec.Raw, kind: type[T]) -> T:
         raise _violation(message) from None
 
 
+def encode(message: Any) -> bytes:
+    """Encode a message body.
+
+    Raises:
+        UsageError: ``bad_request``; it holds what no message can.
+    """
+    try:
+        return msgspec.msgpack.encode(message)
+    except OverflowError:
+        hint = "the most is 18446744073709551615, the least -9223372036854775808"
+        raise UsageError("bad_request", "a number is too large for a message", hint=hint) from None
+    except UnicodeEncodeError as error:
+        message = f"{error.object[:80]!a} is not UTF-8"
+        raise UsageError("bad_request", message, hint="give names as UTF-8 text") from None
+
+
 class Connection:
     """One socket to the daemon, past HELLO. Not for several threads at once.
 
@@ -123,7 +139,7 @@ class Connection:
         Raises:
             UsageError: ``bad_request``; it is too long for a frame.
         """
-        body = msgspec.msgpack.encode(request)
+        body = encode(request)
         if len(body) > BODY_MAX_BYTES:
             message = f"the request is {len(body)} bytes long, and {BODY_MAX_BYTES} is the most"
             raise UsageError("bad_request", message, hint="name fewer recipients, prefixes or parameters")
@@ -218,7 +234,7 @@ class Exchange:
     def send(self, body: Any, fds: Sequence[int] = ()) -> None:
         """Send one DATA message, unless the daemon has answered already."""
         if not self._ended:
-            data = msgspec.msgpack.encode(body)
+            data = encode(body)
             self._connection.send(FrameType.DATA, self.stream, data, fds, timeout=self._timeout)
 
     def receive(self, kind: type[T]) -> T | None:

@@ -1,5 +1,6 @@
 """The person's own files on their way in: found, named, opened. Symbolic links are never followed."""
 
+import errno
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -7,7 +8,7 @@ from typing import NamedTuple
 
 from smp_proto.control import EntryView
 from smp_proto.durable import is_part
-from smp_proto.errors import NotFoundError, ResourceError, UsageError
+from smp_proto.errors import NotFoundError, ResourceError, SmpError, UsageError
 
 FILES_PER_OPEN = 200  # a connection may have 256 descriptors that nobody took yet
 HEAD_BYTES = 132  # enough for the magic of every media type, DICOM's being the last
@@ -90,21 +91,27 @@ def _below(path: str, skipped: Callable[[str], None]) -> Iterator[LocalFile]:
 
 def walk(folder: str, prefix: str, skipped: Callable[[str], None]) -> Iterator[LocalFile]:
     """The files below a folder, in order, their names after ``prefix``; arguments and errors as :func:`collect`."""
-    try:
-        with os.scandir(folder) as entries:
-            ordered = sorted(entries, key=lambda entry: entry.name)
-    except OSError as error:
-        raise _unreadable(folder, error) from None
-    for entry in ordered:
-        name = f"{prefix}/{entry.name}" if prefix else entry.name
+    waiting = _listed(folder, prefix)
+    while waiting:
+        name, entry = waiting.pop()
         if is_part(entry.name):
             continue  # what an export that was killed left there is no file of anybody's
         if entry.is_dir(follow_symlinks=False):
-            yield from walk(entry.path, name, skipped)
+            waiting += _listed(entry.path, name)
         elif entry.is_file(follow_symlinks=False):
             yield LocalFile(name, entry.path)
         else:
             skipped(entry.path)
+
+
+def _listed(folder: str, prefix: str) -> list[tuple[str, os.DirEntry[str]]]:
+    """What is in a folder, with the names of entries, the last first."""
+    try:
+        with os.scandir(folder) as entries:
+            ordered = sorted(entries, key=lambda entry: entry.name, reverse=True)
+    except OSError as error:
+        raise _unreadable(folder, error) from None
+    return [(f"{prefix}/{entry.name}" if prefix else entry.name, entry) for entry in ordered]
 
 
 def total_bytes(files: Iterable[LocalFile]) -> int:
@@ -122,13 +129,16 @@ def total_bytes(files: Iterable[LocalFile]) -> int:
     return total
 
 
-def _unreadable(path: str, error: OSError) -> NotFoundError | ResourceError:
+def _unreadable(path: str, error: OSError) -> SmpError:
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         return NotFoundError("no_such_file", f"{path} does not exist", hint="check the path")
     reason = (error.strerror or str(error)).lower()
+    if error.errno == errno.ENAMETOOLONG:
+        hint = "no entry may have such a name; seal what lies deep by itself"
+        return UsageError("bad_name", f"{path[:80]}... is too long a path", hint=hint)
     if isinstance(error, PermissionError) or error.errno in (40, 20):
         return NotFoundError("no_such_file", f"{path} cannot be read: {reason}", hint="check its owner and mode")
-    return ResourceError("disk_failed", f"{path} cannot be read: {reason}")
+    return ResourceError("disk_failed", f"{path} cannot be read: {reason}", hint="check the disk")
 
 
 def wanted_entries(entries: list[EntryView], names: Iterable[str] | None) -> list[EntryView]:

@@ -84,8 +84,8 @@ class Keyring:
         """
         if (key := self.find(text)) is not None:
             return key.public
-        if os.path.isfile(text):
-            return public_key_file(text)
+        if os.path.exists(text) and not os.path.isdir(text):  # a pipe, too
+            return public_key_in(read_key_file(text), text)
         if text == BOX and client is not None:
             return PublicIdentity.parse(client.box_key().text)
         hint = "see your keys with: smpctl keys list; add one with: smpctl keys import FILE --name NAME"
@@ -194,10 +194,10 @@ def public_from(data: bytes) -> PublicIdentity:
     return PublicIdentity.parse(data.decode("utf-8", "replace"))
 
 
-def public_key_file(path: str) -> PublicIdentity:
-    """The public key in a file; errors as :func:`read_key_file`, and ``key_invalid`` names it."""
+def public_key_in(data: bytes, path: str) -> PublicIdentity:
+    """The public key in what a file holds; ``key_invalid`` names it."""
     try:
-        return public_from(read_key_file(path))
+        return public_from(data)
     except KeyFileError as error:
         raise _named(path, error) from None
 

@@ -4,8 +4,10 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import click
+import msgspec
 
 from smp_proto.control import LimitView, RemoteHealth, SyncView
 
@@ -44,6 +46,16 @@ def moment(when: float) -> str:
 def plain(text: str) -> str:
     """Text of others, without what a terminal would obey."""
     return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def json_text(value: Any) -> str:
+    """A value as JSON in one line; names of files that are not text have their bytes as lone surrogates, escaped."""
+    try:
+        return msgspec.json.encode(value).decode()
+    except UnicodeEncodeError:
+        import json  # noqa: PLC0415 - hardly ever
+
+        return json.dumps(msgspec.to_builtins(value), separators=(",", ":"))
 
 
 def state(word: str) -> str:

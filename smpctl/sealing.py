@@ -90,6 +90,8 @@ def _named(path: str, error: IntegrityError) -> SmpError:
 def _new_file(path: str, *, overwrite: bool, mode: int = 0o666) -> Iterator[int]:
     """A descriptor of a file that gets its name when the block ends without an error."""
     folder_path, name = os.path.split(path)
+    if not name:
+        raise UsageError("bad_request", f"{path or 'nothing'} is no name of a file", hint="name a file, as scan.smp")
     folder = -1
     try:
         folder = os.open(folder_path or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

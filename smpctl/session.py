@@ -11,12 +11,11 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import click
-import msgspec
 
 from smp_proto.errors import NotFoundError, UsageError
 from smp_proto.memory import forbid_dumps
 from smpctl.client import Client
-from smpctl.render import plain
+from smpctl.render import json_text, plain
 
 _JOB_ID_LETTERS = 16
 
@@ -38,7 +37,7 @@ class Session:
 
     def json_line(self, value: Any) -> None:
         """One object as a line of JSON, at once."""
-        sys.stdout.write(msgspec.json.encode(value).decode() + "\n")
+        sys.stdout.write(json_text(value) + "\n")
         sys.stdout.flush()
 
     def note(self, text: str) -> None:
@@ -121,7 +120,10 @@ def secret_bytes(path: str, what: str) -> bytearray:
     try:
         with open(path, "rb", buffering=0) as file:
             data = bytearray(1 << 16)
-            size = file.readinto(data) or 0
+            size = 0
+            with memoryview(data) as view:  # a pipe gives it in pieces
+                while size < len(data) and (count := file.readinto(view[size:])):
+                    size += count
             extra = file.read(1)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()

@@ -10,7 +10,7 @@ from smp_proto.errors import UsageError
 from smp_proto.sealed.filekey import wipe
 from smp_proto.sealed.keyfile import BEGIN
 from smp_proto.sealed.keys import Identity, PublicIdentity
-from smpctl.keyring import Key, Keyring, Unlock, passphrase_from, public_from, public_key_file, read_key_file
+from smpctl.keyring import Key, Keyring, Unlock, passphrase_from, public_key_in, read_key_file
 from smpctl.render import table
 from smpctl.session import Session, VerbGroup, secret_bytes
 from smpctl.terminal import ask_twice
@@ -122,7 +122,7 @@ def import_(session: Session, file: str, name: str) -> None:
     """
     data = sys.stdin.buffer.read(1 << 16) if file == "-" else read_key_file(file)
     private = data.startswith(BEGIN)
-    public = public_from(data) if file == "-" else public_key_file(file)
+    public = public_key_in(data, "standard input" if file == "-" else file)
     key = Keyring().add(name, data if private else public.text().encode() + b"\n", private=private)
     session.show(_shown(key), lambda: click.echo(f"{key.name}  {key.public.fingerprint()}"))
     if not private:

@@ -16,7 +16,7 @@ from smpctl.commands.vault import entry_table
 from smpctl.files import collect
 from smpctl.keyring import Key, Keyring, Unlock
 from smpctl.progress import bar
-from smpctl.render import facts, moment, size
+from smpctl.render import facts, moment, plain, size
 from smpctl.sealing import Sealed, check_place, open_file, rewrap_file, seal_files, sealed_file
 from smpctl.session import Session, verb
 
@@ -76,7 +76,7 @@ def seal(
         "content_digest": info.content_digest.hex(),
         "recipients": [key.fingerprint() for key in recipients],
     }
-    session.show(found, lambda: click.echo(f"{output}: {len(info.entries)} files, {size(info.plain_bytes)}"))
+    session.show(found, lambda: click.echo(plain(f"{output}: {len(info.entries)} files, {size(info.plain_bytes)}")))
 
 
 @verb("open")
@@ -118,7 +118,7 @@ def open_(
             progress=lambda done, total: shown.update("opening", done, total),
         )
     total = size(sum(entry.size for entry in entries))
-    session.show(_views(entries), lambda: click.echo(f"{len(entries)} files, {total}, in the clear, in {dest}"))
+    session.show(_views(entries), lambda: click.echo(plain(f"{len(entries)} files, {total}, in the clear, in {dest}")))
 
 
 @verb()
@@ -230,7 +230,7 @@ def rewrap(
             overwrite=force or output is None,
         )
     found = {"file": output or file, "recipients": [key.fingerprint() for key in recipients]}
-    session.show(found, lambda: click.echo(f"{output or file} is now for {', '.join(keys)}"))
+    session.show(found, lambda: click.echo(plain(f"{output or file} is now for {', '.join(keys)}")))
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import click
 
 from smp_proto.control import EntryView, VaultItem
 from smp_proto.errors import UsageError
-from smpctl.render import ago, size, table
+from smpctl.render import ago, plain, size, table
 from smpctl.session import Session, VerbGroup, on_terminal, shortest
 
 
@@ -55,7 +55,7 @@ def open_(session: Session, id: str, dest: str, names: tuple[str, ...], force: b
     """Open an item in the clear into files below DIR, which is audited."""
     entries = session.client.vault_open(session.vault_id(id), dest, names=names or None, overwrite=force)
     total = size(sum(entry.size for entry in entries))
-    session.show(entries, lambda: click.echo(f"{len(entries)} files, {total}, in the clear, in {dest}"))
+    session.show(entries, lambda: click.echo(plain(f"{len(entries)} files, {total}, in the clear, in {dest}")))
 
 
 @vault.command()

@@ -1,0 +1,176 @@
+"""What nobody should type, and output that cannot be written: one line, a hint, the documented code, no traceback."""
+
+import array
+import fcntl
+import os
+import subprocess
+import sys
+import termios
+import threading
+from pathlib import Path
+
+import pytest
+from client.conftest import PASSPHRASE, Ran, Smpctl
+from client.standin import StandIn, job
+
+from smp_proto import control as c
+
+HUGE = str(1 << 64)
+NO_TEXT = os.fsdecode(b"x\xff")
+
+
+def refused(ran: Ran, code: int) -> None:
+    """One line, and one with a hint."""
+    assert ran.code == code, ran.err
+    message, hint = ran.err.splitlines()
+    assert message.startswith("smpctl: ")
+    assert hint.startswith("hint: ")
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["jobs", "-n", HUGE],
+        ["events", "--since", HUGE],
+        ["traces", "print", "-n", HUGE],
+        ["run", "digest", "lab:a.smp", "-p", f"width={HUGE}"],
+        ["run", "digest", "lab:a.smp", "-p", f"width=-{HUGE}"],
+        ["run", "digest", "lab:a.smp", "-p", NO_TEXT + "=1"],
+        ["get", f"lab:{NO_TEXT}"],
+        ["get", "lab:a", "--key", NO_TEXT],
+        ["remote", "test", NO_TEXT],
+        ["sync", "add", "s", f"lab:{NO_TEXT}/"],
+        ["seal", "pass", "-o", "", "--to", "x"],
+        ["seal", "pass", "-o", "folder/", "--to", "x"],
+    ],
+)
+def test_what_cannot_be_asked(smpctl: Smpctl, daemon: StandIn, home: Path, args: list[str]) -> None:
+    """A number that no message holds, text that is not UTF-8, a file without a name: told before anything is done."""
+    if args[0] == "seal":
+        smpctl("keys", "new", "x", "--passphrase-file", "pass")
+        (home / "folder").mkdir()
+        args = [*args, "--passphrase-file", "pass"]
+    refused(smpctl(*args), 2)
+    plain = smpctl(*args, "--json")
+    assert plain.json["error"]["code"] == "bad_request"
+    assert daemon.seen == []
+
+
+def test_names_that_are_not_text_show_in_every_form(smpctl: Smpctl, home: Path) -> None:
+    """A file whose name is not UTF-8 is named in an error and in a result, for people and as JSON."""
+    smpctl("keys", "new", "x", "--passphrase-file", "pass")
+    refused(smpctl("seal", NO_TEXT, "-o", "a", "--to", "x"), 5)
+    assert "x\udcff" in smpctl("seal", NO_TEXT, "-o", "a", "--to", "x", "--json").json["error"]["message"]
+    seal = ["seal", "pass", "--to", "x", "--passphrase-file", "pass", "-o"]
+    assert smpctl(*seal, NO_TEXT + "1").out.startswith("x\\udcff1: 1 files")
+    assert smpctl(*seal, NO_TEXT + "2", "--json").json["file"] == NO_TEXT + "2"
+
+
+@pytest.mark.parametrize("levels", [1050, 2100])
+def test_a_folder_of_very_many_levels(smpctl: Smpctl, home: Path, levels: int) -> None:
+    """What lies too deep for the name of an entry, or for a path, is refused."""
+    smpctl("keys", "new", "x", "--passphrase-file", "pass")
+    at = os.open(home, os.O_RDONLY)
+    for _ in range(levels):
+        os.mkdir("d", dir_fd=at)
+        below = os.open("d", os.O_RDONLY, dir_fd=at)
+        os.close(at)
+        at = below
+    os.close(os.open("file", os.O_WRONLY | os.O_CREAT, dir_fd=at))
+    os.close(at)
+    try:
+        ran = smpctl("seal", "-o", "a", "d", "--to", "x", "--passphrase-file", "pass")
+        assert (ran.code, "hint: " in ran.err, "Traceback" in ran.err) == (2, True, False), ran.err
+        assert not (home / "a").exists()
+    finally:
+        subprocess.run(["rm", "-r", home / "d"], check=True)
+
+
+@pytest.mark.parametrize(
+    "args", [["jobs"], ["jobs", "--json"], ["--help"], ["jobs", "--help"], ["keys", "--json", "x"]]
+)
+def test_a_reader_that_goes_away(home: Path, daemon: StandIn, args: list[str]) -> None:
+    """Who closes the pipe gets no complaint; the code is that of a program that SIGPIPE ended."""
+    daemon.answers[c.JobsRequest] = c.Jobs([job(id=f"{number:016}") for number in range(100)])
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "smpctl", *args], stdout=writer, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+@pytest.mark.parametrize("args", [["jobs"], ["jobs", "--json"], ["--help"], ["status"], ["job", "show", "x", "--json"]])
+@pytest.mark.parametrize("where", [">/dev/full", ">&-", "<&- >/dev/full", "<&- >&-"])
+def test_output_that_cannot_be_written(home: Path, daemon: StandIn, args: list[str], where: str) -> None:
+    """A full disk behind standard output, or none at all, is said; in the latter case nothing is done."""
+    script = f'exec "$@" {where}'
+    done = subprocess.run(
+        ["sh", "-c", script, "sh", sys.executable, "-m", "smpctl", *args], stderr=subprocess.PIPE, text=True
+    )
+    refused(Ran(done.returncode, "", done.stderr), 2 if ">&-" in where else 8)
+    assert "standard output" in done.stderr
+    assert (daemon.seen == []) == (">&-" in where or "--help" in args)
+
+
+def test_no_standard_input_or_error(home: Path, daemon: StandIn) -> None:
+    """Where these are closed, nothing of ours takes their place, and the verb works."""
+    script = 'exec "$@" <&- 2>&-'
+    done = subprocess.run(["sh", "-c", script, "sh", sys.executable, "-m", "smpctl", "status"], stdout=subprocess.PIPE)
+    assert (done.returncode, b"9.9.9" in done.stdout) == (0, True)
+    done = subprocess.run(
+        ["sh", "-c", script, "sh", sys.executable, "-m", "smpctl", "keys", "import", "-", "--name", "a"]
+    )
+    assert done.returncode == 12
+
+
+def test_keys_and_secrets_out_of_pipes(smpctl: Smpctl, home: Path) -> None:
+    """A key, a recipient and a passphrase may be pipes, which are read once, and come in pieces."""
+    (home / "first").write_text(smpctl("keys", "new", "x", "--passphrase-file", "pass").out)
+    (home / "x.pub").write_text(smpctl("keys", "export", "x").out)
+    halves = PASSPHRASE.encode()[:3], PASSPHRASE.encode()[3:]
+
+    def passphrase(path: Path) -> None:
+        with path.open("wb", buffering=0) as file:
+            for half in halves:
+                file.write(half)
+                drained(file.fileno())
+
+    def piped(*args: str, pipe: Path, write: object) -> Ran:
+        os.mkfifo(pipe)
+        thread = threading.Thread(target=write, args=(pipe,), daemon=True)  # type: ignore[arg-type]
+        thread.start()
+        ran = smpctl(*args)
+        thread.join(10)
+        return ran
+
+    def public(path: Path) -> None:
+        path.write_bytes((home / "x.pub").read_bytes())
+
+    ran = piped("keys", "import", "p1", "--name", "y", pipe=home / "p1", write=public)
+    assert ran.code == 0, ran.err
+    seal = ["seal", "first", "-o", "a", "--to"]
+    ran = piped(*seal, "p2", "--from", "x", "--passphrase-file", "pass", pipe=home / "p2", write=public)
+    assert ran.code == 0, ran.err
+    ran = piped("open", "a", "-o", "out", "--as", "x", "--passphrase-file", "p3", pipe=home / "p3", write=passphrase)
+    assert ran.code == 0, ran.err
+
+
+def drained(fd: int) -> None:
+    """Wait until the reader of a pipe has taken what was written."""
+    left = array.array("i", [1])
+    while left[0]:
+        fcntl.ioctl(fd, termios.FIONREAD, left)
+
+
+def test_a_fault_of_our_own_is_one(smpctl: Smpctl, daemon: StandIn) -> None:
+    """What nobody foresaw ends with the code for that, and as an object in JSON; what there is to report is shown."""
+    daemon.answers[c.JobsRequest] = c.Jobs([job(created=float("1e300"))])
+    ran = smpctl("jobs", "--json")
+    assert ran.code == 0
+    daemon.answers[c.JobRequest] = job(created=1e300)
+    ran = smpctl("job", "show", "0198c0de")
+    assert ran.code == 70, ran
+    assert "Traceback" in ran.err
+    assert ran.err.splitlines()[-1].startswith("hint: ")
