@@ -127,10 +127,11 @@ def plan(options: Options) -> Iterator[Step]:
     """The steps, in order.
 
     Raises:
-        UsageError: ``bad_request``; the programs are where the units cannot run them.
+        UsageError: ``bad_request``; the programs are where the units cannot run them, or a link leads out of the root.
         ResourceError: ``setup_failed``; the units are not there.
     """
     check_programs(options)
+    _check_root(options)
     folder = sources()
     for name, target in _SOURCES:
         with open(os.path.join(folder, name), encoding="utf-8") as file:
@@ -194,6 +195,20 @@ def check_programs(options: Options) -> None:
     if wrong:
         hint = "install into a virtual environment at /opt/smp/venv, and run its smpctl; or name it with --programs"
         raise UsageError("bad_request", f"{options.programs} {wrong}", hint=hint)
+
+
+def _check_root(options: Options) -> None:
+    """See that every file is below the root: an absolute link there, say, leads to this machine's own files.
+
+    Raises:
+        UsageError: ``bad_request``.
+    """
+    root = os.path.realpath(options.root)
+    for path in (*(target for _, target in _SOURCES), CONFIG_FILE, _COMPUTE_FILE, _CREDENTIAL_FILE):
+        place = os.path.join(options.root, path)
+        if os.path.commonpath([os.path.realpath(place), root]) != root:
+            hint = "make it a folder there, or a relative link that stays below DIR; nothing was done"
+            raise UsageError("bad_request", f"{place} leads out of {options.root} by a link", hint=hint)
 
 
 def _unreachable(folder: str) -> str:

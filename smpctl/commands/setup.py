@@ -6,6 +6,7 @@ from typing import Literal
 
 import click
 
+from smp_proto.errors import UsageError
 from smpctl import installing
 from smpctl.render import plain
 
@@ -37,8 +38,10 @@ def setup(
 
     It can be run again: what is there stays, units of another version are replaced, the configuration never is.
     """
+    if not root:
+        raise UsageError("bad_request", "--root names no folder", hint="for this machine leave it out")
     folder = programs or os.path.dirname(os.path.abspath(sys.executable))
-    options = installing.Options(os.path.abspath(root), folder, compute, credential, start)
+    options = installing.Options(os.path.realpath(root), folder, compute, credential, start)
     if options.here and not dry_run:
         installing.require_machine()
     for step in installing.plan(options):

@@ -82,6 +82,35 @@ def test_a_dry_run_does_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "link", ["etc", "etc/systemd/system", "etc/smpd", "etc/smpd/config.toml", "etc/systemd/system/smpd.service"]
+)
+@pytest.mark.parametrize("where", ["absolute", "relative", "dangling"])
+def test_links_that_lead_out_of_the_root(tmp_path: Path, link: str, where: str) -> None:
+    """A link below DIR that would have files read or written elsewhere is refused before anything is done."""
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    outside.mkdir()
+    (root / link).parent.mkdir(parents=True)
+    (root / link).symlink_to(os.path.relpath(outside, (root / link).parent) if where == "relative" else outside)
+    if where == "dangling":
+        outside.rmdir()
+    before = sorted(root.rglob("*"))
+    done = smpctl("--root", str(root), "--programs", "/srv/smp/bin")
+    assert (done.returncode, "leads out of" in done.stderr, "hint: " in done.stderr) == (2, True, True), done.stderr
+    assert sorted(root.rglob("*")) == before
+    assert not outside.exists() or not list(outside.iterdir())
+
+
+def test_links_within_the_root(tmp_path: Path) -> None:
+    """One that stays below DIR is a folder as any other, and DIR may be a link itself; no DIR at all is refused."""
+    (tmp_path / "root/srv/etc").mkdir(parents=True)
+    (tmp_path / "root/etc").symlink_to("srv/etc")
+    (tmp_path / "link").symlink_to("root")
+    assert smpctl("--root", str(tmp_path / "link"), "--programs", "/srv/smp/bin").returncode == 0
+    assert (tmp_path / "root/srv/etc/systemd/system/smpd.service").is_file()
+    assert smpctl("--root", "", "--programs", "/srv/smp/bin").returncode == 2
+
+
 def runs(options: Options) -> list[Run]:
     return [step for step in installing.plan(options) if isinstance(step, Run)]
 
