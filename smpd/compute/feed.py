@@ -215,13 +215,14 @@ class Results:
     ) -> None:
         self.count = 0
         self.prefix = ""  # of the object that the next results are of
+        self.entry = 0  # and the number of their entry; 0 for several
         self._slots = slots
         self._free = list(range(len(slots)))
         self._freed = freed
         self._send = send
         self._clock = clock
         self._processor = processor
-        self._names: set[str] = set()
+        self._names: dict[str, int] = {}  # and the entry that each is of
 
     def put(self, output: Output) -> None:
         """Check one result and send it.
@@ -244,9 +245,13 @@ class Results:
         self.count += 1
 
     def _check(self, output: Output, name: str) -> None:
-        if name in self._names:
+        earlier = self._names.setdefault(name, self.entry)
+        if earlier != self.entry:  # scan.tif and scan.tif.png, say
+            message = f"processor {self._processor} gives the results of entries {earlier} and {self.entry} one name"
+            hint = "rename one of the two entries, or run it over each in an object of its own"
+            raise ProcessorError("processor_output", message, hint=hint)
+        if len(self._names) == self.count:
             raise self._nonsense("has the name of an earlier one")
-        self._names.add(name)
         kind = output.media_type
         if not isinstance(kind, str) or len(kind) > 127 or not kind.isascii() or not (kind + "x").isprintable():
             raise self._nonsense("has a media type that is not text of at most 127 ASCII characters")

@@ -93,7 +93,7 @@ class Job:
             if self._single:
                 raise self._none_taken()
             return
-        results.prefix = item.prefix
+        results.prefix, results.entry = item.prefix, 0
         feed.expect([entry for _, entry in accepted])
         if processor.group and processor.stream:
             _put_all(results, processor(self._streams(accepted, feed), self._context))
@@ -102,7 +102,7 @@ class Job:
         else:
             load: Callable[[Feed, InputEntry], Item | StreamItem] = _stream if processor.stream else self._load
             for number, entry in accepted:
-                self._number = number
+                self._number = results.entry = number
                 _put_all(results, processor(load(feed, entry), self._context))
 
     def _none_taken(self) -> ProcessorError:

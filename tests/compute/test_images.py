@@ -72,6 +72,19 @@ async def test_gray_of_sixteen_bits_keeps_its_depth():
         assert _difference(_read(result), source) == 0
 
 
+async def test_two_results_that_would_have_one_name():
+    """It is the entries' names that clash, and is said of them, by number: no name is told, and no author to blame."""
+    data = _entry(_picture("RGB")).data
+    entries = [Entry("Doe", data, "image/png"), Entry("x", b"x"), Entry("Doe.png", data, "image/png")]
+    async with compute(*BUILT_IN, shared=True) as worker:
+        error = await worker.error("image.resize", entries, scale=1.0)
+        assert error.code == "processor_output"
+        assert "entries 1 and 3" in error.message
+        assert "Doe" not in str(error.body())
+        assert "author" not in error.hint
+        assert "rename" in error.hint
+
+
 def _tiff(values, order, photometric, *, deflate=False, orientation=1):
     """A TIFF of one strip, made by hand: Pillow writes no negative ones."""
     height, width = values.shape
