@@ -86,14 +86,18 @@ class Rules:
             return False
         return not self._include or any(each(inside) for each in self._include)
 
-    def job(self, path: str, pin: str) -> GetSpec | RunSpec:
-        """What is to be done with one version of an object."""
+    def job(self, path: str, pin: str, *, sealed: bool) -> GetSpec | RunSpec:
+        """What is to be done with one version of an object; no two objects have one name for their results.
+
+        Args:
+            sealed: whether what lies there is sealed, and so has the suffix that is meant for it.
+        """
         spec, source = self.spec, f"{self.remote}:{path}"
         if not spec.processor:
             return GetSpec(source, pin=pin)
         target = ""
         if spec.target:
-            target = spec.target + self._inside(path).removesuffix(_SUFFIX) + _SUFFIX
+            target = spec.target + self._inside(path) + ("" if sealed else _SUFFIX)
         return RunSpec(source, spec.processor, spec.params, target, spec.recipients, pin=pin)
 
 

@@ -275,8 +275,9 @@ class Watcher:
         """Make a job. The row names it before there is one: see :meth:`_recover`."""
         key = f"sync/{self.standing.number}/{found.version.hex()}/{found.tries}"
         job_id = new_job_id(time.time())
+        sealed = (await self._world.remote(self.rules.remote)).mode != "standard"
         await self._begin(found, job_id)
-        spec, priority = self.rules.job(found.path, found.pin), self.standing.spec.priority
+        spec, priority = self.rules.job(found.path, found.pin, sealed=sealed), self.standing.spec.priority
         job = await self._world.submit(spec, owner=self.standing.owner, key=key, priority=priority, job_id=job_id)
         if job.id != job_id:  # this version had its job before
             await self._begin(found, job.id)

@@ -39,13 +39,22 @@ def test_patterns(include, exclude, wanted, left):
     ],
 )
 def test_results_lie_as_their_objects_do(changes, target):
-    """Below the target, under the path below the prefix, with one suffix; the job is for one version."""
+    """Below the target, under the path below the prefix; the job is for one version."""
     rules = Rules(spec(processor="digest", **changes))
-    for path in ("in/b/c.smp", "in/b/c"):
-        job = rules.job(path, "pin")
-        if path.endswith(".smp") or "source" not in changes:
-            assert job.target == target
-        assert (job.source, job.pin, job.processor) == (f"lake:{path}", "pin", "digest")
+    job = rules.job("in/b/c.smp", "pin", sealed=True)
+    assert job.target == target
+    assert (job.source, job.pin, job.processor) == ("lake:in/b/c.smp", "pin", "digest")
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+def test_no_two_objects_have_one_result(sealed):
+    """What is no sealed object has a suffix added, always: no result replaces that of another object."""
+    rules = Rules(spec(processor="digest", target="out:r/"))
+    targets = [
+        rules.job(path, "pin", sealed=sealed).target for path in ("in/a", "in/a.smp", "in/a.tif", "in/a.tif.smp")
+    ]
+    added = "" if sealed else ".smp"
+    assert targets == [f"out:r/{name}{added}" for name in ("a", "a.smp", "a.tif", "a.tif.smp")]
 
 
 @pytest.mark.parametrize(
