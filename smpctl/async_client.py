@@ -185,9 +185,9 @@ class AsyncClient:
                     turns.sealed(await message_of(exchange, c.Sealing))
             return await exchange.result(c.JobView)
 
-    async def jobs(self, states: Iterable[c.JobState] = (), *, limit: int = 100) -> list[c.JobView]:
-        """Jobs, newest first."""
-        return (await self._call(c.JobsRequest(list(states), limit), c.Jobs)).jobs
+    async def jobs(self, states: Iterable[c.JobState] = (), *, limit: int = 100, begins: str = "") -> list[c.JobView]:
+        """Jobs, newest first; with ``begins`` those whose id begins so."""
+        return (await self._call(c.JobsRequest(list(states), limit, begins), c.Jobs)).jobs
 
     async def job(self, id: str) -> c.JobView:  # noqa: A002 - the protocol's own name
         """One job."""

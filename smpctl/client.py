@@ -167,9 +167,9 @@ class Client:
                 handing.sealed(sealing)
             return exchange.result(c.JobView)
 
-    def jobs(self, states: Iterable[c.JobState] = (), *, limit: int = 100) -> list[c.JobView]:
-        """Jobs, newest first."""
-        return self._call(c.JobsRequest(list(states), limit), c.Jobs).jobs
+    def jobs(self, states: Iterable[c.JobState] = (), *, limit: int = 100, begins: str = "") -> list[c.JobView]:
+        """Jobs, newest first; with ``begins`` those whose id begins so."""
+        return self._call(c.JobsRequest(list(states), limit, begins), c.Jobs).jobs
 
     def job(self, id: str) -> c.JobView:  # noqa: A002 - the protocol's own name
         """One job."""

@@ -66,10 +66,10 @@ class Session:
 
     def job_id(self, prefix: str) -> str:
         """A job's id from its beginning, or as it is where there is such a job. Raises as :meth:`resolve`."""
-        if len(prefix) == _JOB_ID_LETTERS:  # the listing ends with what one frame holds: an older job is not in it
+        if len(prefix) == _JOB_ID_LETTERS:  # a job whose record is damaged is listed nowhere
             with contextlib.suppress(NotFoundError):
                 return self.client.job(prefix).id
-        return self.resolve(prefix, [job.id for job in self.client.jobs(limit=10_000)], "job")
+        return self.resolve(prefix, [job.id for job in self.client.jobs(limit=10_000, begins=prefix)], "job")
 
     def vault_id(self, prefix: str) -> str:
         """A vault item's id from its beginning."""

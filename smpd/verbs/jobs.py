@@ -175,7 +175,9 @@ async def jobs(daemon: Daemon, actor: Actor, request: JobsRequest, exchange: Exc
     journal = daemon.box.journal
     seen = JobsSeen(journal, actor)
     limit = min(max(request.limit, 0), _JOBS_MAX)
-    views = [journal.view(job) for job in await anyio.to_thread.run_sync(seen.list, request.states, limit)]
+    views = [
+        journal.view(job) for job in await anyio.to_thread.run_sync(seen.list, request.states, limit, request.begins)
+    ]
     for view in views:
         if view.state != "running":
             view.stages = []

@@ -49,12 +49,12 @@ class JobsSeen:
             raise unknown_job(job_id)
         return job
 
-    def list(self, states: Iterable[JobState] = (), limit: int = -1) -> Sequence[Job]:
-        """Return them, newest first."""
+    def list(self, states: Iterable[JobState] = (), limit: int = -1, begins: str = "") -> Sequence[Job]:
+        """Return them, newest first; those whose id begins so."""
         if self.all:
-            return self._journal.list(states, limit)
+            return self._journal.list(states, limit, begins=begins)
         others = self._actor.rights.others
-        return self._journal.list(states, limit, self.shows, None if others else self._actor.uid)
+        return self._journal.list(states, limit, self.shows, None if others else self._actor.uid, begins)
 
     def brought(self, item: VaultItem | QuarantineItem) -> bool:
         """Whether an item of the vault, or of the quarantine, came of a job that they may see."""

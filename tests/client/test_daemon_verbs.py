@@ -282,6 +282,17 @@ def test_an_id_may_be_cut_short_but_not_ambiguous(smpctl: Smpctl, daemon: StandI
     assert daemon.seen[-1] == c.JobControl("aa", "cancel")
 
 
+def test_a_shortened_id_is_asked_of_the_daemon(smpctl: Smpctl, daemon: StandIn) -> None:
+    """Which may know older jobs than a listing has room for."""
+
+    async def answer(request: c.JobsRequest, _exchange: Exchange) -> c.Jobs:
+        return c.Jobs([job(id="old" + "0" * 13)] if request.begins == "ol" else [])
+
+    daemon.answers[c.JobsRequest] = answer
+    assert smpctl("job", "cancel", "ol").code == 0
+    assert daemon.seen[-1] == c.JobControl("old" + "0" * 13, "cancel")
+
+
 def test_table_ids_are_short_and_differ(smpctl: Smpctl, daemon: StandIn) -> None:
     """Ids are cut as short as leaves them different."""
     daemon.answers[c.JobsRequest] = c.Jobs([job(id="0198c0de5a01"), job(id="0198c0de5b01")])

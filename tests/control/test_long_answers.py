@@ -54,6 +54,22 @@ async def test_more_checkpoints_than_fit_a_frame(tmp_path: Path, asked: Asked) -
         assert proof.origin == log.keys[0].name
 
 
+async def test_an_old_job_by_the_beginning_of_its_id(tmp_path: Path, asked: Asked) -> None:
+    """It is found although it is not among the newest that fit a frame; what may not be seen is not."""
+    async with whole(tmp_path) as box:
+        journal = box.daemon.box.journal
+        for number in range(300):
+            spec = c.GetSpec(f"r:{'x' * 5000}{number}")
+            journal.add(spec, owner="somebody(1)", key=str(number), job_id=f"{number:03}aaaaaaaaaaaaa")
+        assert len(await asked(box, "jobs", limit=10_000)) < 250
+        found = await asked(box, "jobs", begins="00", limit=3)
+        assert [job.id[:3] for job in found] == ["009", "008", "007"]
+        assert [job.id for job in await asked(box, "jobs", begins="001a")] == ["001aaaaaaaaaaaaa"]
+        assert await asked(box, "jobs", begins="001b") == []
+        assert await asked(box, "jobs", ("done",), begins="001a") == []
+        assert await asked(box, "jobs", begins="\uffff") == []
+
+
 async def test_no_checkpoint_more_than_is_asked_for(tmp_path: Path) -> None:
     """Who wants records, or the newest checkpoint alone, is not sent those of all time."""
     async with whole(tmp_path) as box, box.client(0) as caller:

@@ -160,10 +160,14 @@ class Sealing(msgspec.Struct):
 
 
 class JobsRequest(Request, tag="jobs"):
-    """Reply: Jobs, newest first, at most ``limit`` and as many as fit one frame."""
+    """Reply: Jobs, newest first, at most ``limit`` and as many as fit one frame.
+
+    With ``begins`` only those whose id begins so.
+    """
 
     states: list[JobState] = msgspec.field(default_factory=list)
     limit: int = 100
+    begins: str = ""
 
 
 class Jobs(msgspec.Struct):
