@@ -70,9 +70,10 @@ async def serve(
         DaemonError: ``protocol``; the caller closes the channel.
     """
     scopes: dict[int, tuple[anyio.CancelScope, Exchange]] = {}
+    cut_short = _STOPPING
 
     async def answer(frame: Frame, fds: list[int], scope: anyio.CancelScope, exchange: Exchange) -> None:
-        end = _STOPPING
+        end = b""
         try:
             with scope:
                 end = await _answer(handler(frame.body, fds, exchange), unexpected)
@@ -83,14 +84,14 @@ async def serve(
             channel.count_unread(-1, frame)
             wipe_bytes(frame.body)
             with anyio.CancelScope(shield=True), contextlib.suppress(anyio.BrokenResourceError):
-                await channel.send(FrameType.END, frame.stream, end)
+                await channel.send(FrameType.END, frame.stream, end or cut_short)
             # Only now may the number be used again, and only now is this request no longer counted as open:
             # a peer that asks and never reads would otherwise pile up replies without limit.
             del scopes[frame.stream]
 
     try:
         async with anyio.create_task_group() as group:
-            with contextlib.suppress(anyio.EndOfStream, anyio.BrokenResourceError):
+            try:
                 while True:
                     frame, fds = await channel.receive()
                     known = scopes.get(frame.stream)
@@ -116,6 +117,11 @@ async def serve(
                             "protocol",
                             f"{frame.type.name} refused on stream {frame.stream}, {len(scopes)} of {streams_max} open",
                         )
+            except (anyio.EndOfStream, anyio.BrokenResourceError):
+                pass
+            except DaemonError as error:
+                cut_short = encode(End(error=error.body()))
+                raise
             group.cancel_scope.cancel()
     except BaseExceptionGroup as errors:
         violation, rest = errors.split(DaemonError)

@@ -244,6 +244,20 @@ async def test_serve_refuses_what_an_asker_may_not_send(bad):
     far.close()
 
 
+async def test_what_a_violation_cuts_short_ends_with_it():
+    """An asker that breaks the protocol is told so on what it has open, not that the daemon is stopping."""
+    far, near = pair()
+    far.socket.send(encode_frame(FrameType.REQUEST, 1, encode({"do": "wait"})) + encode_frame(FrameType.HELLO, 0))
+    with anyio.fail_after(10):
+        with pytest.raises(DaemonError):
+            await serve(near, default_handler, unexpected=lambda error: None)
+        frame, _ = await far.receive()
+    error = decode(frame.body, End).error
+    assert (frame.type, frame.stream, error and error.code) == (FrameType.END, 1, "protocol")
+    near.close()
+    far.close()
+
+
 @pytest.mark.parametrize(
     "bad",
     [
@@ -311,7 +325,7 @@ async def test_sixty_four_streams_at_once():
 
 
 async def refused(caller: Caller) -> None:
-    with pytest.raises(SmpError, match=r"gone|cancelled|stopping"):
+    with pytest.raises(SmpError, match=r"gone|cancelled|refused"):
         await caller.call({"do": "wait"}, int)
 
 
