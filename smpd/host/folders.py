@@ -2,10 +2,13 @@
 
 import fcntl
 import os
+import shlex
 import stat
 
 from smp_proto import durable
 from smp_proto.errors import ResourceError, StateError
+
+_HINT = "it must be ours and closed to others: see docs/reference/configuration.md"
 
 
 def ensure_dir(path: str, mode: int = 0o700) -> None:
@@ -25,7 +28,8 @@ def ensure_dir(path: str, mode: int = 0o700) -> None:
     if found.st_uid != os.geteuid():
         raise _unfit(path, f"belongs to user {found.st_uid}")
     if excess := stat.S_IMODE(found.st_mode) & 0o777 & ~mode:
-        raise _unfit(path, f"gives others rights ({excess:04o} too many)")
+        hint = f"run: chmod {stat.S_IMODE(found.st_mode) & mode:o} {shlex.quote(path)}"
+        raise _unfit(path, f"gives others rights ({excess:04o} too many)", hint)
 
 
 def lock_state(path: str) -> int:
@@ -45,9 +49,5 @@ def lock_state(path: str) -> int:
     return fd
 
 
-def _unfit(path: str, reason: str) -> ResourceError:
-    return ResourceError(
-        "disk_failed",
-        f"{path} {reason}",
-        hint="it must be ours and closed to others: see docs/reference/configuration.md",
-    )
+def _unfit(path: str, reason: str, hint: str = _HINT) -> ResourceError:
+    return ResourceError("disk_failed", f"{path} {reason}", hint=hint)
