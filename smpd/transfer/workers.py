@@ -7,6 +7,7 @@ inherits. It learns everything else over that link. A compute process may be had
 """
 
 import contextlib
+import signal
 import socket
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import anyio
+import structlog
 from anyio.abc import Process, TaskGroup, TaskStatus
 
 from smp_proto.aio import Caller, Channel
@@ -25,6 +27,7 @@ from smpd.transfer.keeping import Kept, start_kept
 
 START_TIMEOUT_S = 120.0
 _STOP_TIMEOUT_S = 3.0
+_log = structlog.get_logger("smpd")
 # What a compute process may say depends on what it was asked; see smpd.transfer.device.
 _BELIEVE: dict[str, Callable[[SmpError], SmpError]] = {
     "fetch": believed_of_fetch,
@@ -80,6 +83,17 @@ async def start_worker(role: str, label: str, keeper: str = "") -> AsyncIterator
                 await process.wait()
             kill(process)
             await process.aclose()
+        if process.returncode:  # one that is let go ends with 0; of one that was kept its keeper knows
+            _log.warning("worker ended", role=role, label=label, pid=process.pid, how=_how(process.returncode))
+
+
+def _how(returncode: int) -> str:
+    if returncode > 0:
+        return f"exit status {returncode}"
+    try:
+        return signal.Signals(-returncode).name
+    except ValueError:  # a real-time signal
+        return f"signal {-returncode}"
 
 
 async def _spawn(role: str) -> tuple[socket.socket, Process]:

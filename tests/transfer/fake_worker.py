@@ -26,7 +26,9 @@ async def handle(body: bytes, fds: list[int], exchange: Exchange) -> object:
         case "pid":
             return os.getpid()
         case "die":
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), request.get("signal", signal.SIGKILL))
+        case "exit":
+            os._exit(7)
         case "hang":
             await anyio.sleep_forever()
         case "deaf":  # stops reading its link, and would not end when it is closed

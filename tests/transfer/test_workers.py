@@ -8,6 +8,7 @@ import subprocess
 import anyio
 import anyio.lowlevel
 import pytest
+import structlog.testing
 
 from smp_proto.aio import Caller
 from smp_proto.errors import ResourceError, SmpError
@@ -53,6 +54,26 @@ async def test_another_starts_after_a_death(hosting):
         assert second != first
         assert not alive(first)
         assert host.restarts == 1
+
+
+@pytest.mark.parametrize(
+    ("request_", "how"),
+    [
+        ({"op": "die", "signal": signal.SIGSEGV}, "SIGSEGV"),
+        ({"op": "die", "signal": 40}, "signal 40"),
+        ({"op": "exit"}, "exit status 7"),
+    ],
+)
+async def test_the_log_says_how_a_worker_ended(hosting, request_, how):
+    """One that crashed can say nothing itself; one that was let go is not worth a line."""
+    with structlog.testing.capture_logs() as lines:
+        async with hosting() as host:
+            with pytest.raises(ResourceError, match="ended unexpectedly"):
+                async with host.use() as worker:
+                    await worker.caller.call(request_, type(None), timeout=30)
+            await pid_of(host)
+    found = [line for line in lines if line["event"] == "worker ended"]
+    assert [(line["pid"], line["how"]) for line in found] == [(worker.pid, how)]
 
 
 @pytest.mark.parametrize("op", ["garbage", "stranger"])
