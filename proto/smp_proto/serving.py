@@ -16,6 +16,7 @@ from smp_proto.wire import BODY_MAX_BYTES, Frame, FrameType
 _STREAMS_MAX = 256
 _FAULT = SmpError("internal", "a fault in SMP", hint="see the daemon's log; please report it")
 Handler = Callable[[bytes, list[int], Exchange], Awaitable[Any]]
+_Open = dict[int, tuple[anyio.CancelScope, Exchange]]
 _STOPPING = encode(End(error=DaemonError("daemon_down", "the daemon is stopping", hint="ask it again").body()))
 _CANCELLED = encode(End(error=SmpError("cancelled", "the request was cancelled").body()))
 
@@ -69,7 +70,7 @@ async def serve(
     Raises:
         DaemonError: ``protocol``; the caller closes the channel.
     """
-    scopes: dict[int, tuple[anyio.CancelScope, Exchange]] = {}
+    scopes: _Open = {}
     cut_short = _STOPPING
 
     async def answer(frame: Frame, fds: list[int], scope: anyio.CancelScope, exchange: Exchange) -> None:
@@ -91,32 +92,14 @@ async def serve(
 
     try:
         async with anyio.create_task_group() as group:
+
+            def begin(frame: Frame, fds: list[int]) -> None:
+                scope, exchange = anyio.CancelScope(), Exchange(channel, frame.stream)
+                scopes[frame.stream] = scope, exchange
+                group.start_soon(answer, frame, fds, scope, exchange)
+
             try:
-                while True:
-                    frame, fds = await channel.receive()
-                    known = scopes.get(frame.stream)
-                    if frame.type is FrameType.REQUEST and known is None and len(scopes) < streams_max:
-                        try:
-                            channel.count_unread(1, frame)  # its body is held for as long as it is answered
-                        except DaemonError:
-                            close_all(fds)
-                            raise
-                        scope, exchange = anyio.CancelScope(), Exchange(channel, frame.stream)
-                        scopes[frame.stream] = scope, exchange
-                        group.start_soon(answer, frame, fds, scope, exchange)
-                    elif frame.type is FrameType.DATA and known is not None:
-                        known[1].deliver(frame, fds)
-                    elif frame.type is FrameType.CANCEL:
-                        if known is not None:
-                            known[0].cancel()
-                    elif frame.type is FrameType.DATA:
-                        close_all(fds)  # it crossed our END
-                    else:
-                        close_all(fds)
-                        raise DaemonError(
-                            "protocol",
-                            f"{frame.type.name} refused on stream {frame.stream}, {len(scopes)} of {streams_max} open",
-                        )
+                await _route(channel, scopes, streams_max, begin)
             except (anyio.EndOfStream, anyio.BrokenResourceError):
                 pass
             except DaemonError as error:
@@ -129,3 +112,30 @@ async def serve(
             raise
         assert violation is not None
         raise violation.exceptions[0] from None
+
+
+async def _route(channel: Channel, scopes: _Open, streams_max: int, begin: Callable[[Frame, list[int]], None]) -> None:
+    """Hand each frame to what it belongs to, until the peer closes."""
+    while True:
+        frame, fds = await channel.receive()
+        known = scopes.get(frame.stream)
+        if frame.type is FrameType.REQUEST and known is None and len(scopes) < streams_max:
+            try:
+                channel.count_unread(1, frame)  # its body is held for as long as it is answered
+            except DaemonError:
+                close_all(fds)
+                raise
+            begin(frame, fds)
+        elif frame.type is FrameType.DATA and known is not None:
+            known[1].deliver(frame, fds)
+        elif frame.type is FrameType.CANCEL:
+            if known is not None:
+                known[0].cancel()
+        elif frame.type is FrameType.DATA:
+            close_all(fds)  # it crossed our END
+        else:
+            close_all(fds)
+            raise DaemonError(
+                "protocol",
+                f"{frame.type.name} refused on stream {frame.stream}, {len(scopes)} of {streams_max} open",
+            )
