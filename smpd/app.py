@@ -15,7 +15,7 @@ from smp_proto import __version__
 from smp_proto.errors import AuditError, ErrorBody, IntegrityError, SmpError
 from smpd.composing import compose
 from smpd.config import Config
-from smpd.control.actor import RoleGroups, unknown_accounts
+from smpd.control.actor import RoleGroups
 from smpd.control.server import ControlServer
 from smpd.host.descriptors import bounded, raise_limit
 from smpd.host.folders import ensure_dir, lock_state
@@ -91,7 +91,9 @@ async def _serve_until_told(config: Config, state: State, daemon: Daemon, notifi
             bounded(config),
             version=__version__,
             boot_id=daemon.boot_id,
-            permissions=daemon.permissions,
+            groups=daemon.accounts.groups,
+            permissions=daemon.accounts.permissions,
+            database=daemon.accounts.database,
             metrics=daemon.metrics,
         )
         _take_up_changes(daemon, server, notifier)
@@ -109,7 +111,7 @@ async def _serve_until_told(config: Config, state: State, daemon: Daemon, notifi
         group.start_soon(Telling(daemon, notifier).run)
         with anyio.open_signal_receiver(*_SIGNALS) as signals:  # before anybody is told to send one
             notifier.ready(f"{daemon.public.fingerprint()}, listening; device: {probed}")
-            for unknown in unknown_accounts(config):
+            for unknown in daemon.accounts.unknown:
                 _log.warning("configuration", text=unknown)
             _log.info("started", version=__version__, boot_id=daemon.boot_id, fingerprint=daemon.public.fingerprint())
             if await _until_told(signals, daemon) == signal.SIGTERM:
@@ -154,8 +156,8 @@ def _take_up_changes(daemon: Daemon, server: ControlServer, notifier: Notifier) 
 
     async def take_up(config: Config) -> None:
         configure_logs(config.log.level, config.log.format)
-        await server.configure(bounded(config))
-        for unknown in await anyio.to_thread.run_sync(unknown_accounts, config):
+        await server.configure(bounded(config), daemon.accounts.groups)
+        for unknown in daemon.accounts.unknown:
             _log.warning("configuration", text=unknown)
 
     daemon.reloading.when(take_up)

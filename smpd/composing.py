@@ -12,23 +12,21 @@ import structlog
 from anyio.abc import TaskGroup
 
 from smp_proto.control import (
-    AnyJobSpec,
     JobView,
     PutSpec,
     QuarantineChange,
     RemoteHealth,
     Result,
     SyncChanged,
-    SyncSpec,
 )
-from smp_proto.errors import AuditError, DeniedError, SmpError
+from smp_proto.errors import AuditError, SmpError
 from smp_proto.sealed.keys import Identity, PublicIdentity
 from smpd.audit.kept import KeptLog
 from smpd.config import Config
 from smpd.configuring import load_config
-from smpd.control.actor import Actor, RoleGroups, owner_of, unknown_accounts
-from smpd.control.permissions import Permissions, remotes_of
-from smpd.control.roles import require_owner
+from smpd.control.accounts import Accounts, UserDatabase
+from smpd.control.actor import Actor
+from smpd.control.permissions import remotes_of
 from smpd.control.watch import Events
 from smpd.host.folders import ensure_dir
 from smpd.host.memory import machine_bytes
@@ -68,37 +66,7 @@ from smpd.verbs.syncs import SyncWorld
 
 _log = structlog.get_logger("smpd")
 _SNAPSHOT_JOBS = 1000
-_OWNER_AGAIN_S = 30.0
 _JOB_BYTES = 1 << 20  # a job whose size is not known yet is not begun with less
-
-
-class _Owners:
-    """Whether owners of jobs and syncs may still do what they submitted."""
-
-    def __init__(self, config: Config) -> None:
-        self.permissions = Permissions(config.permissions)
-        self._control = config.control
-        self._groups = RoleGroups.lookup(config.control)
-
-    async def require(self, label: str, spec: AnyJobSpec | SyncSpec) -> None:
-        """Every attempt of a job, and every listing and act of a sync, has the rights that its owner has now."""
-        if self.permissions.configured:
-            owner = await anyio.to_thread.run_sync(owner_of, label, self._groups, self.permissions)
-            try:
-                require_owner(owner, spec, self._control)
-            except DeniedError as error:
-                # A directory service that is away answers as if there were no such user.
-                if owner.named or owner.label == label:
-                    raise
-                message = f"the user database does not know {label} now: {error.message}"
-                details = {"held": "", "retry_after": _OWNER_AGAIN_S}
-                raise DeniedError("forbidden", message, hint=error.hint, retryable=True, details=details) from error
-
-    async def take_up(self, config: Config) -> None:
-        """Go by other tables and groups."""
-        self.permissions.become(await anyio.to_thread.run_sync(Permissions, config.permissions))
-        self._groups = await anyio.to_thread.run_sync(RoleGroups.lookup, config.control)
-        self._control = config.control
 
 
 def compose(config: Config, state: State, group: TaskGroup, read: Callable[[], Config] = load_config) -> Daemon:
@@ -178,10 +146,10 @@ def compose(config: Config, state: State, group: TaskGroup, read: Callable[[], C
             )
 
     ends, retention = Ends(box, runner), Retention(database, journal, config.jobs.ended_kept)
-    owners = _Owners(config)
+    accounts = Accounts(config, UserDatabase())
 
     async def run_as_owner(job: Job, progress: Progress) -> Result | Job:
-        await owners.require(job.owner, job.spec)
+        await accounts.require(job.owner, job.spec)
         return await runner(job, progress)
 
     scheduler = Scheduler(
@@ -199,8 +167,8 @@ def compose(config: Config, state: State, group: TaskGroup, read: Callable[[], C
     )
     syncs_store = SyncStore(database, seal)
     syncs_store.forgetting.kept = config.jobs.gone_kept
-    _follow(reloading, scheduler, retention, box, owners, limiter, syncs_store)
-    world = SyncWorld(pools, journal, scheduler, box.audit, owners.require)
+    _follow(reloading, scheduler, retention, box, accounts, limiter, syncs_store)
+    world = SyncWorld(pools, journal, scheduler, box.audit, accounts.require)
     syncs = Syncs(syncs_store, world, changed=seen, clock=time.monotonic)
     daemon = Daemon(
         reloading=reloading,
@@ -219,10 +187,10 @@ def compose(config: Config, state: State, group: TaskGroup, read: Callable[[], C
         trust=trust,
         audit=audit,
         keys=keys,
-        permissions=owners.permissions,
+        accounts=accounts,
         metrics=counted,
         limiter=limiter,
-        notes=[*state.notes, *_notes(keys, vault, journal, remotes, trust, syncs_store), *unknown_accounts(config)],
+        notes=[*state.notes, *_notes(keys, vault, journal, remotes, trust, syncs_store), *accounts.unknown],
     )
     daemon.notices = notices_of(daemon, _fetch(config))
     return daemon
@@ -233,7 +201,7 @@ def _follow(
     scheduler: Scheduler,
     retention: Retention,
     box: Box,
-    owners: _Owners,
+    accounts: Accounts,
     limiter: Limiter,
     syncs: SyncStore,
 ) -> None:
@@ -250,7 +218,8 @@ def _follow(
         scheduler.release()
         box.quarantine.max_bytes, box.versions.remembered = config.quarantine.max_bytes, config.quarantine.remembered
 
-    reloading.when(owners.take_up)
+    reloading.first(accounts.prepare)
+    reloading.when(accounts.take_up)
     reloading.when(take_up)
 
 

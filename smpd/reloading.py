@@ -109,8 +109,13 @@ class Reloading:
         self.refused = ""
         self.around: Callable[[], AbstractContextManager[None]] = nullcontext
         self._read = read
+        self._preparing: list[Taker] = []
         self._takers: list[Taker] = []
         self._lock = anyio.Lock()
+
+    def first(self, preparing: Taker) -> None:
+        """Have a room prepare for each configuration before it comes into effect; what it raises refuses it."""
+        self._preparing.append(preparing)
 
     def when(self, taker: Taker) -> None:
         """Have a room take up each configuration that comes into effect; it must not fail."""
@@ -124,6 +129,7 @@ class Reloading:
 
         Raises:
             UsageError: ``bad_config``; nothing was changed.
+            DaemonError: ``busy``, the user database does not answer; nothing was changed.
             AuditError: ``audit_unwritable``, ``audit_broken``; nothing was changed.
         """
         async with self._lock:
@@ -134,6 +140,8 @@ class Reloading:
         try:
             fresh = await anyio.to_thread.run_sync(self._read)
             config, changed, restart = merge(self.config, fresh)
+            for prepare in self._preparing:
+                await prepare(config)
             with anyio.CancelScope(shield=True):  # all of it, or nothing
                 await record(_named(changed), _named(restart))
                 self.config, self.restart, self.refused = config, restart, ""

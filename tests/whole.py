@@ -111,8 +111,8 @@ async def whole(folder: Path, *, scheduler: bool = False, **sections: Any) -> As
     with (
         tempfile.TemporaryDirectory(prefix="smpd-") as runtime,
         patch("smpd.control.server.peer_of", _peer_of),
-        patch("smpd.composing.Permissions", Numbered),
-        patch("smpd.composing.unknown_accounts", lambda _: []),
+        patch("smpd.control.accounts.Permissions", Numbered),
+        patch("smpd.control.accounts.unknown_accounts", lambda _: []),
         patch("smpd.control.actor.RoleGroups.lookup", lambda _: groups),
     ):
         path = os.path.join(runtime, "s")
@@ -129,7 +129,7 @@ async def whole(folder: Path, *, scheduler: bool = False, **sections: Any) -> As
                     version="0",
                     boot_id="b",
                     groups=groups,
-                    permissions=daemon.permissions,
+                    permissions=daemon.accounts.permissions,
                     metrics=daemon.metrics,
                 )
                 await group.start(daemon.syncs.run)

@@ -147,7 +147,7 @@ CODES: dict[str, ErrorCode] = {
     "daemon_down": ErrorCode(DaemonError, True, "nothing answers on the control socket"),
     "protocol": ErrorCode(DaemonError, False, "the peer sent what the protocol does not allow"),
     "protocol_version": ErrorCode(DaemonError, False, "the two sides share no protocol version"),
-    "busy": ErrorCode(DaemonError, True, "too many connections or requests are open"),
+    "busy": ErrorCode(DaemonError, True, "too many requests are open, or the user database does not answer"),
     "rate_limited": ErrorCode(DaemonError, True, "one user asks more often than the daemon allows"),
     "too_many_jobs": ErrorCode(DaemonError, True, "one user has as many unfinished jobs as the daemon allows"),
     "lagged": ErrorCode(DaemonError, True, "a watch fell behind; resume from the sequence in details"),

@@ -26,6 +26,7 @@ from smp_proto.errors import DaemonError, DeniedError, SmpError
 from smp_proto.serving import serve
 from smp_proto.wire import PROTOCOL_MAX, PROTOCOL_MIN, FrameType, encode_frame
 from smpd.config import Control
+from smpd.control.accounts import UserDatabase
 from smpd.control.actor import Actor, Peer, RoleGroups, actor_of, is_worker, peer_of
 from smpd.control.limits import Limits, Sparing
 from smpd.control.permissions import Permissions
@@ -59,6 +60,7 @@ class ControlServer:
         boot_id: of this run of smpd, told in HELLO.
         groups: the numeric groups of the roles; looked up from ``config`` when None.
         permissions: what callers may use; everything when None.
+        database: is asked who callers are.
         metrics: what is counted into.
         hello_s: how long a connection may take to say HELLO.
 
@@ -76,6 +78,7 @@ class ControlServer:
         boot_id: str,
         groups: RoleGroups | None = None,
         permissions: Permissions | None = None,
+        database: UserDatabase | None = None,
         metrics: Metrics | None = None,
         hello_s: float = _HELLO_S,
     ) -> None:
@@ -87,6 +90,7 @@ class ControlServer:
         self._hello = Hello(PROTOCOL_MIN, PROTOCOL_MAX, version, boot_id)
         self._groups = groups or RoleGroups.lookup(config)
         self._permissions = permissions or Permissions({})
+        self._database = database or UserDatabase()
         self._hello_s = hello_s
         self._limits = Limits(config)
         self._metrics = metrics or Metrics()
@@ -100,18 +104,26 @@ class ControlServer:
         """How many connections are open."""
         return self._limits.connections
 
-    async def configure(self, config: Control) -> None:
+    async def configure(self, config: Control, groups: RoleGroups) -> None:
         """Take up other limits and groups, and permissions as they are now.
 
-        Who has another role or other rights by them is disconnected: their next connection has these. Limits of one
-        connection hold for those that come.
+        Who has another role or other rights by them, or of whom that cannot be told, is disconnected: their next
+        connection has these. Limits of one connection hold for those that come.
         """
-        self._groups = await anyio.to_thread.run_sync(RoleGroups.lookup, config)
+        self._groups = groups
         self._config = self._limits.config = config
         self._rules += 1
+        answers = True
         for caller in list(self._welcomed.values()):
-            if await anyio.to_thread.run_sync(actor_of, caller.peer, self._groups, self._permissions) != caller.actor:
+            try:
+                same = answers and await self._ask(caller.peer) == caller.actor
+            except DaemonError:
+                same = answers = False
+            if not same:
                 caller.scope.cancel()
+
+    async def _ask(self, peer: Peer) -> Actor:
+        return await self._database.ask(actor_of, peer, self._groups, self._permissions)
 
     async def serve(self) -> None:
         """Accept and answer until cancelled."""
@@ -178,8 +190,7 @@ class ControlServer:
         channel = Channel(sock, stall_s=self._config.stall_s, unread_bytes_max=CLIENT_UNREAD_BYTES_MAX)
         try:
             with anyio.CancelScope() as scope:
-                with anyio.fail_after(self._hello_s):
-                    actor = await self._welcome(channel, peer, scope)
+                actor = await self._welcome(channel, peer, scope)
                 await serve(
                     channel,
                     functools.partial(self._answer, actor),
@@ -203,7 +214,8 @@ class ControlServer:
             DaemonError: ``protocol``, ``protocol_version``, or ``busy``.
             DeniedError: ``forbidden`` when the peer has no role at all, or is a worker of ours.
         """
-        frame, fds = await channel.receive()
+        with anyio.fail_after(self._hello_s):
+            frame, fds = await channel.receive()
         close_all(fds)
         if frame.type is not FrameType.HELLO or fds:
             raise DaemonError("protocol", f"the first frame is {frame.type.name} and not HELLO")
@@ -211,7 +223,11 @@ class ControlServer:
         rules = -1
         while rules != self._rules:  # they may change while this is looked up
             rules = self._rules
-            actor = await anyio.to_thread.run_sync(actor_of, peer, self._groups, self._permissions)
+            try:
+                actor = await self._ask(peer)
+            except DaemonError as silent:
+                await channel.send(FrameType.HELLO, 0, self._greeting(None, silent))
+                raise
         self._welcomed[channel] = _Caller(peer, actor, scope)
         error = await self._objection(actor, peer, theirs)
         await channel.send(FrameType.HELLO, 0, self._greeting(actor, error))

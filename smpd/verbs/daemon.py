@@ -12,8 +12,8 @@ from smp_proto.errors import DaemonError
 from smp_proto.sealed.keys import PublicIdentity
 from smpd.audit.kept import KeptLog
 from smpd.config import Config
+from smpd.control.accounts import Accounts
 from smpd.control.actor import Actor
-from smpd.control.permissions import Permissions
 from smpd.control.watch import Events
 from smpd.host.clock import Clock
 from smpd.jobs.retention import Retention
@@ -58,7 +58,7 @@ class Daemon:
     trust: TrustStore
     audit: KeptLog
     keys: BoxKeys
-    permissions: Permissions
+    accounts: Accounts
     metrics: Metrics
     limiter: Limiter
     notes: list[str] = field(default_factory=list)

@@ -268,7 +268,7 @@ async def test_a_directory_that_is_away_fails_no_job(tmp_path, monkeypatch):
 
     monkeypatch.setattr("smpd.control.actor.pwd.getpwuid", look_up)
     monkeypatch.setattr("smpd.control.actor.os.getgrouplist", lambda _name, gid: [gid, *OPERATOR])
-    monkeypatch.setattr("smpd.composing._OWNER_AGAIN_S", 0.01)
+    monkeypatch.setattr("smpd.control.accounts._OWNER_AGAIN_S", 0.01)
     monkeypatch.setattr("smpd.jobs.holding.LOOK_AGAIN_S", 0.01)
     async with whole(tmp_path, scheduler=True, permissions=TABLES) as box:
         add_remotes(box)

@@ -120,8 +120,9 @@ async def test_whose_rights_change_is_disconnected(tmp_path):
         one.client(50_001, [OPERATORS, 70_001]) as loser,
         one.client(50_002, [ADMINS]) as admin,
     ):
-        one.daemon.permissions.become(type(one.daemon.permissions)({"b": Permission(groups=("70002",), read=("*",))}))
-        await one.server.configure(one.daemon.config.control)
+        permissions = one.daemon.accounts.permissions
+        permissions.become(type(permissions)({"b": Permission(groups=("70002",), read=("*",))}))
+        await one.server.configure(one.daemon.config.control, one.daemon.accounts.groups)
         with pytest.raises(DaemonError, match="is gone"):
             await loser.call(c.ListObjects("r:"), c.Objects)
         assert (await admin.call(c.StatusRequest(), c.Status)).role == "admin"
