@@ -18,7 +18,8 @@ from smp_proto.audit.record import parse_line
 from smp_proto.errors import ResourceError, SmpError
 from smpd.audit.details import DAMAGED
 from smpd.audit.kept import KeptLog
-from smpd.audit.log import LOG_NAME, AuditLog
+from smpd.audit.log import AuditLog
+from smpd.audit.opening import LOG_NAME
 from smpd.config import Config
 from smpd.host.folders import ensure_dir
 from smpd.host.formats import check_formats

@@ -16,7 +16,8 @@ from smp_proto.audit.note import VerifierKey, iter_notes
 from smp_proto.errors import AuditError, IntegrityError, ResourceError, SmpError, StateError
 
 from .files import read_lines
-from .log import CHECKPOINTS_NAME, LOG_NAME, AuditLog
+from .log import AuditLog
+from .opening import CHECKPOINTS_NAME, LOG_NAME
 from .remembered import Memory, Remembered
 from .renewal import SetAside, last_set_aside, set_aside
 

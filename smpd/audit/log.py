@@ -25,19 +25,16 @@ from smp_proto import durable
 from smp_proto.audit.merkle import leaf_hash
 from smp_proto.audit.note import Checkpoint, VerifierKey, iter_notes, sign_note
 from smp_proto.audit.record import AuditRecord, FieldValue, encode_line, encode_lines, format_time
-from smp_proto.audit.verify import LogVerifier, broken
+from smp_proto.audit.verify import broken
 from smp_proto.errors import AuditError, ResourceError, SmpError, UsageError
 from smp_proto.memory import wipe
 
 from .details import DETAILS_NAME, DetailKeys
-from .files import AppendFile, read_lines
+from .files import read_lines
+from .opening import CHECKPOINTS_NAME, LOG_NAME, MARK_RECORDS, open_verified
 
-LOG_NAME = "audit.jsonl"
-CHECKPOINTS_NAME = "checkpoints"
 CHECKPOINT_RECORDS = 1000
 CHECKPOINT_S = 60.0
-_MARK_RECORDS = 1024  # a byte offset is remembered for each so many records
-_LAST = "the last checkpoint, as the database has it,"
 _SELF = "smpd"
 
 
@@ -255,8 +252,8 @@ class AuditLog:
             end = self._log_size
             if not 0 <= since < self._tree.size:
                 return []
-            start = self._marks[since // _MARK_RECORDS]
-        skip = since % _MARK_RECORDS
+            start = self._marks[since // MARK_RECORDS]
+        skip = since % MARK_RECORDS
         return list(islice(read_lines(self._path(LOG_NAME), start, end), skip, skip + limit))
 
     def checkpoints(self) -> list[bytes]:
@@ -357,7 +354,7 @@ class AuditLog:
         self._log.append(b"".join(entry.line for entry in self._flight))
         with self._changed:
             for entry in self._flight:
-                if self._tree.size % _MARK_RECORDS == 0:
+                if self._tree.size % MARK_RECORDS == 0:
                     self._marks.append(self._log_size)
                 self._tree.append(leaf_hash(entry.line[:-1]))
                 self._log_size += len(entry.line)
@@ -388,39 +385,13 @@ class AuditLog:
     # --- opening ---
 
     def _load(self, log_end: int | None = None, notes_end: int | None = None) -> int:
-        """Open the files, verify them up to the given ends (or all), cut off the rest; return the bytes cut.
-
-        A last line or note that is torn counts as the rest, unless a checkpoint covers it.
-        """
-        with contextlib.ExitStack() as stack:
-            log = stack.enter_context(contextlib.closing(AppendFile(self._path(LOG_NAME))))
-            notes = stack.enter_context(contextlib.closing(AppendFile(self._path(CHECKPOINTS_NAME))))
-            durable.sync_folder(self.directory)
-            notes_size, newest = 0, b""
-            for note in iter_notes(read_lines(self._path(CHECKPOINTS_NAME), 0, notes_end)):
-                if note.endswith(b"\n") and b"\n\n" in note[:-1]:
-                    notes_size, newest = notes_size + len(note), note
-            whole_notes = iter_notes(read_lines(self._path(CHECKPOINTS_NAME), 0, notes_size))
-            verifier = LogVerifier(whole_notes, self._keys, self._last, _LAST)
-            marks: list[int] = []
-            log_size = 0
-            lines = read_lines(self._path(LOG_NAME), 0, log_end)
-            for line in lines:
-                if not line.endswith(b"\n") and not any(b"\n" in rest for rest in lines):
-                    break
-                if verifier.tree.size % _MARK_RECORDS == 0:
-                    marks.append(log_size)
-                verifier.feed(line)
-                log_size += len(line)
-            verifier.finish()
-            if not verifier.may_sign(self._keys[0]):
-                raise broken(verifier.covered, "the key that signed the log last did not hand it over to the box's")
-            dropped = log.cut(log_size) + notes.cut(notes_size)
-            self._files = stack.pop_all()
-        self._log, self._notes, self._tree, self._marks = log, notes, verifier.tree, marks
-        self._log_size, self._notes_size = log_size, notes_size
-        self._newest, self._covered, self._signed_at = newest, verifier.covered, time.monotonic()
-        return dropped
+        """Open and verify the files; see :func:`open_verified`. Returns the bytes that were cut off."""
+        opened = open_verified(self.directory, self._keys, self._last, log_end, notes_end)
+        self._files, self._log, self._notes = opened.files, opened.log, opened.notes
+        self._tree, self._marks = opened.tree, opened.marks
+        self._log_size, self._notes_size = opened.log_size, opened.notes_size
+        self._newest, self._covered, self._signed_at = opened.newest, opened.covered, time.monotonic()
+        return opened.dropped
 
     def _reload(self) -> None:
         if not self._failure:
