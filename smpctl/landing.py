@@ -62,7 +62,7 @@ class Landing:
 
         Raises:
             UsageError: ``bad_name``; a name that leads elsewhere, or two that one file system cannot tell apart.
-            StateError: ``exists``; a file is there and is not to be replaced, or a folder, which cannot be.
+            StateError: ``exists``; a file is there and is not to be replaced, or what is no file, which cannot be.
         """
         seen = NameSet()
         for name in names:
@@ -80,10 +80,11 @@ class Landing:
             if not self._overwrite:
                 hint = "choose another folder, or add --force to replace it"
                 raise StateError("exists", f"{self._dest}/{name} exists", hint=hint)
-            # It would stop the commit after others were replaced. All else a rename replaces, a link itself.
-            if stat.S_ISDIR(mode):
+            # A folder would stop the commit after others were replaced; a rename replaces a device as it does a link.
+            if not stat.S_ISREG(mode) and not stat.S_ISLNK(mode):
+                what = "a folder" if stat.S_ISDIR(mode) else "no regular file"
                 hint = "choose another folder, or move it away"
-                raise StateError("exists", f"{self._dest}/{name} is there and is a folder", hint=hint)
+                raise StateError("exists", f"{self._dest}/{name} is there and is {what}", hint=hint)
 
     def create(self, name: str) -> int:
         """A descriptor for a new, empty file that will be ``name``; the caller closes it."""
@@ -240,6 +241,17 @@ def _settle(stage: int, part: str, name: str, size: int) -> None:
         durable.sync(fd)
     finally:
         os.close(fd)
+
+
+def check_replaceable(path: str) -> None:
+    """Refuse to replace what is no regular file: a rename would, and root may do so with /dev/null.
+
+    Raises:
+        StateError: ``exists``.
+    """
+    with suppress(FileNotFoundError, NotADirectoryError):
+        if not stat.S_ISREG(os.lstat(path).st_mode):
+            raise StateError("exists", f"{path} is no regular file", hint="choose another name")
 
 
 def disk_error(path: str, error: OSError) -> SmpError:

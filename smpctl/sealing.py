@@ -5,7 +5,6 @@ A file gets its name when it is whole and on disk; what went wrong before leaves
 
 import os
 import re
-import stat
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -21,7 +20,7 @@ from smp_proto.sealed.filekey import wipe
 from smp_proto.sealed.keys import Identity, PublicIdentity
 from smp_proto.sealed.layout import TRAILER_BYTES, Trailer
 from smpctl.files import HEAD_BYTES, LocalFile, total_bytes
-from smpctl.landing import Landing, disk_error
+from smpctl.landing import Landing, check_replaceable, disk_error
 
 _READ_BYTES = 1 << 20
 _REMOTE = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}:")
@@ -97,7 +96,7 @@ def _new_file(path: str, *, overwrite: bool, mode: int = 0o666) -> Iterator[int]
         folder = os.open(folder_path or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         durable.sweep(folder)
         if overwrite:
-            _check_replaceable(path, name, folder)
+            check_replaceable(path)
         elif _is_there(name, folder):
             raise FileExistsError(17, "file exists")
         with durable.new_file(folder, name, mode, replace=overwrite) as fd:
@@ -109,12 +108,6 @@ def _new_file(path: str, *, overwrite: bool, mode: int = 0o666) -> Iterator[int]
     finally:
         if folder >= 0:
             os.close(folder)
-
-
-def _check_replaceable(path: str, name: str, folder: int) -> None:
-    with suppress(FileNotFoundError):
-        if not stat.S_ISREG(os.lstat(name, dir_fd=folder).st_mode):
-            raise StateError("exists", f"{path} is no regular file", hint="choose another name")
 
 
 def seal_files(

@@ -8,7 +8,7 @@ import click
 from smp_proto.durable import write_file
 from smp_proto.errors import UsageError
 from smpctl.exposition import render
-from smpctl.landing import disk_error
+from smpctl.landing import check_replaceable, disk_error
 from smpctl.session import Session, VerbGroup
 
 LISTEN = "127.0.0.1:9464"
@@ -39,6 +39,7 @@ def write(session: Session, file: str) -> None:
     if name in ("", ".", ".."):
         raise UsageError("bad_request", f"{file} is no file name", hint="name a file, as /var/lib/…/smp.prom")
     try:
+        check_replaceable(file)
         write_file(folder or ".", name, text, _FILE_MODE)
     except OSError as error:
         raise disk_error(file, error) from None

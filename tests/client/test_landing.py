@@ -128,15 +128,17 @@ def test_planted_links_are_not_followed(tmp_path: Path, plant: str, overwrite: b
     assert (outside / "victim").read_text() == "untouched"
 
 
-@pytest.mark.parametrize("plant", ["folder", "full folder", "file above"])
+@pytest.mark.parametrize("plant", ["folder", "full folder", "file above", "pipe"])
 def test_what_cannot_be_replaced_is_seen_before_anything_is(tmp_path: Path, plant: str) -> None:
-    """Where a folder is in the way, or a file where one has to be, nothing is replaced, though it comes last."""
+    """Where a folder or a pipe is in the way, or a file where a folder has to be, nothing is replaced."""
     dest = tmp_path / "dest"
     dest.mkdir()
     (dest / "a").write_text("old")
     last = "z/x" if plant == "file above" else "z"
     if plant == "file above":
         (dest / "z").write_text("old")
+    elif plant == "pipe":
+        os.mkfifo(dest / "z")
     else:
         (dest / "z").mkdir()
     if plant == "full folder":

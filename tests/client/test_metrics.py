@@ -62,6 +62,18 @@ def test_write_is_whole_or_not_at_all(smpctl: Smpctl, daemon: StandIn, tmp_path:
     assert file.read_text() == TEXT
 
 
+@pytest.mark.parametrize("kind", ["pipe", "link", "folder"])
+def test_write_replaces_files_alone(smpctl: Smpctl, daemon: StandIn, tmp_path: Path, kind: str) -> None:
+    """A pipe, a device (/dev/null), a link (/dev/stdout) stays what it is: root would be let replace it."""
+    keep(daemon)
+    there = tmp_path / "there"
+    {"pipe": os.mkfifo, "folder": os.mkdir, "link": lambda path: os.symlink("elsewhere", path)}[kind](there)
+    before = there.lstat()
+    ran = smpctl("metrics", "write", there)
+    assert (ran.code, "hint: " in ran.err) == (10, True), ran.err
+    assert (there.lstat().st_ino, there.lstat().st_mode) == (before.st_ino, before.st_mode)
+
+
 def get(url: str) -> Any:
     return urllib.request.urlopen(url, timeout=60)
 
