@@ -64,9 +64,13 @@ def _called(arguments: list[str], as_json: bool) -> int:
     except (click.Abort, EOFError, KeyboardInterrupt):
         click.echo("smpctl: interrupted", err=True)
         code = EXIT_INTERRUPTED
-    except Exception as error:
-        if isinstance(error, OSError) and error.filename is None:  # it is of a stream
+    except OSError as error:
+        if error.filename is None:  # it is of a stream
             raise
+        message = f"{error.filename} cannot be used: {(error.strerror or str(error)).lower()}"
+        hint = "check the path, its owner and mode"
+        code = _failed(ResourceError("disk_failed", message, hint=hint), as_json)
+    except Exception as error:  # noqa: BLE001 - whatever it is, it has a code
         code = _fault(error, as_json)
     return code
 

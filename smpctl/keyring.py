@@ -20,6 +20,7 @@ from smpctl.terminal import ask, strip_line
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,63}")
 _FILE_MAX = 1 << 16
+_HINT = "check the disk, and the folder's owner and mode"
 BOX = "box"
 
 
@@ -165,14 +166,14 @@ class Keyring:
             durable.make_folders(self.folder, 0o700)
             folder = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
-            raise ResourceError("disk_failed", f"{self.folder} cannot be used: {error.strerror}") from None
+            raise ResourceError("disk_failed", f"{self.folder} cannot be used: {error.strerror}", hint=_HINT) from None
         ending = ".key" if private else ".pub"
         try:
             os.fchmod(folder, 0o700)
             durable.sweep(folder)
             durable.write_file(folder, name + ending, data, replace=False)
         except OSError as error:
-            raise ResourceError("disk_failed", f"the key {name} cannot be kept: {error.strerror}") from None
+            raise ResourceError("disk_failed", f"the key {name} cannot be kept: {error.strerror}", hint=_HINT) from None
         finally:
             os.close(folder)
         return self._load(name, ending)

@@ -88,14 +88,20 @@ class State:
         base = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
         self._home = home or os.path.join(base, "smp", "mirror")
         real = os.path.realpath(folder)
+        self._given = folder
         self._name = hashlib.sha256(os.fsencode(real)).hexdigest()[:24] + ".json"
         self._saved = 0.0
         self._lock = -1
         self.kept = Kept(real, secrets.token_hex(32))
 
     def __enter__(self) -> "State":
-        if not os.path.isdir(self.kept.folder):
-            raise NotFoundError("no_such_file", f"{self.kept.folder} is no folder", hint="name the folder to mirror")
+        if not os.path.isdir(self._given):  # and not what an empty name would stand for
+            raise NotFoundError("no_such_file", f"{self._given!r} is no folder", hint="name the folder to mirror")
+        try:
+            self.kept.folder.encode()
+        except UnicodeEncodeError:
+            message = f"the name of {self.kept.folder!a} is not UTF-8"
+            raise UsageError("bad_request", message, hint="rename it; names are sent as UTF-8") from None
         durable.make_folders(self._home, 0o700)
         self._lock = os.open(
             os.path.join(self._home, self._name + ".lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600

@@ -1,6 +1,7 @@
 """The audit log: read it, and verify it here, with nothing of the daemon's but its records."""
 
 import os
+import sys
 from collections import deque
 from collections.abc import Iterator
 from typing import Any
@@ -27,7 +28,7 @@ def audit() -> None:
 def tail(session: Session, count: int) -> None:
     """The last records."""
     since = max(0, session.client.status().audit_size - count)
-    for line in deque(session.client.audit_lines(since), count):  # of a broken log all come
+    for line in deque(session.client.audit_lines(since), min(count, sys.maxsize)):  # of a broken log all come
         record: dict[str, Any] = msgspec.json.decode(line)
         session.show(record, lambda each=record: click.echo(_line(each)))  # type: ignore[misc]
 

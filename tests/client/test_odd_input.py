@@ -14,6 +14,7 @@ from client.conftest import PASSPHRASE, Ran, Smpctl
 from client.standin import StandIn, job
 
 from smp_proto import control as c
+from smp_proto.aio import Exchange
 
 HUGE = str(1 << 64)
 NO_TEXT = os.fsdecode(b"x\xff")
@@ -40,15 +41,18 @@ def refused(ran: Ran, code: int) -> None:
         ["get", "lab:a", "--key", NO_TEXT],
         ["remote", "test", NO_TEXT],
         ["sync", "add", "s", f"lab:{NO_TEXT}/"],
+        ["mirror", NO_TEXT, "lab:m/", "--to", "x"],
         ["seal", "pass", "-o", "", "--to", "x"],
         ["seal", "pass", "-o", "folder/", "--to", "x"],
     ],
 )
 def test_what_cannot_be_asked(smpctl: Smpctl, daemon: StandIn, home: Path, args: list[str]) -> None:
     """A number that no message holds, text that is not UTF-8, a file without a name: told before anything is done."""
-    if args[0] == "seal":
+    (home / NO_TEXT).mkdir()
+    if args[0] in ("seal", "mirror"):
         smpctl("keys", "new", "x", "--passphrase-file", "pass")
         (home / "folder").mkdir()
+    if args[0] == "seal":
         args = [*args, "--passphrase-file", "pass"]
     refused(smpctl(*args), 2)
     plain = smpctl(*args, "--json")
@@ -162,6 +166,37 @@ def drained(fd: int) -> None:
     left = array.array("i", [1])
     while left[0]:
         fcntl.ioctl(fd, termios.FIONREAD, left)
+
+
+def test_a_folder_of_no_name_is_not_the_one_at_hand(smpctl: Smpctl, daemon: StandIn, home: Path) -> None:
+    """An empty variable has nothing mirrored."""
+    smpctl("keys", "new", "x", "--passphrase-file", "pass")
+    refused(smpctl("mirror", "", "lab:m/", "--to", "x", "--delete"), 5)
+    assert daemon.seen == []
+
+
+def test_all_of_the_records(smpctl: Smpctl, daemon: StandIn) -> None:
+    """Of any number that is more than there are."""
+
+    async def lines(_request: c.AuditRead, exchange: Exchange) -> c.AuditProof:
+        await exchange.send(c.AuditLines([b'{"seq":0}\n']))
+        return c.AuditProof([], "", b"")
+
+    daemon.answers[c.AuditRead] = lines
+    ran = smpctl("audit", "tail", "-n", HUGE, "--json")
+    assert (ran.code, ran.json) == (0, {"seq": 0}), ran.err
+
+
+@pytest.mark.parametrize("args", [["keys", "list"], ["keys", "new", "y"], ["mirror", ".", "lab:m/", "--to", "x.pub"]])
+def test_a_place_of_ours_that_is_none(
+    smpctl: Smpctl, daemon: StandIn, home: Path, monkeypatch: pytest.MonkeyPatch, args: list[str]
+) -> None:
+    """Where a file is in the way of keys, or of what is remembered, that is said."""
+    smpctl("keys", "new", "x", "--passphrase-file", "pass")
+    (home / "x.pub").write_text(smpctl("keys", "export", "x").out)
+    for name in ("XDG_STATE_HOME", "XDG_CONFIG_HOME"):
+        monkeypatch.setenv(name, str(home / "pass"))
+    refused(smpctl(*args, *(["--passphrase-file", "pass"] if args[1] == "new" else [])), 8)
 
 
 def test_a_fault_of_our_own_is_one(smpctl: Smpctl, daemon: StandIn) -> None:
