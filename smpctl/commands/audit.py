@@ -68,10 +68,14 @@ def verify(session: Session, folder: str | None, key_file: str | None, checkpoin
             raise UsageError("bad_request", "the files of a log do not hold its public key: add --key", hint=hint)
         notes = list(iter_notes(_read(os.path.join(folder, NOTES_NAME)).splitlines(keepends=True)))
         lines = _lines(os.path.join(folder, LOG_NAME))
+        broken = ""
     else:
-        lines, notes, own = _from_daemon(session)
+        lines, notes, own, broken = _from_daemon(session)
         keys = keys or own
     report = verify_log(lines, notes, keys, outside)
+    if broken:  # by what is not in the log: it was rewritten with its checkpoints left out, say
+        hint = "see docs/guides/operating.md; what came verifies by itself"
+        raise AuditError("audit_broken", f"the daemon refuses this log: {broken}", hint=hint)
     shown = list(dict.fromkeys([*map(str, keys), *report.signers]))
     session.show(report, lambda: _report(report, shown, outside=outside is not None))
 
@@ -105,12 +109,12 @@ def _report(report: AuditReport, keys: list[str], *, outside: bool) -> None:
     )
 
 
-def _from_daemon(session: Session) -> tuple[Iterator[bytes], list[bytes], list[VerifierKey]]:
+def _from_daemon(session: Session) -> tuple[Iterator[bytes], list[bytes], list[VerifierKey], str]:
     # Checkpoints first: what is written meanwhile is then only not yet covered by one.
     _, proof = session.client.audit_read(session.client.status().audit_size)
     lines = (line.removesuffix(b"\n") + b"\n" for line in session.client.audit_lines())
     keys = [VerifierKey(proof.origin, each) for each in (*reversed(proof.earlier_keys), proof.public_key)]
-    return lines, [note.encode() for note in proof.checkpoints], keys
+    return lines, [note.encode() for note in proof.checkpoints], keys, proof.broken
 
 
 def _lines(path: str) -> Iterator[bytes]:

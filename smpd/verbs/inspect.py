@@ -162,7 +162,8 @@ async def audit_read(daemon: Daemon, actor: Actor, request: AuditRead, exchange:
     for texts in earlier:
         await exchange.send(AuditLines([], texts))
     key, *before = log.keys
-    return AuditProof(newest, key.name, key.public, [each.public for each in before])
+    broken = log.broken.message if log.broken else ""
+    return AuditProof(newest, key.name, key.public, [each.public for each in before], broken)
 
 
 async def audit_renew(daemon: Daemon, actor: Actor, request: AuditRenew, exchange: Exchange) -> AuditRenewed:

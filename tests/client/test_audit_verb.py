@@ -34,7 +34,7 @@ def checkpoint(lines: list[bytes]) -> bytes:
     return sign_note(Checkpoint(KEY.name, len(lines), root).text(), KEY, lambda data: SIGNER.sign(data).signature)
 
 
-def keep(daemon: StandIn, lines: list[bytes], *, newlines: bool = True) -> list[c.AuditRead]:
+def keep(daemon: StandIn, lines: list[bytes], *, newlines: bool = True, broken: str = "") -> list[c.AuditRead]:
     """Have the stand-in hold a log with one checkpoint over all of it; returns what it is asked from then on."""
     asked: list[c.AuditRead] = []
 
@@ -43,7 +43,7 @@ def keep(daemon: StandIn, lines: list[bytes], *, newlines: bool = True) -> list[
         wanted = [line if newlines else line[:-1] for line in lines[request.since :]]
         for start in range(0, len(wanted), 3):
             await exchange.send(c.AuditLines(wanted[start : start + 3]))
-        return c.AuditProof([checkpoint(lines).decode()], KEY.name, KEY.public)
+        return c.AuditProof([checkpoint(lines).decode()], KEY.name, KEY.public, broken=broken)
 
     daemon.answers |= {c.AuditRead: answer, c.StatusRequest: status(audit_size=len(lines))}
     return asked
@@ -81,6 +81,14 @@ def test_nothing_of_a_broken_log_is_signed(smpctl: Smpctl, daemon: StandIn, left
     ran = smpctl("audit", "checkpoint")
     assert (ran.code, ran.out) == (11, "")
     assert "smpctl doctor" in ran.err
+
+
+def test_what_the_daemon_refuses_does_not_verify(smpctl: Smpctl, daemon: StandIn) -> None:
+    """A log without its checkpoints is in order by itself; the daemon knows what it signed."""
+    keep(daemon, lines_of(10), broken="record 3 was changed")
+    ran = smpctl("audit", "verify")
+    assert (ran.code, ran.out) == (11, "")
+    assert "record 3 was changed" in ran.err
 
 
 def test_tail_shows_the_last(smpctl: Smpctl, daemon: StandIn) -> None:

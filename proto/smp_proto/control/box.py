@@ -187,9 +187,11 @@ class AuditProof(msgspec.Struct):
     """What is needed to verify: checkpoints (signed notes), and the log's origin, public key and earlier ones.
 
     As sent it has the newest of the checkpoints, which are all of them where no AuditLines brought some.
+    ``broken`` says what the daemon itself found wrong with the log, against the checkpoint that it keeps apart.
     """
 
     checkpoints: list[str]
     origin: str
     public_key: bytes
     earlier_keys: list[bytes] = []
+    broken: str = ""
