@@ -432,9 +432,9 @@ class AsyncClient:
         """Have an audit log that is broken set aside, and a new one begun."""
         return await self._call(c.AuditRenew(reason), c.AuditRenewed)
 
-    async def audit_lines(self, since: int = 0) -> AsyncGenerator[bytes, None]:
-        """Yield the records alone, for a log that is too large to hold."""
-        async with self._open(c.AuditRead(since, newest=True)) as exchange:
+    async def audit_lines(self, since: int = 0, *, last: int = 0) -> AsyncGenerator[bytes, None]:
+        """Yield the records alone, for a log that is too large to hold; with ``last`` so many of the last."""
+        async with self._open(c.AuditRead(since, last, newest=True)) as exchange:
             async for batch in messages(exchange, c.AuditLines):
                 for line in batch.lines:
                     yield line

@@ -427,9 +427,9 @@ class Client:
         """Have an audit log that is broken set aside, and a new one begun."""
         return self._call(c.AuditRenew(reason), c.AuditRenewed, SLOW_TIMEOUT_S)
 
-    def audit_lines(self, since: int = 0) -> Iterator[bytes]:
-        """Yield the records alone, for a log that is too large to hold."""
-        with self._open(c.AuditRead(since, newest=True)) as exchange:
+    def audit_lines(self, since: int = 0, *, last: int = 0) -> Iterator[bytes]:
+        """Yield the records alone, for a log that is too large to hold; with ``last`` so many of the last."""
+        with self._open(c.AuditRead(since, last, newest=True)) as exchange:
             for batch in exchange.messages(c.AuditLines):
                 yield from batch.lines
 

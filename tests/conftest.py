@@ -1,4 +1,7 @@
-"""What holds for every async test: nothing of ours blocks its event loop, and it leaves no task and no descriptor."""
+"""What holds for every async test: nothing of ours blocks its event loop, and it leaves no task and no descriptor.
+
+And a database and a seal, for whatever keeps something in them.
+"""
 
 import asyncio
 import contextlib
@@ -16,6 +19,9 @@ import hypothesis
 import pytest
 from blockbuster import BlockBuster, BlockBusterFunction
 from descriptors import descriptors
+
+from smpd.jobs.database import Database
+from smpd.jobs.seal import StateSeal
 
 hypothesis.settings.register_profile("smp", deadline=None)  # nothing here is about how long an example takes
 hypothesis.settings.load_profile("smp")
@@ -74,6 +80,20 @@ def no_descriptor_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
     new = {fd: link for fd, link in descriptors().items() if fd not in before}
     leaked = {fd: link for fd, link in new.items() if not re.search("eventpoll|eventfd|pipe:", link)}
     assert not leaked, f"descriptors are left open: {leaked}"
+
+
+@pytest.fixture
+def db(tmp_path: Path) -> Iterator[Database]:
+    """A new database."""
+    db = Database(str(tmp_path / "smp.db"))
+    yield db
+    db.close()
+
+
+@pytest.fixture
+def seal() -> StateSeal:
+    """A seal with a fixed key."""
+    return StateSeal(bytearray(range(32)))
 
 
 @contextlib.contextmanager

@@ -27,8 +27,8 @@ def audit() -> None:
 @click.option("-n", "count", default=20, show_default=True, type=click.IntRange(1), help="So many of the last.")
 def tail(session: Session, count: int) -> None:
     """The last records."""
-    since = max(0, session.client.status().audit_size - count)
-    for line in deque(session.client.audit_lines(since), min(count, sys.maxsize)):  # of a broken log all come
+    count = min(count, sys.maxsize)
+    for line in deque(session.client.audit_lines(last=count), count):  # of a broken log all come
         record: dict[str, Any] = msgspec.json.decode(line)
         session.show(record, lambda each=record: click.echo(_line(each)))  # type: ignore[misc]
 
@@ -44,8 +44,7 @@ def _line(record: dict[str, Any]) -> str:
 def checkpoint(session: Session) -> None:
     """Sign a checkpoint over the log as it is now, and print it, to be kept where the box cannot change it."""
     _, proof = session.client.audit_read(session.client.status().audit_size, newest=True)
-    if not session.client.status().audit_ok:  # what came then is from before it broke
-        raise AuditError("audit_broken", "the audit log is broken, so nothing of it is signed", hint="smpctl doctor")
+    _refuse(proof.broken)  # what came then is from before it broke
     note = proof.checkpoints[-1]
     session.show({"checkpoint": note}, lambda: click.echo(note, nl=False))
 
@@ -73,9 +72,7 @@ def verify(session: Session, folder: str | None, key_file: str | None, checkpoin
         lines, notes, own, broken = _from_daemon(session)
         keys = keys or own
     report = verify_log(lines, notes, keys, outside)
-    if broken:  # by what is not in the log: it was rewritten with its checkpoints left out, say
-        hint = "see docs/guides/operating.md; what came verifies by itself"
-        raise AuditError("audit_broken", f"the daemon refuses this log: {broken}", hint=hint)
+    _refuse(broken)  # which is in order by itself: it was rewritten with its checkpoints left out, say
     shown = list(dict.fromkeys([*map(str, keys), *report.signers]))
     session.show(report, lambda: _report(report, shown, outside=outside is not None))
 
@@ -90,6 +87,13 @@ def renew(session: Session, reason: str) -> None:
     found = session.client.audit_renew(reason)
     shown = [("set aside", found.path), ("signed", f"{found.signed} records"), ("root", found.root or "none")]
     session.show(found, lambda: facts(shown))
+
+
+def _refuse(broken: str) -> None:
+    """Fail for a log in which the daemon found something wrong, against the checkpoint that it keeps apart."""
+    if broken:
+        hint = "see docs/guides/operating.md, and smpctl doctor"
+        raise AuditError("audit_broken", f"the daemon refuses this log: {broken}", hint=hint)
 
 
 def _report(report: AuditReport, keys: list[str], *, outside: bool) -> None:

@@ -245,13 +245,14 @@ class Results:
         self.count += 1
 
     def _check(self, output: Output, name: str) -> None:
-        earlier = self._names.setdefault(name, self.entry)
-        if earlier != self.entry:  # scan.tif and scan.tif.png, say
+        earlier = self._names.get(name)
+        if earlier == self.entry:
+            raise self._nonsense("has the name of an earlier one")
+        if earlier is not None:  # scan.tif and scan.tif.png, say
             message = f"processor {self._processor} gives the results of entries {earlier} and {self.entry} one name"
             hint = "rename one of the two entries, or run it over each in an object of its own"
             raise ProcessorError("processor_output", message, hint=hint)
-        if len(self._names) == self.count:
-            raise self._nonsense("has the name of an earlier one")
+        self._names[name] = self.entry
         kind = output.media_type
         if not isinstance(kind, str) or len(kind) > 127 or not kind.isascii() or not (kind + "x").isprintable():
             raise self._nonsense("has a media type that is not text of at most 127 ASCII characters")

@@ -8,34 +8,33 @@ All calls block; asynchronous code goes through ``anyio.to_thread``.
 
 import contextlib
 import sqlite3
-import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, get_args
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import msgspec
 
-from smp_proto.control import FINAL_STATES, AnyJobSpec, JobState, JobView, Priority, Result
-from smp_proto.errors import DaemonError, ErrorBody, IntegrityError, NotFoundError, SmpError, StateError
+from smp_proto.control import FINAL_STATES, AnyJobSpec, Priority, Result
+from smp_proto.errors import DaemonError, ErrorBody, IntegrityError, SmpError, StateError
 from smpd.jobs.database import Database
 from smpd.jobs.deliveries import Deliveries, Delivery
 from smpd.jobs.endings import Endings
-from smpd.jobs.job import Job, Progress, Source, new_job_id, view
-from smpd.jobs.rows import INSERT, NUMBER, SELECT, UPDATE, JobRows
+from smpd.jobs.job import Job, Progress, Source, new_job_id
+from smpd.jobs.records import Records, unknown_job
+from smpd.jobs.rows import INSERT, SELECT, UPDATE
 from smpd.jobs.seal import StateSeal
-from smpd.jobs.states import ENDED, STATES, Move, next_state
+from smpd.jobs.states import ENDED, Move, next_state
 from smpd.jobs.timeline import Stages, added, left
 
 # ``owner`` is compared row by row: a user's unfinished jobs are bounded by the limit that this is for.
 _UNFINISHED = "SELECT count(*) FROM jobs WHERE owner=? AND state IN ('queued', 'waiting', 'running', 'paused')"
 _SOURCE = "SELECT body FROM sources WHERE job=?"
-_PAGE = 500
 
 _decode = msgspec.msgpack.decode
 
 
-class Journal:
-    """The job table.
+class Journal(Records):
+    """The job table, and what is kept of each job; what only reads it is in :class:`Records`.
 
     Args:
         db: an open database.
@@ -48,13 +47,11 @@ class Journal:
     """
 
     def __init__(self, db: Database, seal: StateSeal, *, wall: Callable[[], float] = time.time) -> None:
-        self._db = db
+        super().__init__(db, seal)
         self._seal = seal
         self._wall = wall
         self.deliveries = Deliveries(db, seal)
         self.endings = Endings(db)
-        self._jobs = JobRows(seal)
-        self._live: dict[str, Progress] = {}
         self._untried: set[str] = set()  # added here with nothing kept for them, and never started
 
     def add(
@@ -115,86 +112,6 @@ class Journal:
         if source is None:
             self._untried.add(job_id)
         return msgspec.structs.replace(job, number=number), True
-
-    def get(self, job_id: str) -> Job:
-        """Return one job.
-
-        Raises:
-            NotFoundError: ``no_such_job``.
-            IntegrityError: ``corrupt``, when its record is damaged.
-        """
-        rows = self._db.rows(f"{SELECT} WHERE id=?", (job_id,))
-        if not rows:
-            raise unknown_job(job_id)
-        return self._opened(rows[0])
-
-    def list(
-        self,
-        states: Iterable[JobState] = (),
-        limit: int = -1,
-        wanted: Callable[[Job], bool] | None = None,
-        uid: int | None = None,
-        begins: str = "",
-    ) -> Sequence[Job]:
-        """Return jobs in these states (none given: in any), newest first. Damaged records are left out.
-
-        Args:
-            states: which.
-            limit: how many at most; -1 is all.
-            wanted: whether one is to be among them.
-            uid: of whose alone; the others' are not opened.
-            begins: how their ids begin.
-        """
-        if wanted is None:
-            return self._read(self._rows(states, limit, uid=uid, begins=begins))[0]
-        found: list[Job] = []
-        before = 0
-        while rows := self._rows(states, _PAGE, before, uid, begins):
-            found += filter(wanted, self._read(rows)[0])
-            before = rows[-1][NUMBER]
-            if 0 <= limit <= len(found):
-                break
-        return found[:limit] if limit >= 0 else found
-
-    def _rows(
-        self, states: Iterable[JobState], limit: int, before: int = 0, uid: int | None = None, begins: str = ""
-    ) -> Sequence[tuple[Any, ...]]:
-        chosen = tuple(states) or STATES
-        marks = ",".join("?" * len(chosen))
-        # A label ends with the number, whatever the name is.
-        whose, label = ("", ()) if uid is None else ("AND owner LIKE ?", (f"%({uid})",))
-        # The plus signs have ids looked up in their index, and the few that are found sorted.
-        which, span = ("AND id>=? AND id<?", (begins, begins + chr(sys.maxunicode))) if begins else ("", ())
-        plus = "+" if begins else ""
-        sql = f"{SELECT} WHERE {plus}state IN ({marks}) AND (?=0 OR {plus}number<?) {whose} {which}"
-        sql += f" ORDER BY {plus}number DESC LIMIT ?"
-        return self._db.rows(sql, (*chosen, before, before, *label, *span, limit))
-
-    def ids(self) -> frozenset[str]:
-        """Return the ids of all jobs, damaged ones too."""
-        return frozenset(str(row[0]) for row in self._db.rows("SELECT id FROM jobs"))
-
-    def damaged(self) -> tuple[str, ...]:
-        """Return the ids of jobs whose record does not open."""
-        return tuple(self._read(self._db.rows(SELECT))[1])
-
-    @property
-    def waiting(self) -> int:
-        """How many changes wait for the disk."""
-        return self._db.waiting
-
-    def counts(self) -> dict[str, int]:
-        """Return how many jobs are in each state; every state is named."""
-        found = dict(self._db.rows("SELECT state, count(*) FROM jobs GROUP BY state"))
-        return {state: found.get(state, 0) for state in STATES}
-
-    def unfinished(self) -> Mapping[tuple[str, str], int]:
-        """Return how many jobs there are of each state that is not the end, and each priority."""
-        states = tuple(state for state in STATES if state not in ENDED)
-        marks = ",".join("?" * len(states))
-        sql = f"SELECT state, priority, count(*) FROM jobs WHERE state IN ({marks}) GROUP BY state, priority"  # noqa: S608
-        found = {(state, priority): count for state, priority, count in self._db.rows(sql, states)}
-        return {(state, each): found.get((state, each), 0) for state in states for each in get_args(Priority)}
 
     def start(self, job_id: str, room: Callable[[Job], SmpError | None]) -> Job | SmpError:
         """Move a job to ``running``, unless ``room`` says why it had better not. Errors as :meth:`move`."""
@@ -302,15 +219,6 @@ class Journal:
                 recovered.append(self.move(job_id, "recover").id)
         return tuple(recovered)
 
-    def needs_spool(self, job_id: str) -> bool:
-        """Whether there is a job that what lies in the spool may be of use to; a damaged one counts."""
-        try:
-            return self.get(job_id).state not in ENDED
-        except NotFoundError:
-            return False
-        except IntegrityError:
-            return True
-
     def keep_progress(self, job_id: str) -> None:
         """Write down how far a running job is that is going to be recovered; it is no longer tracked then."""
         with self._db.transaction() as connection:
@@ -393,30 +301,11 @@ class Journal:
             connection.execute("DELETE FROM ranges WHERE job=?", (job_id,))
             connection.execute("DELETE FROM sources WHERE job=?", (job_id,))
 
-    def view(self, job: Job) -> JobView:
-        """Return the job as shown."""
-        return view(job)
-
-    def _read(self, rows: Iterable[tuple[Any, ...]]) -> tuple[Sequence[Job], Sequence[str]]:
-        """Split rows into jobs and the ids of damaged ones: one bad record must not hide the others."""
-        jobs, damaged = [], []
-        for row in rows:
-            try:
-                jobs.append(self._opened(row))
-            except IntegrityError:
-                damaged.append(str(row[0]))
-        return jobs, damaged
-
     def _find(self, connection: sqlite3.Connection, job_id: str) -> Job:
         row = connection.execute(f"{SELECT} WHERE id=?", (job_id,)).fetchone()
         if row is None:
             raise unknown_job(job_id)
         return self._opened(row)
-
-    def _opened(self, values: tuple[Any, ...]) -> Job:
-        job = self._jobs.job(values)
-        live = self._live.get(job.id)
-        return live.of(job) if live else job
 
     def _write(self, connection: sqlite3.Connection, job: Job) -> None:
         connection.execute(UPDATE, (*self._jobs.changing(job), job.id))
@@ -430,8 +319,3 @@ def _require(connection: sqlite3.Connection, job_id: str) -> None:
 
 def _marked(job_id: str, first: int) -> str:
     return f"job {job_id} segments from {first}"
-
-
-def unknown_job(job_id: str) -> NotFoundError:
-    """The error for an id that no job has, or none that the asker may see."""
-    return NotFoundError("no_such_job", f"there is no job {job_id}", hint="smpctl jobs lists them")

@@ -316,7 +316,7 @@ _SEEN_IN = f"CASE ? WHEN 'new' THEN -1 ELSE {_LISTING} END"
 _INSERT = f"""INSERT INTO sync_objects (sync, token, version, state, live, found, body, due)
     VALUES (?, ?, ?, ?, ?, ?, ?, {_SEEN_IN})"""  # noqa: S608
 _KNOWN = "token, number, version, state, state IN ('working', 'delivered') AND version<>job_version AND due>=0"
-_NEWER = f"""UPDATE sync_objects SET version=?, body=?, due={_SEEN_IN} WHERE number=?"""  # noqa: S608
+_NEWER = f"UPDATE sync_objects SET version=?, body=?, due={_SEEN_IN} WHERE number=?"  # noqa: S608
 _STILL = "UPDATE sync_objects SET due=-1 WHERE number=?"
 _NEXT = "CASE WHEN due<0 THEN 'new' ELSE 'settling' END"
 _UNSETTLED = f"""DELETE FROM sync_objects WHERE number IN

@@ -10,7 +10,8 @@ from smp_proto.errors import IntegrityError, NotFoundError
 from smpd.control.actor import Actor
 from smpd.control.permissions import EVERYTHING, remotes_of
 from smpd.jobs.job import Job
-from smpd.jobs.journal import Journal, unknown_job
+from smpd.jobs.journal import Journal
+from smpd.jobs.records import unknown_job
 from smpd.vault.objects import Vault, unknown_item
 from smpd.vault.quarantine import Quarantine, not_quarantined
 

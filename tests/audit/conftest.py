@@ -1,6 +1,6 @@
-"""A signing key, a way to open the log of a directory with fixed keys, and the database beside it."""
+"""A signing key, a way to open the log of a directory with fixed keys, and what the database says of it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +36,8 @@ def open_log(tmp_path: Path) -> Callable[..., AuditLog]:
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    database = Database(str(tmp_path / "smpd.db"))
-    yield database
-    database.close()
-
-
-@pytest.fixture
-def last(database: Database) -> LastCheckpoint:
-    return LastCheckpoint(database, StateSeal(bytearray(range(32))))
+def last(db: Database, seal: StateSeal) -> LastCheckpoint:
+    return LastCheckpoint(db, seal)
 
 
 @pytest.fixture

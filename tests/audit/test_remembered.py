@@ -62,8 +62,8 @@ class Place:
 
 
 @pytest.fixture
-def place(tmp_path: Path, open_log, key: VerifierKey, database: Database, last: LastCheckpoint) -> Place:
-    return Place(tmp_path / "audit", open_log, key, database, last)
+def place(tmp_path: Path, open_log, key: VerifierKey, db: Database, last: LastCheckpoint) -> Place:
+    return Place(tmp_path / "audit", open_log, key, db, last)
 
 
 def shorter(place: Place) -> None:

@@ -40,7 +40,8 @@ def keep(daemon: StandIn, lines: list[bytes], *, newlines: bool = True, broken: 
 
     async def answer(request: c.AuditRead, exchange: aio.Exchange) -> c.AuditProof:
         asked.append(request)
-        wanted = [line if newlines else line[:-1] for line in lines[request.since :]]
+        since = max(0, len(lines) - request.last) if request.last else request.since
+        wanted = [line if newlines else line[:-1] for line in lines[since:]]
         for start in range(0, len(wanted), 3):
             await exchange.send(c.AuditLines(wanted[start : start + 3]))
         return c.AuditProof([checkpoint(lines).decode()], KEY.name, KEY.public, broken=broken)
@@ -56,7 +57,7 @@ def test_only_what_is_needed_is_asked_for(smpctl: Smpctl, daemon: StandIn) -> No
     assert smpctl("audit", "checkpoint").out.encode() == checkpoint(lines_of(10))
     smpctl("audit", "verify")
     assert asked == [
-        c.AuditRead(0, newest=True),
+        c.AuditRead(last=20, newest=True),
         c.AuditRead(10, newest=True),
         c.AuditRead(10),
         c.AuditRead(newest=True),
@@ -64,9 +65,14 @@ def test_only_what_is_needed_is_asked_for(smpctl: Smpctl, daemon: StandIn) -> No
 
 
 def test_tail_shows_no_more(smpctl: Smpctl, daemon: StandIn) -> None:
-    """So many records, also of a broken log, whose size nobody can tell."""
-    keep(daemon, lines_of(10))
-    daemon.answers |= {c.StatusRequest: status(audit_size=0)}
+    """So many records, also of a broken log, whose size nobody can tell, so that all of it comes."""
+    lines = lines_of(10)
+
+    async def answer(request: c.AuditRead, exchange: aio.Exchange) -> c.AuditProof:
+        await exchange.send(c.AuditLines(lines))
+        return c.AuditProof([], KEY.name, KEY.public)
+
+    daemon.answers |= {c.AuditRead: answer}
     assert [line.split()[0] for line in smpctl("audit", "tail", "-n", "2").out.splitlines()] == ["8", "9"]
 
 
@@ -75,9 +81,9 @@ def test_nothing_of_a_broken_log_is_signed(smpctl: Smpctl, daemon: StandIn, left
     """A checkpoint from before is not taken for one over the log as it is, and none at all is no fault."""
 
     async def answer(request: c.AuditRead, exchange: aio.Exchange) -> c.AuditProof:
-        return c.AuditProof([checkpoint(lines_of(10)).decode()] * left, KEY.name, KEY.public)
+        return c.AuditProof([checkpoint(lines_of(10)).decode()] * left, KEY.name, KEY.public, broken="it ends sooner")
 
-    daemon.answers |= {c.AuditRead: answer, c.StatusRequest: status(audit_size=0, audit_ok=False)}
+    daemon.answers |= {c.AuditRead: answer, c.StatusRequest: status(audit_size=0)}
     ran = smpctl("audit", "checkpoint")
     assert (ran.code, ran.out) == (11, "")
     assert "smpctl doctor" in ran.err
