@@ -5,7 +5,6 @@ A file gets its name when it is whole and on disk; what went wrong before leaves
 
 import os
 import re
-import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
@@ -14,7 +13,7 @@ from smp_proto import durable
 from smp_proto.durable import write_all
 from smp_proto.errors import IntegrityError, NotFoundError, SmpError, StateError, UsageError
 from smp_proto.sealed.bundle import BundleInfo, BundleReader, BundleWriter
-from smp_proto.sealed.entries import PLACE, REFUSED_CATEGORIES, Attributes, Entry, Scalar, guess_media_type
+from smp_proto.sealed.entries import PLACE, Attributes, Entry, Scalar, guess_media_type, has_controls
 from smp_proto.sealed.envelope import Envelope, Trust, rewrap_envelope
 from smp_proto.sealed.filekey import wipe
 from smp_proto.sealed.keys import Identity, PublicIdentity
@@ -173,7 +172,7 @@ def check_place(place: str) -> None:
         wrong = "begins like REMOTE:PATH"
     elif any(step in (".", "..") for step in place.split("/")):
         wrong = "has a '.' or '..' step"
-    elif any(unicodedata.category(char) in REFUSED_CATEGORIES for char in place):
+    elif has_controls(place):
         wrong = "has a control character or is not UTF-8"
     if wrong:
         hint = "give the path below the remote's root, or its end, e.g. scans/one.smp"

@@ -68,6 +68,7 @@ class Channel:
         self._ready: deque[Frame] = deque()
         self._fds: deque[int] = deque()
         self._send_lock = anyio.Lock()
+        self._reads = 0  # since the others had their turn
         self._unread = [0, 0, 0]
         self._unread_max = (UNREAD_MESSAGES_MAX, unread_bytes_max, UNREAD_FDS_MAX)
 
@@ -136,21 +137,21 @@ class Channel:
             anyio.BrokenResourceError: the connection broke inside one.
             DaemonError: ``protocol``.
         """
-        waited = False
         while not self._ready:
-            if not waited:  # a peer that never pauses must not keep the event loop from everyone else
+            if self._reads > 1:  # a peer that never pauses must not keep the event loop from everyone else
+                self._reads = 0
                 await anyio.lowlevel.checkpoint()
-            waited = False
             try:
                 data, ancillary, flags, _ = self.socket.recvmsg(
                     _RECEIVE_BYTES, socket.CMSG_SPACE(FDS_MAX * _INT_BYTES), socket.MSG_CMSG_CLOEXEC
                 )
             except (BlockingIOError, InterruptedError):
+                self._reads = 0
                 await self._readable()
-                waited = True
                 continue
             except (OSError, ValueError) as error:
                 raise anyio.BrokenResourceError from error
+            self._reads += 1
             self._take_descriptors(ancillary)
             if not data:
                 raise anyio.BrokenResourceError if self._decoder.partial else anyio.EndOfStream
@@ -191,9 +192,11 @@ class Channel:
         Raises:
             DaemonError: ``protocol`` when the peer sends faster than is read, which no SMP peer does.
         """
-        for index, amount in enumerate((1, len(frame.body), frame.fds)):
-            self._unread[index] += sign * amount
-        if sign > 0 and any(held > most for held, most in zip(self._unread, self._unread_max, strict=True)):
+        held, most = self._unread, self._unread_max
+        held[0] += sign
+        held[1] += sign * len(frame.body)
+        held[2] += sign * frame.fds
+        if sign > 0 and (held[0] > most[0] or held[1] > most[1] or held[2] > most[2]):
             raise DaemonError("protocol", "too many unread messages, bytes or descriptors on one connection")
 
     def shutdown(self) -> None:

@@ -48,6 +48,23 @@ class _Entry(NamedTuple):
         return actor.sees(self.owner, self.remotes)
 
 
+class _Bell:
+    """An event that comes again and again; one that nobody waits for costs nothing."""
+
+    def __init__(self) -> None:
+        self._event: anyio.Event | None = None
+
+    def next(self) -> anyio.Event:
+        """What the next ring sets."""
+        self._event = self._event or anyio.Event()
+        return self._event
+
+    def ring(self) -> None:
+        if self._event is not None:
+            self._event.set()
+            self._event = None
+
+
 class Events:
     """The hub. All methods belong to the event loop's thread.
 
@@ -73,8 +90,8 @@ class Events:
         self.job_seq = self._seq
         self._forgotten = self._seq
         self._progress_s = progress_s
-        self._published = anyio.Event()
-        self._changed = anyio.Event()
+        self._published = _Bell()
+        self._changed = _Bell()
 
     @property
     def seq(self) -> int:
@@ -115,15 +132,13 @@ class Events:
             if len(self._changes) == self._changes.maxlen:
                 self._forgotten = self._changes[0].seq
             self._changes.append(entry)
-            self._changed.set()
-            self._changed = anyio.Event()
-        self._published.set()
-        self._published = anyio.Event()
+            self._changed.ring()
+        self._published.ring()
         return self._seq
 
     async def next(self) -> None:
         """Wait for the next event."""
-        await self._published.wait()
+        await self._published.next().wait()
 
     async def watch(self, actor: Actor, request: Watch, exchange: Exchange) -> None:
         """Handler of ``watch``: the snapshot, or what came after ``since``, then events as they happen.
@@ -149,7 +164,7 @@ class Events:
             position = await self._send_after(position, actor, wanted, running, exchange)
             if wanted and not running:
                 return
-            published, changed = self._published, self._changed
+            published, changed = self._published.next(), self._changed.next()
             await published.wait()
             with anyio.move_on_after(self._progress_s):  # progress waits a little for more; a change does not
                 await changed.wait()

@@ -235,6 +235,8 @@ class Scheduler:
         """Some of those that waited longest: together they share syncs, and in between others get the lock."""
         now = self._clock()
         due = heapq.nsmallest(_TOGETHER, (each for each in self._waiting.items() if each[1] <= now), key=itemgetter(1))
+        if not due:
+            return
         async with anyio.create_task_group() as group:
             for job_id, _ in due:
                 group.start_soon(self._take_one, job_id, now)

@@ -1,5 +1,6 @@
 """The values of the metrics. All methods belong to the event loop's thread and only touch memory."""
 
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from itertools import accumulate
 from typing import NamedTuple
@@ -50,7 +51,7 @@ class Metrics:
         found = self._histograms[name].get(labels)
         if found is None:
             found = self._histograms[name][labels] = _Histogram(len(buckets))
-        found.counts[sum(seconds > bound for bound in buckets)] += 1
+        found.counts[bisect_left(buckets, seconds)] += 1
         found.sum += seconds
 
     def total(self, name: str) -> float:

@@ -58,8 +58,9 @@ class Trend:
         seen = list(self._seen)
         if len(seen) < (self._seen.maxlen or 0):
             return False
-        rises = sum(after > before for before, after in pairwise(seen))
-        return seen[-1] - seen[0] >= least and rises >= RISING * (len(seen) - 1)
+        if seen[-1] - seen[0] < least:
+            return False
+        return sum(after > before for before, after in pairwise(seen)) >= RISING * (len(seen) - 1)
 
 
 class Health:

@@ -172,7 +172,7 @@ class WorkerHost:
         self._gone.set()
         self._closed = False
         self._users = 0
-        self._used = anyio.Event()
+        self._used = 0.0
         self.worker: Worker | None = None
         self.restarts = -1
         self.peak_rss = 0
@@ -189,7 +189,7 @@ class WorkerHost:
             yield await self._get()
         finally:
             self._users -= 1
-            self._used.set()
+            self._used = anyio.current_time()
             if self.absent and not self._users and self._let_go is not None:  # while it was wanted that had to wait
                 with anyio.CancelScope(shield=True):
                     async with self._lock:
@@ -312,9 +312,10 @@ class WorkerHost:
             group.cancel_scope.cancel()
 
     async def _watch_idle(self) -> None:
+        self._used = anyio.current_time()
         while True:
-            self._used = anyio.Event()
-            with anyio.move_on_after(self._idle_s) as timer:
-                await self._used.wait()
-            if timer.cancelled_caught and not self._users:
+            await anyio.sleep_until(self._used + self._idle_s)
+            if self._users:
+                self._used = anyio.current_time()
+            elif anyio.current_time() >= self._used + self._idle_s:
                 self.stop()  # nothing awaits in between, so that no new user gets one that is going

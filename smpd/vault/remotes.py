@@ -5,7 +5,6 @@ else sees them. All calls block.
 """
 
 import re
-import unicodedata
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -25,7 +24,7 @@ from smp_proto.control import (
 from smp_proto.durable import is_part
 from smp_proto.errors import IntegrityError, NotFoundError, StateError, UsageError
 from smp_proto.memory import wipe_bytes, wipe_text
-from smp_proto.sealed.entries import REFUSED_CATEGORIES
+from smp_proto.sealed.entries import has_controls
 from smp_proto.wire import encode_secret
 from smpd.jobs.database import Database
 from smpd.jobs.seal import StateSeal
@@ -95,7 +94,7 @@ def check_path(path: str, remote: str) -> str:
     wrong = ""
     if path.startswith("/"):
         wrong = "is absolute"
-    elif any(unicodedata.category(char) in REFUSED_CATEGORIES for char in path):
+    elif has_controls(path):
         wrong = "has a control character"
     elif any(step in (".", "..") for step in path.split("/")):
         wrong = "has a '.' or '..' step"

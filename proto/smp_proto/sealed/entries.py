@@ -17,7 +17,7 @@ _HEAD_BYTES = 132
 COMPONENT_MAX_BYTES = 255
 ATTRIBUTES_MAX_BYTES = 65_536  # of one entry, encoded: any entry fits a frame of the control protocol
 # Control characters, lone surrogates, line and paragraph separators: nothing a terminal or a log may obey.
-REFUSED_CATEGORIES = frozenset({"Cc", "Cs", "Zl", "Zp"})
+_CONTROLS = frozenset({"Cc", "Cs", "Zl", "Zp"})
 
 # Some of the names that are valid, and nearly all there are: up to three components of plain characters. And names of
 # one such component, a line each. Neither looks back, which would take memory: an index may have a million lines.
@@ -52,6 +52,11 @@ class Entry(msgspec.Struct, frozen=True, gc=False):  # no cycle can lead through
     attributes: Attributes = {}
 
 
+def has_controls(text: str) -> bool:
+    """Whether there is a control character, half a surrogate pair or a separator of lines in it."""
+    return not text.isprintable() and any(unicodedata.category(char) in _CONTROLS for char in text)
+
+
 def valid_entry_name(name: str) -> bool:
     """Whether a name is a relative path that stays below where it is put, on any file system.
 
@@ -60,8 +65,7 @@ def valid_entry_name(name: str) -> bool:
     """
     if _USUAL.fullmatch(name):
         return True
-    plain = name.isascii() and name.isprintable()  # then nothing has to be looked up
-    if "\\" in name or not (plain or all(unicodedata.category(c) not in REFUSED_CATEGORIES for c in name)):
+    if "\\" in name or has_controls(name):
         return False
     encoded = name.encode()
     if len(encoded) > NAME_MAX_BYTES:
