@@ -2,6 +2,7 @@
 
 from functools import partial
 from typing import Any
+from weakref import WeakValueDictionary
 
 import anyio
 
@@ -24,7 +25,7 @@ class Ends:
     def __init__(self, box: Box, runner: Runner) -> None:
         self._box = box
         self._runner = runner
-        self._lock = anyio.Lock(fast_acquire=True)
+        self._locks: WeakValueDictionary[str, anyio.Lock] = WeakValueDictionary()  # by job: several share a sync
 
     async def ended(self, job: Job) -> None:
         """A job has just ended.
@@ -42,10 +43,11 @@ class Ends:
         Raises:
             AuditError: it cannot be written.
         """
-        await self._record("", again=again)
+        for job_id in dict.fromkeys(ending.job for ending in self._box.journal.endings.pending()):
+            await self._record(job_id, again=again)
 
     async def _record(self, job_id: str, *, again: bool, single: bool = False) -> None:
-        async with self._lock:
+        async with self._locks.setdefault(job_id, anyio.Lock(fast_acquire=True)):
             with anyio.CancelScope(shield=True):  # one that is written is struck out, too
                 await anyio.to_thread.run_sync(self._write, job_id, again, single)
 

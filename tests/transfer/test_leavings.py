@@ -2,6 +2,7 @@
 
 import os
 import sqlite3
+import threading
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -153,3 +154,25 @@ async def test_a_job_over_a_prefix_may_have_left_many_files(
 
         await box.daemon.ends.ended(await anyio.to_thread.run_sync(cancelled))
         assert found == [single]
+
+
+async def test_the_ends_of_several_jobs_are_recorded_together(tmp_path: Path, monkeypatch) -> None:
+    """Each waits for a sync of the audit log, and they can share one; those of one job come one after the other."""
+    async with whole(tmp_path) as box:
+        inside, together = box.daemon.box, threading.Barrier(2)
+        write = inside.audit.write
+
+        def meet(event: str, **fields: Any) -> Any:
+            together.wait(10)
+            return write(event, **fields)
+
+        def cancelled(key: str) -> Job:
+            job, _ = inside.journal.add(GetSpec("r:scan.smp"), owner="1000:ann", key=key)
+            return inside.journal.move(job.id, "cancel")
+
+        jobs = [await anyio.to_thread.run_sync(cancelled, key) for key in "ab"]
+        monkeypatch.setattr(inside.audit, "write", meet)
+        async with anyio.create_task_group() as group:
+            for job in (*jobs, *jobs):  # told twice, recorded once: a third would wait in vain
+                group.start_soon(box.daemon.ends.ended, job)
+        assert inside.journal.endings.pending() == []
