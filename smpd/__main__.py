@@ -2,8 +2,9 @@
 
 import argparse
 import importlib.util
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import anyio
@@ -13,7 +14,7 @@ from smp_proto.errors import SmpError, UsageError, one_error
 from smpd.config import Config
 from smpd.configuring import check_config, load_config
 from smpd.control.actor import unknown_accounts
-from smpd.host.process import bind_now, harden
+from smpd.host.process import bind_now, harden, note
 from smpd.host.scheduling import work_in_bulk
 
 
@@ -22,6 +23,7 @@ def main() -> None:
 
     Exit status 0 after SIGTERM or SIGINT; the error's own code when it cannot start.
     """
+    hung_up = note(signal.SIGHUP)  # it would end what is only just starting
     parser = argparse.ArgumentParser(prog="smpd", description="The daemon of SMP: from storage to GPU, sealed.")
     parser.add_argument("--version", action="version", version=f"smpd {__version__}")
     parser.add_argument("--config", metavar="FILE", help="configuration file (TOML)")
@@ -35,14 +37,14 @@ def main() -> None:
                 print(f"# {unknown}")  # noqa: T201
         else:
             bind_now()
-            _run(config, partial(load_config, arguments.config))
+            _run(config, partial(load_config, arguments.config), hung_up)
     except SmpError as error:
         hint = f"\nhint: {error.hint}" if error.hint else ""
         print(f"smpd: {error.message}{hint}", file=sys.stderr)  # noqa: T201 - for a person, before there is a log
         sys.exit(error.exit_code)
 
 
-def _run(config: Config, read: Callable[[], Config]) -> None:
+def _run(config: Config, read: Callable[[], Config], hung_up: Sequence[int]) -> None:
     if importlib.util.find_spec("structlog") is None:
         message = "only the client is installed: structlog and what else a daemon needs is missing"
         hint = "run: pip install 'secure-media-processor[daemon,gpu,images]'"
@@ -57,7 +59,7 @@ def _run(config: Config, read: Callable[[], Config]) -> None:
     work_in_bulk()
     uvloop = importlib.util.find_spec("uvloop") is not None
     with one_error():
-        anyio.run(app.run, config, read, backend_options={"use_uvloop": uvloop})
+        anyio.run(app.run, config, read, hung_up, backend_options={"use_uvloop": uvloop})
 
 
 if __name__ == "__main__":

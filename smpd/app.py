@@ -5,7 +5,7 @@ import gc
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import anyio
@@ -21,7 +21,7 @@ from smpd.host.descriptors import bounded, raise_limit
 from smpd.host.folders import ensure_dir, lock_state
 from smpd.host.logs import configure_logs
 from smpd.host.notify import Notifier
-from smpd.host.process import trim_memory
+from smpd.host.process import ignore, trim_memory
 from smpd.host.sockets import bind_socket, inherited_sockets
 from smpd.jobs.job import Job
 from smpd.jobs.salvage import Salvaged
@@ -39,8 +39,11 @@ _CLOSE_S = 30.0  # for all that comes after the last job
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
-async def run(config: Config, read: Callable[[], Config]) -> None:
+async def run(config: Config, read: Callable[[], Config], hung_up: Sequence[int] = ()) -> None:
     """Run the daemon until SIGTERM or SIGINT; SIGHUP has it take up what ``read`` gives then.
+
+    Args:
+        hung_up: holds something if there was a SIGHUP before those were obeyed.
 
     Raises:
         SmpError: why it could not start.
@@ -53,7 +56,7 @@ async def run(config: Config, read: Callable[[], Config]) -> None:
     try:
         opened = await anyio.to_thread.run_sync(open_state, config)
         try:
-            await _serve(config, read, opened, notifier)
+            await _serve(config, read, opened, notifier, hung_up)
         finally:
             notifier.stopping()
             with anyio.CancelScope(shield=True):
@@ -62,12 +65,14 @@ async def run(config: Config, read: Callable[[], Config]) -> None:
         os.close(lock)
 
 
-async def _serve(config: Config, read: Callable[[], Config], state: State, notifier: Notifier) -> None:
+async def _serve(
+    config: Config, read: Callable[[], Config], state: State, notifier: Notifier, hung_up: Sequence[int]
+) -> None:
     async with anyio.create_task_group() as workers:
         daemon = await anyio.to_thread.run_sync(compose, config, state, workers, read)
         gc.freeze()  # what lives for ever is not looked through again in the middle of a transfer
         try:
-            await _serve_until_told(config, state, daemon, notifier)
+            await _serve_until_told(config, state, daemon, notifier, hung_up)
         finally:
             # Only now, when no job and no request uses them any more, may the workers and their rings go.
             with anyio.CancelScope(shield=True):
@@ -77,7 +82,9 @@ async def _serve(config: Config, read: Callable[[], Config], state: State, notif
             workers.cancel_scope.cancel()
 
 
-async def _serve_until_told(config: Config, state: State, daemon: Daemon, notifier: Notifier) -> None:
+async def _serve_until_told(
+    config: Config, state: State, daemon: Daemon, notifier: Notifier, hung_up: Sequence[int]
+) -> None:
     sockets = [each for named in inherited_sockets().values() for each in named]
     async with anyio.create_task_group() as group:
         await _record_start(daemon, created=state.keys.created, salvaged=state.salvaged)
@@ -114,8 +121,11 @@ async def _serve_until_told(config: Config, state: State, daemon: Daemon, notifi
             for unknown in daemon.accounts.unknown:
                 _log.warning("configuration", text=unknown)
             _log.info("started", version=__version__, boot_id=daemon.boot_id, fingerprint=daemon.public.fingerprint())
+            if hung_up:
+                await _reload(daemon)
             if await _until_told(signals, daemon) == signal.SIGTERM:
                 await _drain(signals, daemon, notifier)
+        ignore(_SIGNALS)  # another would end what is closing
         group.cancel_scope.cancel()
 
 
@@ -125,9 +135,13 @@ async def _until_told(signals: AsyncIterator[signal.Signals], daemon: Daemon) ->
         if number != signal.SIGHUP:
             _log.info("stopping", signal=signal.Signals(number).name)
             return number
-        with contextlib.suppress(SmpError):  # which the log and the status tell
-            await daemon.reload("smpd")
+        await _reload(daemon)
     raise AssertionError("signals end")
+
+
+async def _reload(daemon: Daemon) -> None:
+    with contextlib.suppress(SmpError):  # which the log and the status tell
+        await daemon.reload("smpd")
 
 
 async def _drain(signals: AsyncIterator[signal.Signals], daemon: Daemon, notifier: Notifier) -> None:

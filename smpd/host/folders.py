@@ -7,6 +7,7 @@ import stat
 
 from smp_proto import durable
 from smp_proto.errors import ResourceError, StateError
+from smpd.host.space import disk_errors
 
 _HINT = "it must be ours and closed to others: see docs/reference/configuration.md"
 
@@ -37,8 +38,11 @@ def lock_state(path: str) -> int:
 
     Raises:
         StateError: ``exists`` when another process has it.
+        ResourceError: ``disk_full``, ``disk_failed``; it cannot be made, as where the disk is read-only.
     """
-    fd = os.open(os.path.join(path, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    lock = os.path.join(path, "lock")
+    with disk_errors(lock):
+        fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

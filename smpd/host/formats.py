@@ -10,6 +10,7 @@ import msgspec
 
 from smp_proto import durable
 from smp_proto.errors import IntegrityError
+from smpd.host.space import disk_errors
 
 NAME = "formats.json"
 FORMATS = {"audit": 1, "keys": 2, "spool": 1, "vault": 1}
@@ -20,8 +21,14 @@ def check_formats(folder: str) -> None:
 
     Raises:
         IntegrityError: ``unsupported``; a newer SMP wrote it. Nothing was changed.
+        ResourceError: ``disk_full``, ``disk_failed``.
     """
     path = os.path.join(folder, NAME)
+    with disk_errors(path):
+        _check(folder, path)
+
+
+def _check(folder: str, path: str) -> None:
     found: dict[str, int] = {}
     try:
         with open(path, "rb") as file:

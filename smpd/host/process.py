@@ -2,8 +2,10 @@
 
 import ctypes
 import os
+import signal
 import sys
 import time
+from collections.abc import Iterable
 
 from smp_proto.errors import ResourceError
 from smp_proto.memory import BIND_NOW, forbid_dumps
@@ -46,6 +48,22 @@ def bind_now() -> None:
     except OSError as error:
         message = f"smpd cannot start itself with {BIND_NOW}=1: {error.strerror}"
         raise ResourceError("sandbox", message, hint=f"start it with {BIND_NOW}=1 in its environment") from error
+
+
+def note(number: signal.Signals) -> list[int]:
+    """From now on a signal does nothing but to be added to what is returned. For the main thread.
+
+    Unlike one that is ignored it is not ignored by the programs that are started.
+    """
+    came: list[int] = []
+    signal.signal(number, lambda number, _frame: came.append(number))
+    return came
+
+
+def ignore(numbers: Iterable[signal.Signals]) -> None:
+    """From now on these signals do nothing. For the main thread, and for when no program is started any more."""
+    for number in numbers:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def trim_memory() -> None:

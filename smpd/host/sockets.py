@@ -17,7 +17,7 @@ def inherited_sockets(environ: Mapping[str, str] = os.environ) -> dict[str, list
     """The listening Unix stream sockets meant for this process, by name (``unknown`` where they have none).
 
     Raises:
-        UsageError: ``bad_config`` when a descriptor is something else.
+        UsageError: ``bad_config`` when a descriptor is something else, perhaps one of our own.
     """
     if environ.get("LISTEN_PID") != str(os.getpid()):
         return {}
@@ -25,16 +25,21 @@ def inherited_sockets(environ: Mapping[str, str] = os.environ) -> dict[str, list
     names = environ.get("LISTEN_FDNAMES", "").split(":")
     found: dict[str, list[socket.socket]] = {}
     for index in range(int(count) if count.isdecimal() else 0):
-        os.set_inheritable(_FIRST_FD + index, False)
-        sock = socket.socket(fileno=_FIRST_FD + index)
-        listening = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-        if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_STREAM or not listening:
-            sock.close()
-            raise UsageError(
-                "bad_config", "a socket that was handed over is no listening Unix stream socket", hint="see smpd.socket"
-            )
+        sock = _listener(_FIRST_FD + index)
         found.setdefault((names[index] if index < len(names) else "") or "unknown", []).append(sock)
     return found
+
+
+def _listener(fd: int) -> socket.socket:
+    with contextlib.suppress(OSError):  # nothing, or no socket
+        sock = socket.socket(fileno=fd)
+        listening = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        if sock.family == socket.AF_UNIX and sock.type == socket.SOCK_STREAM and listening:
+            sock.set_inheritable(False)
+            return sock
+        sock.detach()
+    message = f"descriptor {fd}, which was handed over, is no listening Unix stream socket"
+    raise UsageError("bad_config", message, hint="see smpd.socket")
 
 
 def bind_socket(path: str, mode: int, group: int = -1) -> socket.socket:

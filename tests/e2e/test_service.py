@@ -1,6 +1,7 @@
 """The daemon as a service: told by its manager, and telling it, over a real notify socket."""
 
 import json
+import os
 import signal
 import tempfile
 from collections.abc import Iterator
@@ -183,3 +184,37 @@ def test_stop_puts_a_job_back(service: Service, how: str) -> None:
     with Following(service.box) as following:
         view = done(following.final(job))
     assert view.attempt == 1
+
+
+def test_a_hangup_during_the_start(service: Service) -> None:
+    """It does not end the daemon, which takes up what the configuration is by the time that it is ready."""
+    if service.box.process:
+        service.box.stop()
+    file, since = service.box.config, len(service.manager.told)
+    good = file.read_text()
+    file.unlink()
+    os.mkfifo(file)
+    try:
+        service.box._launch(service.manager.address)
+        with file.open("w") as written:  # it is being read
+            assert service.box.process
+            service.box.process.send_signal(signal.SIGHUP)
+            written.write(good)
+        begun = service.manager.until(lambda line: line == "RELOADING=1", since)
+        assert any("READY=1" in lines for lines in service.manager.told[since:begun])
+        file.write_text(good)
+        service.manager.until(lambda line: line == "READY=1", begun)
+    finally:
+        file.unlink()
+        file.write_text(good)
+
+
+def test_signals_during_the_end(service: Service) -> None:
+    """What comes once the daemon takes itself down is too late, and keeps it from nothing."""
+    assert service.box.process
+    since = len(service.manager.told)
+    service.box.process.send_signal(signal.SIGINT)  # which waits for no job
+    service.manager.until(lambda line: line == "STOPPING=1", since)
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        service.box.process.send_signal(number)
+    assert service.box.process.wait(100) == 0

@@ -13,6 +13,7 @@ from smp_proto.durable import write_file
 from smp_proto.errors import ResourceError, StateError, UsageError
 from smpd.host.credentials import check_secret, read_secret
 from smpd.host.folders import ensure_dir, lock_state
+from smpd.host.formats import check_formats
 
 
 def mode_of(path) -> int:
@@ -90,6 +91,24 @@ def test_lock(tmp_path):
     fd = lock_state(str(tmp_path))
     assert not os.get_inheritable(fd)
     os.close(fd)
+
+
+@pytest.mark.parametrize("kind", ["folder", "link"])
+def test_a_lock_that_cannot_be_had(tmp_path, kind):
+    """What is no file there, or cannot be made, as in a folder that is read-only, is the disk's fault, in a line."""
+    lock = tmp_path / "lock"
+    lock.mkdir() if kind == "folder" else lock.symlink_to("elsewhere")
+    with pytest.raises(ResourceError, match="lock") as caught:
+        lock_state(str(tmp_path))
+    assert caught.value.code == "disk_failed"
+
+
+def test_formats_that_cannot_be_read(tmp_path):
+    """They are not taken for those of the first version."""
+    (tmp_path / "formats.json").mkdir()
+    with pytest.raises(ResourceError, match=r"formats\.json") as caught:
+        check_formats(str(tmp_path))
+    assert caught.value.code == "disk_failed"
 
 
 def test_write_file(tmp_path):

@@ -19,7 +19,7 @@ os.environ["LISTEN_PID"] = str(os.getpid()) if sys.argv[1] == "us" else "1"
 try:
     found = inherited_sockets()
 except SmpError as error:
-    print(json.dumps(error.code)); sys.exit()
+    print(json.dumps(error.code), os.path.exists("/proc/self/fd/3")); sys.exit()
 print(json.dumps({name: [sock.getsockname() for sock in socks] for name, socks in found.items()}))
 print(json.dumps([os.get_inheritable(sock.fileno()) for socks in found.values() for sock in socks]))
 """
@@ -79,7 +79,17 @@ def test_activation_with_the_wrong_thing(tmp_path):
         inet.bind(("127.0.0.1", 0))
         inet.listen()
         for wrong in (idle, inet):
-            assert activate([wrong], "control") == ['"bad_config"']
+            assert activate([wrong], "control") == ['"bad_config" True']
+
+
+def test_activation_with_less_than_was_said(listeners, tmp_path):
+    """A number that is too large, or a file in a socket's place, is refused. Perhaps it is our own: it stays open."""
+    assert activate(listeners, "control", count=3) == ['"bad_config" True']
+    assert activate([], "control", count=1) == ['"bad_config" False']
+    ours, theirs = socket.socketpair()
+    with ours, theirs, (tmp_path / "file").open("wb") as file:
+        for wrong in (ours, file):
+            assert activate([wrong], "control") == ['"bad_config" True']
 
 
 def test_no_activation():
