@@ -428,7 +428,7 @@ class AsyncClient:
             await exchange.result(type(None))
         return joined(parts)
 
-    async def audit_renew(self, reason: str = "") -> c.AuditRenewed:
+    async def audit_renew(self, reason: str) -> c.AuditRenewed:
         """Have an audit log that is broken set aside, and a new one begun."""
         return await self._call(c.AuditRenew(reason), c.AuditRenewed)
 

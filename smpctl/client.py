@@ -423,7 +423,7 @@ class Client:
         proof.checkpoints = checkpoints + proof.checkpoints
         return lines, proof
 
-    def audit_renew(self, reason: str = "") -> c.AuditRenewed:
+    def audit_renew(self, reason: str) -> c.AuditRenewed:
         """Have an audit log that is broken set aside, and a new one begun."""
         return self._call(c.AuditRenew(reason), c.AuditRenewed, SLOW_TIMEOUT_S)
 

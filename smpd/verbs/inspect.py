@@ -22,7 +22,7 @@ from smp_proto.control import (
     StatusRequest,
     Worker,
 )
-from smp_proto.errors import SmpError
+from smp_proto.errors import SmpError, UsageError
 from smpd.control.actor import Actor
 from smpd.control.permissions import Need
 from smpd.host.memory import Usage, usage
@@ -168,6 +168,9 @@ async def audit_read(daemon: Daemon, actor: Actor, request: AuditRead, exchange:
 
 async def audit_renew(daemon: Daemon, actor: Actor, request: AuditRenew, exchange: Exchange) -> AuditRenewed:
     """Set a broken log aside and begin a new one."""
+    if not request.reason.strip():
+        message = "a new audit log begins with why there is one, and the reason is blank"
+        raise UsageError("bad_request", message, hint="say what happened to the one before: --reason TEXT")
     renew = partial(daemon.audit.renew, actor=actor.label, reason=request.reason)
     with anyio.CancelScope(shield=True):
         aside = await anyio.to_thread.run_sync(renew)

@@ -95,6 +95,8 @@ def test_a_broken_audit_log(machine: Box) -> None:
         assert all(job.attempt <= 1 for job in waiting)
     assert machine.stop() == 0
     machine.start()
+    for blank in ("", " \t"):
+        assert machine.ctl("audit", "renew", "--reason", blank, check=False).returncode == 2
     machine.ctl("audit", "renew", "--reason", "a flipped bit")
     found = machine.ctl("audit", "verify").stdout.decode()
     assert "set aside as set-aside-1" in found

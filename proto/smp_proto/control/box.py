@@ -163,7 +163,10 @@ class AuditRead(Request, tag="audit-read"):
 
 
 class AuditRenew(Request, tag="audit-renew"):
-    """Set an audit log that is broken aside, as it is, and begin a new one. Reply: AuditRenewed."""
+    """Set an audit log that is broken aside, as it is, and begin a new one; ``reason`` is not blank.
+
+    Reply: AuditRenewed.
+    """
 
     reason: str = ""
 
