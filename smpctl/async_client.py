@@ -10,6 +10,7 @@ from typing import Any, Literal, Self, TypeVar
 import anyio
 import anyio.abc
 import anyio.to_thread
+import msgspec
 
 from smp_proto import control as c
 from smp_proto.aio import Caller, Channel, Exchange
@@ -23,7 +24,7 @@ from smpctl.client import (
     Progress,
     new_key,
 )
-from smpctl.connection import too_slow
+from smpctl.connection import encode_request, too_slow
 from smpctl.files import batches, wanted_entries
 from smpctl.handing import Handing
 from smpctl.landing import Landing, check_apart, opening
@@ -82,9 +83,10 @@ class AsyncClient:
 
     @contextlib.asynccontextmanager
     async def _open(self, request: Any) -> AsyncIterator[Exchange]:
+        body = msgspec.Raw(encode_request(request))
         await self.connect()
         assert self._caller is not None
-        async with self._caller.open(request) as exchange:
+        async with self._caller.open(body) as exchange:
             yield exchange
 
     async def _call(self, request: Any, kind: type[T], timeout: float = ANSWER_TIMEOUT_S) -> T:

@@ -102,6 +102,19 @@ def encode(message: Any) -> bytes:
         raise UsageError("bad_request", message, hint="give names as UTF-8 text") from None
 
 
+def encode_request(request: Any) -> bytes:
+    """Encode what a stream begins with.
+
+    Raises:
+        UsageError: ``bad_request``; it holds what no message can, or is too long for a frame.
+    """
+    body = encode(request)
+    if len(body) > BODY_MAX_BYTES:
+        message = f"the request is {len(body)} bytes long, and {BODY_MAX_BYTES} is the most"
+        raise UsageError("bad_request", message, hint="name fewer recipients, prefixes or parameters")
+    return body
+
+
 class Connection:
     """One socket to the daemon, past HELLO. Not for several threads at once.
 
@@ -137,12 +150,9 @@ class Connection:
         """Send REQUEST; the exchange is a context manager, and leaving it before END sends CANCEL.
 
         Raises:
-            UsageError: ``bad_request``; it is too long for a frame.
+            UsageError: as of :func:`encode_request`.
         """
-        body = encode(request)
-        if len(body) > BODY_MAX_BYTES:
-            message = f"the request is {len(body)} bytes long, and {BODY_MAX_BYTES} is the most"
-            raise UsageError("bad_request", message, hint="name fewer recipients, prefixes or parameters")
+        body = encode_request(request)
         exchange = Exchange(self, self._next, timeout)
         self._next = self._next % 0xFFFF_FFFF + 1
         self._open[exchange.stream] = exchange

@@ -592,3 +592,18 @@ async def test_a_file_that_is_there_is_not_replaced(daemon: StandIn, tmp_path: P
     assert not any(isinstance(each, c.VaultOpen) for each in daemon.seen)
     await open_item(tmp_path, overwrite=True)
     assert (tmp_path / "a").read_text() == "new"
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+@pytest.mark.parametrize("odd", [{"n": 1 << 64}, {"n": "\udc80"}, {"n": "x" * (1 << 20)}])
+async def test_what_no_message_can_hold(daemon: StandIn, kind: type[Client | AsyncClient], odd: dict[str, Any]) -> None:
+    """It is refused as any wrong request is."""
+    spec = c.RunSpec("a:b", "digest", params=odd)
+    with pytest.raises(UsageError) as caught:
+        if kind is Client:
+            with Client(daemon.path) as client:
+                client.submit(spec)
+        else:
+            async with AsyncClient(daemon.path) as client:
+                await client.submit(spec)
+    assert caught.value.code == "bad_request"
