@@ -8,7 +8,6 @@ import contextlib
 import ctypes
 import errno
 import os
-import re
 import stat
 from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import TypeVar
@@ -28,9 +27,10 @@ from smpd.fetch.remote import (
     Writing,
     changed,
     is_listed,
-    missing,
     missing_root,
+    no_file,
     short_source,
+    spoken,
     tail_of,
     taken,
     untold,
@@ -41,7 +41,6 @@ from smpd.links.fetching import Seen
 
 COPY_BYTES = 8 << 20
 _SWEPT_MAX = 1024  # folders
-_UNSPEAKABLE = re.compile(r"\\x[89a-f][0-9a-f]")  # of a name that is not UTF-8, as it is listed
 _SYS_OPENAT2 = 437  # the same on every architecture
 _RESOLVE_NO_MAGICLINKS = 0x02
 _RESOLVE_BENEATH = 0x08
@@ -127,9 +126,7 @@ class LocalRemote:
 
     def _error(self, error: OSError, path: str) -> SmpError:
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR):
-            if _UNSPEAKABLE.search(path):
-                return UsageError("bad_name", f"the name of {path} is not UTF-8", hint="rename it")
-            return missing(path, f"the folder {self._root}")
+            return no_file(path, f"the folder {self._root}")
         if error.errno in (errno.EXDEV, errno.ELOOP):
             hint = "only links that stay inside the folder are followed"
             return UsageError("bad_name", f"{path} leads out of the folder {self._root}", hint=hint)
@@ -293,7 +290,7 @@ def _entries(root: int, folder: str) -> list[ObjectInfo]:
     try:
         with os.scandir(fd) as entries:
             for entry in entries:
-                if (name := _spoken(entry.name)) != entry.name:
+                if (name := spoken(os.fsencode(entry.name))) != entry.name:
                     with contextlib.suppress(OSError):
                         found.append(_unspeakable(entry, folder + name))
                     continue
@@ -308,11 +305,6 @@ def _entries(root: int, folder: str) -> list[ObjectInfo]:
     finally:
         os.close(fd)
     return found
-
-
-def _spoken(name: str) -> str:
-    """A name as messages can carry it: what is not UTF-8 of it is escaped."""
-    return os.fsencode(name).decode(errors="backslashreplace")
 
 
 def _unspeakable(entry: os.DirEntry[str], path: str) -> ObjectInfo:

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from typing import Literal, NamedTuple, Protocol
 
@@ -20,6 +21,7 @@ ANEW = "smpctl remote remove NAME, smpctl remote add NAME ..."
 BATCH_OBJECTS = 256
 BATCH_PATH_BYTES = 512 << 10
 LISTED_MAX_BYTES = 64 << 10  # of a path; folders lie deeper than a path may be that is asked for
+_UNSPEAKABLE = re.compile(r"\\x[89a-f][0-9a-f]")  # of a name that is not UTF-8, as it is listed
 
 Progress = Callable[[int], Awaitable[None]]
 Outcome = Literal["moved", "gone", "replaced"]
@@ -202,6 +204,18 @@ def changed(path: str) -> IntegrityError:
 def taken(path: str) -> StateError:
     """Something is at a target that is not to be replaced."""
     return StateError("target_changed", f"{path} is not what was there when this was to be written")
+
+
+def spoken(name: bytes) -> str:
+    """A file's name as messages can carry it: what is not UTF-8 of it is escaped."""
+    return name.decode(errors="backslashreplace")
+
+
+def no_file(path: str, where: str) -> SmpError:
+    """There is no such file; or one that is listed by an escaped name, by which it cannot be asked for."""
+    if _UNSPEAKABLE.search(path):
+        return UsageError("bad_name", f"the name of {path} is not UTF-8", hint="rename it")
+    return missing(path, where)
 
 
 def missing(path: str, where: str) -> NotFoundError:

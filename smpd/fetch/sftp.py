@@ -3,7 +3,7 @@
 import contextlib
 import posixpath
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import anyio
 import asyncssh
@@ -20,9 +20,10 @@ from smpd.fetch.remote import (
     Writing,
     changed,
     is_listed,
-    missing,
     missing_root,
+    no_file,
     read_source,
+    spoken,
     taken,
     unreachable,
     untold,
@@ -72,7 +73,7 @@ class SftpRemote:
         try:
             yield
         except _ABSENT as error:
-            raise (missing(path, self._where) if path else missing_root(self._root_name)) from error
+            raise (no_file(path, self._where) if path else missing_root(self._root_name)) from error
         except _DENIED as error:
             hint = f"give {self._config.user} the right to it on the server"
             raise RemoteError("remote_forbidden", f"the server does not allow this on {where}", hint=hint) from error
@@ -134,23 +135,27 @@ class SftpRemote:
     async def _entries(self, folder: str) -> list[ObjectInfo]:
         found: list[ObjectInfo] = []
         async with self._client() as (line, sftp):
-            names = sftp.scandir(self._full(folder))
+            names = sftp.scandir(self._full(folder).encode())  # as str, one name that is not UTF-8 would end it
             with contextlib.suppress(*(_ABSENT if folder else ())):
                 while True:
                     try:
                         entry = await self._within(line, anext(names))
                     except StopAsyncIteration:
                         break
-                    found += await self._entry(line, sftp, folder, str(entry.filename), entry.attrs)
+                    found += await self._entry(line, sftp, folder, cast("bytes", entry.filename), entry.attrs)
         return found
 
     async def _entry(
-        self, line: Line, sftp: asyncssh.SFTPClient, folder: str, name: str, attrs: asyncssh.SFTPAttrs
+        self, line: Line, sftp: asyncssh.SFTPClient, folder: str, called: bytes, attrs: asyncssh.SFTPAttrs
     ) -> list[ObjectInfo]:
+        name = spoken(called)
         if not name or "/" in name or "\0" in name:
             raise RemoteError("remote_failed", f"{self._where} listed a name that is none")
         if not is_listed(name, folder):
             return []
+        if name.encode() != called:  # also of a folder, so that whoever asks for it is told
+            size, mtime = attrs.size or 0, attrs.mtime or 0
+            return [ObjectInfo(f"{folder}{name}", size, stat_pin(size, int(mtime) * _SECOND_NS), mtime)]
         if attrs.type == protocol.FILEXFER_TYPE_DIRECTORY:
             return [ObjectInfo(f"{folder}{name}/", 0)]
         with contextlib.suppress(*_ABSENT, SmpError):  # a link that leads nowhere or to a folder
@@ -265,7 +270,7 @@ class SftpRemote:
     async def probe(self) -> dict[str, str]:
         """See :class:`smpd.fetch.remote.Remote`."""
         async with self._client() as (line, sftp):
-            names = sftp.scandir(self._full(""))
+            names = sftp.scandir(self._full("").encode())
             with contextlib.suppress(StopAsyncIteration):
                 await self._within(line, anext(names))
             await self._within(line, names.aclose())  # type: ignore[attr-defined]  # a generator, declared as an iterator

@@ -222,3 +222,26 @@ async def test_a_lost_connection_is_made_again(tmp_path: Path) -> None:
             with contextlib.suppress(RemoteError):  # the loss may be noticed only now
                 await link.read("x", info.pin, 0, 4)
             assert await link.read("x", info.pin, 0, 4) == b"here"
+
+
+async def test_a_name_that_is_not_utf_8_is_told(openssh: Served) -> None:
+    """It is listed, escaped, and refused when it is asked for; what lies beside it is as ever."""
+    assert openssh.path is not None
+    folder = os.fsencode(openssh.path) + b"/odd"
+    os.mkdir(folder)
+    for name, data in ((b"good", b"1"), (b"bad\xff.smp", b"22")):
+        with open(folder + b"/" + name, "wb") as file:
+            file.write(data)
+    os.mkdir(folder + b"/in\xe4")
+    with open(folder + b"/in\xe4/below", "wb"):
+        pass
+    async with fetch_process(openssh.config, openssh.secret) as link:
+        found = {info.path: info for info in await link.list("odd/")}
+        assert list(found) == ["odd/bad\\xff.smp", "odd/good", "odd/in\\xe4"]
+        assert found["odd/bad\\xff.smp"].size == 2
+        for path in ("odd/bad\\xff.smp", "odd/in\\xe4"):
+            for act in (link.stat(path), link.read(path, found[path].pin, 0, 1)):
+                with pytest.raises(SmpError, match="is not UTF-8") as caught:
+                    await act
+                assert (caught.value.code, caught.value.retryable) == ("bad_name", False)
+        assert await link.read("odd/good", found["odd/good"].pin, 0, 1) == b"1"
