@@ -9,13 +9,14 @@ were before it, oldest first, which only open. How one follows another is in :mo
 """
 
 import contextlib
+import errno
 import os
 import re
 import socket
 import threading
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
@@ -39,6 +40,7 @@ _STATE_INFO = b"smpd state key"
 _STATE_SIGNED = b"smpd state key\0"
 _SECRET_BYTES = 32
 _RESTORE = "restore the keys folder from a backup"
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -180,10 +182,30 @@ def _retired(folder: str) -> set[str]:
 
 def read_both(folder: str, name: str) -> list[bytes]:
     """A file and its copy, as far as they are there."""
-    found = []
-    for path in (os.path.join(folder, name), os.path.join(folder, COPIES, name)):
-        with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
-            found.append(file.read())
+    return [bytes(data) for data in _what_can_be_read(_both(folder, name), _read) if data is not None]
+
+
+def _both(folder: str, name: str) -> tuple[str, str]:
+    return os.path.join(folder, name), os.path.join(folder, COPIES, name)
+
+
+def _what_can_be_read(paths: Iterable[str], read: Callable[[str], T]) -> list[T]:
+    """What is read of a file and its copy. One that the disk does not give counts as damaged, where it gives the other.
+
+    Raises:
+        OSError: it gives none.
+    """
+    found: list[T] = []
+    failure: OSError | None = None
+    for path in paths:
+        try:
+            found.append(read(path))
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            failure = error
+    if failure is not None and not any(found):
+        raise failure
     return found
 
 
@@ -204,9 +226,18 @@ def write_both(
 
     ``anew`` is for files that did not count before: what was left of one that was cut off is of no use.
     """
-    for where in (folder, os.path.join(folder, COPIES)):
-        path = os.path.join(where, name)
-        was = _read(path)
+    for path in _both(folder, name):
+        where = os.path.dirname(path)
+        try:
+            was = _read(path) or bytearray()
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            with contextlib.suppress(OSError):  # one is kept already, or files have one name only
+                durable.also_name(path, f"{path}.damaged")
+            yield f"{path} cannot be read, and was made again from its other copy; it is kept as {name}.damaged"
+            write_file(where, name, data)
+            continue
         try:
             if was == data:
                 continue
@@ -220,12 +251,12 @@ def write_both(
             wipe(was)
 
 
-def _read(path: str) -> bytearray:
-    """A file's content, for the caller to wipe; empty when there is none."""
+def _read(path: str) -> bytearray | None:
+    """A file's content, for the caller to wipe; None when there is none."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
-        return bytearray()
+        return None
     try:
         data = bytearray(os.fstat(fd).st_size)
         if data:
@@ -243,9 +274,9 @@ def read_secrets(folder: str, config: Keys) -> tuple[list[bytearray], str, str]:
     if config.credential_file:
         return [read_secret(config.credential_file)], "credential", f"sealed by {config.credential_file}"
     path = os.path.join(folder, CREDENTIAL)
-    paths = [each for each in (path, os.path.join(folder, COPIES, CREDENTIAL)) if os.path.exists(each)]
+    paths = [each for each in _both(folder, CREDENTIAL) if os.path.exists(each)]
     whole = [each for each in paths if os.path.getsize(each)]  # a power cut may leave one without its bytes
-    secrets = [read_secret(each) for each in whole or paths] or [random_secret(_SECRET_BYTES)]
+    secrets = _what_can_be_read(whole or paths, read_secret) or [random_secret(_SECRET_BYTES)]
     return secrets, "credential", f"sealed by {path}, which lies beside it"
 
 

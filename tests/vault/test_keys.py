@@ -1,5 +1,7 @@
 """The files of the keys at a start: what is damaged or gone, and what is not made anew."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -70,6 +72,35 @@ def test_a_key_file_that_is_none(tmp_path: Path, what: str) -> None:
         file.symlink_to("nowhere")
     with pytest.raises(ResourceError, match="the keys in .*/state/keys"):
         open_state(config)
+
+
+@pytest.mark.parametrize("name", [IDENTITY, STATE_KEY, CREDENTIAL])
+@pytest.mark.parametrize("where", [".", COPIES])
+def test_a_copy_that_the_disk_does_not_give(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, where: str
+) -> None:
+    """The other is enough: what cannot be read is set aside and made again. Where neither can be, nothing is made."""
+    tmp_path.chmod(0o700)
+    was = bytes(load_keys(str(tmp_path), Keys()).state)
+    bad = {(tmp_path / where / name).stat().st_ino}
+    good = (tmp_path / name).read_bytes()
+    real = os.readv
+
+    def readv(fd: int, buffers: list[bytearray]) -> int:  # there is no disk here with such a sector
+        if os.fstat(fd).st_ino in bad:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(fd, buffers)
+
+    monkeypatch.setattr(os, "readv", readv)
+    keys = load_keys(str(tmp_path), Keys())
+    assert bytes(keys.state) == was
+    assert any(f"{name} cannot be read" in note for note in keys.mended)
+    assert (tmp_path / where / name).read_bytes() == good
+    assert (tmp_path / where / f"{name}.damaged").stat().st_ino in bad
+    assert load_keys(str(tmp_path), Keys()).mended == []
+    bad |= {(each / name).stat().st_ino for each in (tmp_path, tmp_path / COPIES)}
+    with pytest.raises(OSError, match="Input/output"):
+        load_keys(str(tmp_path), Keys())
 
 
 def test_a_first_start_that_was_cut_off(tmp_path: Path) -> None:
