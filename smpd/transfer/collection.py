@@ -92,7 +92,7 @@ class Members:
         self._refused = 0
         self._worst: SmpError | None = None  # of what was refused: what is not to be trusted, else the first
         self._seen = 0
-        self._under_way: set[tuple[str, str]] = set()  # paths and pins
+        self._under_way: set[tuple[str, str]] = set()  # paths and pins; for a processor also those that were
         self._open: set[Large] = set()
 
     async def __aenter__(self) -> Self:
@@ -249,7 +249,9 @@ class Members:
         return large
 
     def settled(self, infos: Iterable[ObjectInfo]) -> None:
-        """They are in the vault, or refused, or their plaintext was delivered."""
+        """They are in the vault, or refused, or their plaintext was delivered: a processor gets it once."""
+        if self.shelf is None:
+            return
         self._under_way.difference_update((info.path, info.pin) for info in infos)
 
     def closed(self, large: Large) -> None:

@@ -93,8 +93,12 @@ async def test_nothing_came_and_there_is_no_ring(tmp_path: Path) -> None:
         assert caught.value.details["held"] == "local"
 
 
-async def test_what_is_listed_twice_is_brought_once() -> None:
-    """Both would be written to the same file. What came and was kept before may come again: the vault takes it once."""
+@pytest.mark.parametrize("kept", [True, False])
+async def test_what_is_listed_twice_is_brought_once(kept: bool) -> None:
+    """Both would be written to the same file. What came and was kept may come again: the vault takes it once.
+
+    A processor would be given it a second time, so there it does not.
+    """
     infos = [ObjectInfo(name, 10, "p") for name in "abcd"]
 
     async def twice(_path: str) -> AsyncIterator[list[ObjectInfo]]:
@@ -106,9 +110,8 @@ async def test_what_is_listed_twice_is_brought_once() -> None:
     box = cast("Any", SimpleNamespace(versions=None))
     pool = cast("Any", _Pool([], SLOT))
     pool.list = twice
-    members = Members(box, cast("Any", SimpleNamespace(id="job", spec=None)), pool, "", cast("Any", None))
+    nothing, shelf = cast("Any", None), cast("Any", object() if kept else None)
+    members = Members(box, cast("Any", SimpleNamespace(id="job", spec=None)), pool, "", nothing, shelf)
     found = [info async for group in members._groups() for info in group]
-    assert [(info.path, info.pin) for info in found] == [
-        *((name, "p") for name in "abcd"),
-        *(("a", "another"), ("a", "p"), ("b", "p")),
-    ]
+    again = [("a", "p"), ("b", "p")] if kept else []
+    assert [(info.path, info.pin) for info in found] == [*((name, "p") for name in "abcd"), ("a", "another"), *again]
