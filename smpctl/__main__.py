@@ -14,6 +14,7 @@ from smpctl.cli import cli
 
 COMPLETE = "_SMPCTL_COMPLETE"  # what a shell sets to ask for completions
 EXIT_INTERRUPTED = 130
+_SHOWN_MAX = 800  # characters of a message
 EXIT_PIPE = 141  # as a program that SIGPIPE ended
 
 
@@ -148,9 +149,14 @@ def report(error: SmpError) -> None:
     """Say what went wrong and what to do next."""
     from smpctl.render import plain  # noqa: PLC0415 - only when something is wrong
 
-    click.echo(f"smpctl: {plain(error.message)}", err=True)
+    click.echo(f"smpctl: {plain(_shown(error.message))}", err=True)
     if error.hint:
-        click.echo(f"hint: {plain(error.hint)}", err=True)
+        click.echo(f"hint: {plain(_shown(error.hint))}", err=True)
+
+
+def _shown(text: str) -> str:
+    """Of a text that repeats a very long argument, its two ends."""
+    return text if len(text) <= _SHOWN_MAX else f"{text[: _SHOWN_MAX // 2]} … {text[-_SHOWN_MAX // 4 :]}"
 
 
 if __name__ == "__main__":

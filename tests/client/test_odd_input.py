@@ -60,6 +60,15 @@ def test_what_cannot_be_asked(smpctl: Smpctl, daemon: StandIn, home: Path, args:
     assert daemon.seen == []
 
 
+def test_a_long_argument_is_not_repeated_whole(smpctl: Smpctl, daemon: StandIn) -> None:
+    """What went wrong with it can be read all the same, on a screen."""
+    for args in (["jobs", "-n", "7" * 60_000 + "x"], ["x" * 60_000], ["run", "digest", "lab:a", "-p", "x" * 60_000]):
+        ran = smpctl(*args)
+        refused(ran, 2)
+        assert len(ran.err) < 2000
+    assert "is not a valid integer" in smpctl("jobs", "-n", "7" * 60_000 + "x").err
+
+
 def test_names_that_are_not_text_show_in_every_form(smpctl: Smpctl, home: Path) -> None:
     """A file whose name is not UTF-8 is named in an error and in a result, for people and as JSON."""
     smpctl("keys", "new", "x", "--passphrase-file", "pass")
