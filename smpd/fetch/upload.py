@@ -1,7 +1,7 @@
 """Uploads: whole where small, else in parts, several at a time, aborted unless completed."""
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from functools import partial
 from typing import Any
 from urllib.parse import quote
@@ -21,7 +21,7 @@ PART_BYTES = 8 << 20
 PARTS_MAX = 10_000
 PARTS_AT_ONCE = 8
 OBJECT_MAX_BYTES = 5 << 40
-TOLD_S = 60.0  # progress is told so often at least, since parts take long on a slow line
+TOLD_S = 60.0  # progress is told so often at least, since on a slow line a part takes long
 _FIELDS = {"IfMatch": "if-match", "IfNoneMatch": "if-none-match"}
 
 
@@ -71,7 +71,8 @@ class Uploader:
     ) -> str:
         if size <= PART_BYTES:
             put = partial(self._put, "put_object", path, key, fd, 0, size, condition)
-            etag = await self._bucket.steps.do(put)
+            async with _told(progress, lambda: 0):
+                etag = await self._bucket.steps.do(put)
             await progress(size)
             return etag
         # Shielded: were it cancelled on its way, an upload would stay behind whose id nobody knows.
@@ -139,18 +140,9 @@ class Uploader:
                 sent += count
                 await progress(sent)
 
-        async def tell() -> None:
-            while True:
-                await anyio.sleep(TOLD_S)
-                await progress(sent)
-
-        with first_error():
-            async with anyio.create_task_group() as telling:
-                telling.start_soon(tell)
-                async with anyio.create_task_group() as group:
-                    for _ in range(self._at_once):
-                        group.start_soon(worker)
-                telling.cancel_scope.cancel()
+        async with _told(progress, lambda: sent), anyio.create_task_group() as group:
+            for _ in range(self._at_once):
+                group.start_soon(worker)
         return [{"PartNumber": number, "ETag": etag} for number, etag in sorted(etags.items())]
 
     async def _put(
@@ -194,6 +186,22 @@ class Uploader:
         if not pool.origin.secure and answer.status in (400, 403, 501):
             raise Unspoken  # it may want the body's hash under the signature
         raise self._bucket.refused(answer, path)
+
+
+@contextlib.asynccontextmanager
+async def _told(progress: Progress, sent: Callable[[], int]) -> AsyncIterator[None]:
+    """Tell now and then how much is sent, for the length of a block; of several errors in it the first is raised."""
+
+    async def tell() -> None:
+        while True:
+            await anyio.sleep(TOLD_S)
+            await progress(sent())
+
+    with first_error():
+        async with anyio.create_task_group() as group:
+            group.start_soon(tell)
+            yield
+            group.cancel_scope.cancel()
 
 
 def _condition(replaces: str | None) -> dict[str, str]:
