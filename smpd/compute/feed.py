@@ -6,6 +6,7 @@ told to.
 import contextlib
 import queue
 import time
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -245,14 +246,16 @@ class Results:
         self.count += 1
 
     def _check(self, output: Output, name: str) -> None:
-        earlier = self._names.get(name)
+        # As smpd compares them, for whom what differs only in case is one name.
+        same = unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+        earlier = self._names.get(same)
         if earlier == self.entry:
             raise self._nonsense("has the name of an earlier one")
         if earlier is not None:  # scan.tif and scan.tif.png, say
             message = f"processor {self._processor} gives the results of entries {earlier} and {self.entry} one name"
             hint = "rename one of the two entries, or run it over each in an object of its own"
             raise ProcessorError("processor_output", message, hint=hint)
-        self._names[name] = self.entry
+        self._names[same] = self.entry
         kind = output.media_type
         if not isinstance(kind, str) or len(kind) > 127 or not kind.isascii() or not (kind + "x").isprintable():
             raise self._nonsense("has a media type that is not text of at most 127 ASCII characters")

@@ -1,14 +1,18 @@
 """The plaintext side of a run by itself: whatever the sizes and whatever is read, each window holds its own bytes."""
 
+import contextlib
 import queue
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from smp_proto.errors import ProcessorError
 from smpd.compute.device import Device
-from smpd.compute.feed import Clock, Feed
+from smpd.compute.feed import Clock, Feed, Results
 from smpd.links.computing import Chunk, InputEntry
+from smpd.processors import Output
 
 SLOT_BYTES = 16
 sizes = st.lists(st.tuples(st.sampled_from([0, 0, 0, 1, 5]), st.integers(0, 40), st.integers(0, 3)), max_size=30)
@@ -59,3 +63,14 @@ def test_windows_are_the_entries(layout: list[tuple[int, int, int]], lengths: li
             assert position == entry.size
     feed.skip_to(len(plain))
     assert producer.chunks.empty()
+
+
+@pytest.mark.parametrize(("first", "second"), [("scan", "SCAN"), ("\u00e9", "E\u0301"), ("stra\u00dfe", "STRASSE")])
+def test_results_whose_names_differ_only_in_case(first: str, second: str) -> None:
+    """They would be one file in some folders: told as two of one name are, by the entries, and not by their names."""
+    results = Results([torch.zeros(SLOT_BYTES, dtype=torch.uint8)] * 2, queue.SimpleQueue(), print, Clock(), "edges")
+    for results.entry, name in ((1, first), (2, second)):
+        with pytest.raises(ProcessorError) if results.entry == 2 else contextlib.nullcontext() as caught:
+            results.put(Output(name, b"1"))
+    assert caught
+    assert "the results of entries 1 and 2 one name" in str(caught.value)
