@@ -2,7 +2,6 @@
 
 import contextlib
 import re
-import ssl
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -20,7 +19,7 @@ from botocore.utils import get_environ_proxies
 from smp_proto.control import S3Config, S3Secret
 from smp_proto.errors import RemoteError, SmpError
 from smpd.fetch.exchange import Answer, Unspoken
-from smpd.fetch.http import Origin, Pool, connect_error
+from smpd.fetch.http import Origin, Pool, Trust, connect_error
 from smpd.fetch.pausing import Steps
 from smpd.fetch.refusals import refusal
 from smpd.fetch.remote import ANEW, unreachable
@@ -84,7 +83,7 @@ class Bucket:
     """The client of one bucket, made when it is first needed, and the way round it for bodies."""
 
     def __init__(
-        self, config: S3Config, secret: S3Secret | None, connections: int, deadlines: Deadlines, tls: ssl.SSLContext
+        self, config: S3Config, secret: S3Secret | None, connections: int, deadlines: Deadlines, tls: Trust
     ) -> None:
         self._config = config
         self._secret = secret

@@ -1,6 +1,7 @@
 """Kept-alive connections to one HTTP server, and what it means when one does not come about."""
 
 import asyncio
+import functools
 import ssl
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from smpd.fetch.remote import ANEW, unreachable
 from smpd.links.fetching import Deadlines
 
 Head = bytes | Callable[[], Awaitable[bytes]]
+Trust = Callable[[], ssl.SSLContext]
 _NOTHING = memoryview(b"")
 _NO_ROOM = (429, 503)  # RFC 6585 §4, RFC 9110 §15.6.4
 _LEAST = 16  # requests at once: as many as a process has lanes by default
@@ -45,10 +47,10 @@ class Pool:
     """At most ``connections`` connections to one server.
 
     Args:
-        tls: the trust for a secure origin.
+        tls: gives the trust for a secure origin.
     """
 
-    def __init__(self, origin: Origin, tls: ssl.SSLContext, connections: int, deadlines: Deadlines) -> None:
+    def __init__(self, origin: Origin, tls: Trust, connections: int, deadlines: Deadlines) -> None:
         self.origin = origin
         self._tls = tls
         self._deadlines = deadlines
@@ -151,7 +153,7 @@ class Pool:
         try:
             with anyio.fail_after(self._deadlines.connect_s):
                 _, connection = await asyncio.get_running_loop().create_connection(
-                    lambda: Connection(self._deadlines), host, port, ssl=self._tls if secure else None
+                    lambda: Connection(self._deadlines), host, port, ssl=self._tls() if secure else None
                 )
         except (OSError, TimeoutError) as error:
             raise connect_error(error, str(self.origin)) from error
@@ -179,6 +181,18 @@ def trust(ca_pem: str) -> ssl.SSLContext:
         except ssl.SSLError as error:
             raise UsageError("bad_config", "the extra certificates are not PEM text") from error
     return context
+
+
+def trusting(ca_pem: str, *, secure: bool) -> Trust:
+    """Gives :func:`trust`; made now for a secure origin, else at its first use: it takes 50 ms that few need then.
+
+    Raises:
+        UsageError: ``bad_config``.
+    """
+    made = functools.cache(lambda: trust(ca_pem))
+    if secure or ca_pem:
+        made()
+    return made
 
 
 def connect_error(error: BaseException, host: str) -> RemoteError:

@@ -10,7 +10,7 @@ from smp_proto.errors import RemoteError, SmpError, UsageError
 from smpd.fetch.bucket import Bucket, timestamp
 from smpd.fetch.events import Notifications
 from smpd.fetch.exchange import Answer, Suffix, Unspoken, Wanted
-from smpd.fetch.http import trust
+from smpd.fetch.http import trusting
 from smpd.fetch.moving import Mover
 from smpd.fetch.patience import while_moving
 from smpd.fetch.pins import bare_etag, etag_pin, parse_pin
@@ -30,7 +30,8 @@ class S3Remote:
         self.at_once = connections
         self._deadlines = deadlines
         self._root = config.prefix.strip("/") + "/" if config.prefix.strip("/") else ""
-        self._bucket = Bucket(config, secret, connections, deadlines, trust(config.ca_pem))
+        tls = trusting(config.ca_pem, secure=not config.endpoint.startswith("http:"))
+        self._bucket = Bucket(config, secret, connections, deadlines, tls)
         self._uploader = Uploader(self._bucket, connections, deadlines)
         self._mover = Mover(self, self._bucket, self._root, deadlines)
         self._by_client = False

@@ -15,7 +15,7 @@ from aiobotocore.awsrequest import AioAWSResponse
 from aiobotocore.httpsession import AIOHTTPSession
 
 from smp_proto.errors import UsageError
-from smpd.fetch.http import Origin, Pool
+from smpd.fetch.http import Origin, Pool, Trust
 
 PAGE_MAX_BYTES = 16 << 20  # of an answer that is kept, a page of a listing say: 1,000 names of at most 1,024 bytes
 _LEFT_OUT = ("expect", "host")  # nobody waits for 100-continue; Host is ours to say
@@ -70,16 +70,16 @@ class _Kept:
         return self._body
 
 
-def session_over(speaker: Speaker, tls: ssl.SSLContext) -> type[AIOHTTPSession]:
+def session_over(speaker: Speaker, tls: Trust) -> type[AIOHTTPSession]:
     """The class of sessions that aiobotocore is to use.
 
     Args:
-        tls: the trust for what is left to aiohttp.
+        tls: gives the trust for what is left to aiohttp.
     """
 
     class Session(AIOHTTPSession):  # type: ignore[misc]  # aiobotocore has no types
         def _build_verify_context(self) -> ssl.SSLContext:
-            return tls
+            return tls()
 
         async def send(self, request: Any) -> AioAWSResponse:
             body = request.body or b""

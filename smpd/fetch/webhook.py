@@ -1,7 +1,7 @@
 """The webhook of a fetch process: one request, one bounded answer, no redirects."""
 
 from smp_proto.errors import RemoteError
-from smpd.fetch.http import Origin, Pool, trust
+from smpd.fetch.http import Origin, Pool, trusting
 from smpd.links.fetching import SetupWebhook
 from smpd.links.webhook import parse_header, parse_url
 
@@ -17,7 +17,8 @@ class Webhook:
         secure, host, port, self._target = parse_url(setup.url)
         self._more = f"{parse_header(setup.header.encode())}\r\n" if setup.header else ""
         self._answer_s = setup.deadlines.answer_s
-        self._pool = Pool(Origin(secure, host, port), trust(setup.ca_pem), 1, setup.deadlines)
+        tls = trusting(setup.ca_pem, secure=secure)
+        self._pool = Pool(Origin(secure, host, port), tls, 1, setup.deadlines)
 
     async def post(self, body: bytes) -> None:
         """Send JSON; return once the server took it, with a status of 2xx.

@@ -268,7 +268,7 @@ async def test_who_goes_as_the_answer_comes_leaves_no_connection(
     path.write_bytes(BODY)
     async with scripted({"x": stores(kept)}) as endpoint:
         origin = Origin.of(endpoint)
-        pool = Pool(origin, ssl.create_default_context(), 2, Deadlines())
+        pool = Pool(origin, ssl.create_default_context, 2, Deadlines())
         head = f"PUT /x HTTP/1.1\r\nhost: {origin}\r\ncontent-length: {len(BODY)}\r\n\r\n".encode()
         with path.open("rb") as file:
             body = Body(file.fileno(), 0, len(BODY))
@@ -293,7 +293,7 @@ async def test_a_request_that_cannot_be_signed_keeps_no_connection() -> None:
         raise AssertionError
 
     async with scripted({"x": stores([])}) as endpoint:
-        pool = Pool(Origin.of(endpoint), ssl.create_default_context(), 2, Deadlines())
+        pool = Pool(Origin.of(endpoint), ssl.create_default_context, 2, Deadlines())
         for _ in range(3):
             with pytest.raises(LookupError):
                 await pool.ask("PUT", nothing)
@@ -318,7 +318,7 @@ async def test_a_connection_that_is_closed_while_its_request_is_signed_is_not_wa
 
     async with scripted({"x": once}) as endpoint:
         origin = Origin.of(endpoint)
-        pool = Pool(origin, ssl.create_default_context(), 2, Deadlines(stall_s=1.0))
+        pool = Pool(origin, ssl.create_default_context, 2, Deadlines(stall_s=1.0))
         whole = f"PUT /x HTTP/1.1\r\nhost: {origin}\r\ncontent-length: 0\r\n\r\n".encode()
 
         async def slowly() -> bytes:
