@@ -1,5 +1,6 @@
 """``python -m smpd.fetch FD``: the process at the other end of smpd's socketpair."""
 
+import gc
 import importlib.util
 import logging
 import os
@@ -29,7 +30,8 @@ async def run(fd: int, kernel: Kernel) -> None:
                     group.cancel_scope.cancel()
 
             group.start_soon(stop)
-            await Service(kernel=kernel).run(channel)
+            # The libraries' own objects are not looked through again while ranges wait.
+            await Service(kernel, gc.freeze).run(channel)
             group.cancel_scope.cancel()
 
 

@@ -1,12 +1,11 @@
 """The link to smpd: requests in, each answered by the one remote, or the webhook, that the first of them named."""
 
 import contextlib
-import gc
 import os
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, cast
 
 import anyio
@@ -53,10 +52,12 @@ class Service:
 
     Args:
         kernel: what the walls may be made of; the running one when None.
+        settled: called once the remote's libraries are there, for what whoever owns the process does then.
     """
 
-    def __init__(self, kernel: Kernel | None = None) -> None:
+    def __init__(self, kernel: Kernel | None = None, settled: Callable[[], None] = lambda: None) -> None:
         self._kernel = kernel or Kernel.probe()
+        self._settled = settled
         self._remote: Remote | None = None
         self._webhook: Webhook | None = None
         self._ring: Ring | None = None
@@ -108,7 +109,7 @@ class Service:
         walls = sandbox.enter(request.sandbox, self._kernel, config)
         self._ring = Ring(fds.pop(), request.slots, request.slot_bytes)
         self._remote = remote
-        gc.freeze()  # the libraries' own objects are not looked through again while ranges wait
+        self._settled()
         return fetching.Walls(walls)
 
     def _setup_webhook(self, request: fetching.SetupWebhook) -> fetching.Walls:
