@@ -6,6 +6,8 @@ STAMP  := $(VENV)/.installed
 EXTRAS := daemon,gpu,images,dev
 PEERS  := $(VENV)/.bench-installed
 JSON   ?= build/bench/latest.json
+# Where it is set, each of the thousand processes of a run of the tests would compile what it imports.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help install demo test test-gpu lint format size bench bench-report bench-gpu bench-gpu-report bench-client bench-job torture torture-report fuzz man wheel wheel-check install-systemd clean
 
