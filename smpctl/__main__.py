@@ -14,8 +14,8 @@ from smpctl.cli import cli
 
 COMPLETE = "_SMPCTL_COMPLETE"  # what a shell sets to ask for completions
 EXIT_INTERRUPTED = 130
-_SHOWN_MAX = 800  # characters of a message
 EXIT_PIPE = 141  # as a program that SIGPIPE ended
+_SHOWN_MAX = 800  # characters of a message
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -12,8 +12,9 @@ from typing import NamedTuple
 from smp_proto import durable
 from smp_proto.durable import write_all
 from smp_proto.errors import IntegrityError, NotFoundError, SmpError, StateError, UsageError
+from smp_proto.names import has_controls
 from smp_proto.sealed.bundle import BundleInfo, BundleReader, BundleWriter
-from smp_proto.sealed.entries import PLACE, Attributes, Entry, Scalar, guess_media_type, has_controls
+from smp_proto.sealed.entries import PLACE, Attributes, Entry, Scalar, guess_media_type
 from smp_proto.sealed.envelope import Envelope, Trust, rewrap_envelope
 from smp_proto.sealed.filekey import wipe
 from smp_proto.sealed.keys import Identity, PublicIdentity

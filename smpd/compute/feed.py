@@ -6,7 +6,6 @@ told to.
 import contextlib
 import queue
 import time
-import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ import msgspec
 import torch
 
 from smp_proto.errors import ProcessorError
+from smp_proto.names import folded
 from smpd.compute.device import Device
 from smpd.compute.npy import as_npy
 from smpd.links.computing import Chunk, FromCompute, InputEntry, InputObject, OutputBegin, OutputChunk, OutputEnd
@@ -246,8 +246,7 @@ class Results:
         self.count += 1
 
     def _check(self, output: Output, name: str) -> None:
-        # As smpd compares them, for whom what differs only in case is one name.
-        same = unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+        same = folded(name)  # as smpd compares them
         earlier = self._names.get(same)
         if earlier == self.entry:
             raise self._nonsense("has the name of an earlier one")

@@ -24,7 +24,7 @@ from smp_proto.control import (
 from smp_proto.durable import is_part
 from smp_proto.errors import IntegrityError, NotFoundError, StateError, UsageError
 from smp_proto.memory import wipe_bytes, wipe_text
-from smp_proto.sealed.entries import has_controls
+from smp_proto.names import has_controls
 from smp_proto.wire import encode_secret
 from smpd.jobs.database import Database
 from smpd.jobs.seal import StateSeal

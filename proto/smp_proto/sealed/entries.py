@@ -1,7 +1,6 @@
 """The entries of a bundle: their names, their places and their digests."""
 
 import re
-import unicodedata
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Annotated
@@ -10,14 +9,13 @@ import msgspec
 
 from smp_proto.errors import UsageError
 from smp_proto.memory import wipe_bytes
+from smp_proto.names import folded, has_controls
 from smp_proto.sealed.canonical import decode
 
 NAME_MAX_BYTES = 1024
 _HEAD_BYTES = 132
 COMPONENT_MAX_BYTES = 255
 ATTRIBUTES_MAX_BYTES = 65_536  # of one entry, encoded: any entry fits a frame of the control protocol
-# Control characters, lone surrogates, line and paragraph separators: nothing a terminal or a log may obey.
-_CONTROLS = frozenset({"Cc", "Cs", "Zl", "Zp"})
 
 # Some of the names that are valid, and nearly all there are: up to three components of plain characters. And names of
 # one such component, a line each. Neither looks back, which would take memory: an index may have a million lines.
@@ -50,11 +48,6 @@ class Entry(msgspec.Struct, frozen=True, gc=False):  # no cycle can lead through
     sha256: Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
     media_type: Annotated[str, msgspec.Meta(max_length=255)] = ""
     attributes: Attributes = {}
-
-
-def has_controls(text: str) -> bool:
-    """Whether there is a control character, half a surrogate pair or a separator of lines in it."""
-    return not text.isprintable() and any(unicodedata.category(char) in _CONTROLS for char in text)
 
 
 def valid_entry_name(name: str) -> bool:
@@ -118,9 +111,7 @@ def _folded(name: str) -> str:
     """
     if not valid_entry_name(name):
         raise ValueError("its name is no relative path, or has characters that are not allowed")
-    if name.isascii():
-        return name.lower()
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+    return folded(name)
 
 
 def _through(name: str, start: int) -> str:
