@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -32,9 +33,7 @@ def main() -> None:
     try:
         config = load_config(arguments.config)
         if arguments.command == "check-config":
-            print(check_config(config))  # noqa: T201 - its output
-            for unknown in unknown_accounts(config):
-                print(f"# {unknown}")  # noqa: T201
+            _show([check_config(config), *(f"# {unknown}" for unknown in unknown_accounts(config))])
         else:
             bind_now()
             _run(config, partial(load_config, arguments.config), hung_up)
@@ -42,6 +41,15 @@ def main() -> None:
         hint = f"\nhint: {error.hint}" if error.hint else ""
         print(f"smpd: {error.message}{hint}", file=sys.stderr)  # noqa: T201 - for a person, before there is a log
         sys.exit(error.exit_code)
+
+
+def _show(lines: Sequence[str]) -> None:
+    """Print what was asked for, to somebody who may have enough of it."""
+    try:
+        print(*lines, sep="\n", flush=True)  # noqa: T201 - the output
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be written at the end
+        sys.exit(141)  # as of a program that SIGPIPE ended
 
 
 def _run(config: Config, read: Callable[[], Config], hung_up: Sequence[int]) -> None:

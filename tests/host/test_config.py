@@ -2,6 +2,8 @@
 
 import os
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -301,3 +303,13 @@ def test_accounts_that_do_not_exist_are_named(tmp_path, capsys, monkeypatch):
     assert "# permissions.radiology names the user müller, which does not exist here" in shown
     assert "operator_group names" not in shown
     assert tomllib.loads(shown)["permissions"]["radiology"]["run"] == ["image.*"]
+
+
+def test_who_reads_what_it_checked_may_have_enough(tmp_path: Path) -> None:
+    """As with any program that prints; no traceback."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "smpd", "--config", write(tmp_path, ""), "check-config"]
+    ran = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+    assert (ran.returncode, ran.stderr) == (141, b"")
