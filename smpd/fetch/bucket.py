@@ -26,7 +26,7 @@ from smpd.fetch.pausing import Steps
 from smpd.fetch.refusals import refusal
 from smpd.fetch.remote import ANEW, unreachable
 from smpd.fetch.signing import EMPTY_SHA256, Signer
-from smpd.fetch.speaking import PAGE_MAX_BYTES, Speaker, patient, session_over
+from smpd.fetch.speaking import PAGE_MAX_BYTES, Speaker, operation, session_over
 from smpd.links.fetching import Deadlines
 
 _TIME_MAX = 64  # characters
@@ -208,7 +208,7 @@ class Bucket:
         size = PAGE_MAX_BYTES + len(parameters.get("Body", b""))
         # Our own connections are judged by what moves. This is for what has to go through a proxy.
         most_s = deadlines.connect_s + max(answer_s, deadlines.stall_s) + size / deadlines.rate_min
-        with self.translated(path), patient(answer_s):
+        with self.translated(path), operation(answer_s):
             client = await self._client()
             with anyio.fail_after(most_s):
                 answer: dict[str, Any] = await getattr(client, method)(Bucket=self._config.bucket, **parameters)

@@ -15,7 +15,7 @@ import msgspec
 from smp_proto.errors import RemoteError, SmpError, UsageError
 from smpd.fetch.bucket import Bucket
 from smpd.fetch.remote import check_path
-from smpd.fetch.speaking import patient
+from smpd.fetch.speaking import operation
 from smpd.links.fetching import SEEN_MAX, Deadlines, Seen
 
 WAIT_S = 20  # a receive waits for so long (the most there is, SQS API reference: ReceiveMessage)
@@ -166,7 +166,7 @@ class Notifications:
         """One operation; what it waits for is bounded by what it asked the queue to wait, and a stall beyond that."""
         patience_s = WAIT_S + self._deadlines.stall_s
         try:
-            with self._bucket.translated(where="the queue"), patient(patience_s):
+            with self._bucket.translated(where="the queue"), operation(patience_s):
                 with anyio.fail_after(self._deadlines.connect_s + 2 * patience_s):
                     answer: dict[str, Any] = await getattr(client, method)(QueueUrl=url, **parameters)
         except SmpError as error:

@@ -8,28 +8,43 @@ import re
 import ssl
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
 from aiobotocore.awsrequest import AioAWSResponse
 from aiobotocore.httpsession import AIOHTTPSession
 
-from smp_proto.errors import UsageError
+from smp_proto.errors import RemoteError, UsageError
 from smpd.fetch.http import Origin, Pool, Trust
 
 PAGE_MAX_BYTES = 16 << 20  # of an answer that is kept, a page of a listing say: 1,000 names of at most 1,024 bytes
 _LEFT_OUT = ("expect", "host")  # nobody waits for 100-continue; Host is ours to say
-_answer_s: ContextVar[float] = ContextVar("answer_s", default=0.0)
+# AWS says by one where a bucket is, and by a second where that does not say the region. botocore asks again and again.
+_REDIRECTS_MAX = 2
+
+
+@dataclass(slots=True)
+class _Operation:
+    answer_s: float = 0.0
+    redirects: int = 0
+
+
+_operation: ContextVar[_Operation] = ContextVar("operation", default=_Operation())
 
 
 @contextlib.contextmanager
-def patient(answer_s: float) -> Iterator[None]:
-    """How long an answer may take to what is asked in the block; 0 for ``stall_s``."""
-    token = _answer_s.set(answer_s)
+def operation(answer_s: float) -> Iterator[None]:
+    """One operation of a client in the block, however many requests that takes.
+
+    Args:
+        answer_s: how long an answer may take; 0 for ``stall_s``.
+    """
+    token = _operation.set(_Operation(answer_s))
     try:
         yield
     finally:
-        _answer_s.reset(token)
+        _operation.reset(token)
 
 
 class Speaker:
@@ -55,7 +70,7 @@ class Speaker:
         head = f"{method} {target} HTTP/1.1\r\n{lines}\r\n".encode("ascii")
 
         answer = await self._pool_of(origin).ask(
-            method, head, body or None, answer_s=_answer_s.get(), keep_bytes=PAGE_MAX_BYTES
+            method, head, body or None, answer_s=_operation.get().answer_s, keep_bytes=PAGE_MAX_BYTES
         )
         return AioAWSResponse(url, answer.status, answer.headers, _Kept(answer.body))
 
@@ -85,10 +100,35 @@ def session_over(speaker: Speaker, tls: Trust) -> type[AIOHTTPSession]:
             body = request.body or b""
             proxied = self._proxy_config.proxy_url_for(request.url) is not None
             if request.stream_output or proxied or not isinstance(body, bytes | bytearray):
-                return await super().send(request)
-            return await speaker.send(request.method, request.url, request.headers, bytes(body))
+                answer: AioAWSResponse = await super().send(request)
+            else:
+                answer = await speaker.send(request.method, request.url, request.headers, bytes(body))
+            _follow(answer)
+            return answer
 
     return Session
+
+
+def _follow(answer: AioAWSResponse) -> None:
+    """Count an answer that points elsewhere.
+
+    Raises:
+        RemoteError: that is one too many of an operation.
+    """
+    if answer.status_code not in (301, 302, 307):  # those that botocore looks at
+        return
+    _operation.get().redirects += 1
+    if _operation.get().redirects > _REDIRECTS_MAX:
+        here, there = (_server(url) for url in (answer.url, answer.headers.get("location", "")))
+        hint = f"use that as the remote's endpoint: {there}" if there else "check the remote's endpoint"
+        text = f"{here} does not answer but redirects{f' to {there}' if there else ''}"
+        raise RemoteError("remote_failed", text, hint=hint, retryable=False)
+
+
+def _server(url: str) -> str:
+    """The server of a URL that a server sent, for messages; empty where it names none."""
+    found = re.match(r"https?://[A-Za-z0-9.:\[\]-]{1,253}(?=[/?#]|$)", url)
+    return found[0] if found else ""
 
 
 def _text(value: str | bytes) -> str:

@@ -325,3 +325,54 @@ async def test_a_listing_that_cannot_be_read_is_the_servers_fault(page: bytes) -
             with pytest.raises(SmpError) as caught:
                 await link.list()
             assert caught.value.code == "remote_failed"
+
+
+def redirects(asked: list[str], *more: str) -> Script:
+    """Point elsewhere, always; takes down what was asked."""
+
+    async def script(peer: Peer, each: Asked) -> bool:
+        asked.append(each.head.partition("\r\n")[0])
+        head = "".join(f"{line}\r\n" for line in ("HTTP/1.1 301 Moved Permanently", "Content-Length: 0", *more))
+        await peer.send(f"{head}\r\n".encode())
+        return True
+
+    return script
+
+
+@pytest.mark.parametrize(("location", "said"), [("https://elsewhere:9000/scans/", "https://elsewhere:9000"), ("//?", "")])
+async def test_a_server_that_only_redirects_is_not_asked_for_ever(location: str, said: str) -> None:
+    """nginx does, of a folder; a server that wants TLS, of everything. botocore asked it until its stack was full."""
+    asked: list[str] = []
+    script = redirects(asked, f"Location: {location}")
+    async with scripted({"scans": script, "object": script}) as endpoint:
+        config = S3Config("scans", endpoint=endpoint, addressing="path")
+        async with fetch_in_process(config, SECRET) as link:
+            for what in (link.probe(), link.list(), link.stat("object")):
+                asked.clear()
+                with pytest.raises(SmpError, match="does not answer but redirects") as caught:
+                    await what
+                assert len(asked) == 3
+                assert caught.value.code == "remote_failed"
+                assert not caught.value.retryable
+                assert said in caught.value.message + caught.value.hint
+                assert (f"endpoint: {said}" in caught.value.hint) == bool(said)
+
+
+async def test_a_bucket_of_another_region_is_found() -> None:
+    """AWS says so by a redirect, with the region in a field: it is asked again, signed for that one."""
+    asked: list[str] = []
+    elsewhere = redirects(asked, "x-amz-bucket-region: eu-west-3")
+
+    async def script(peer: Peer, each: Asked) -> bool:
+        if "/us-east-1/s3/" in each.head:
+            return bool(await elsewhere(peer, each))
+        assert "/eu-west-3/s3/" in each.head
+        head = f'HTTP/1.1 200 OK\r\nContent-Length: {len(DATA)}\r\nETag: "{ETAG}"\r\n\r\n'
+        await peer.send(head.encode())
+        return True
+
+    async with scripted({"object": script}) as endpoint:
+        config = S3Config("scans", endpoint=endpoint, addressing="path", region="us-east-1")
+        async with fetch_in_process(config, SECRET) as link:
+            assert (await link.stat("object")).size == len(DATA)
+    assert len(asked) == 1
