@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
@@ -136,14 +137,12 @@ def plan(options: Options) -> Iterator[Step]:
     for name, target in _SOURCES:
         with open(os.path.join(folder, name), encoding="utf-8") as file:
             yield File(target, file.read().replace(f"{_PROGRAMS}/", f"{options.programs}/"))
-    by_socket, configured = options.compute == "socket", _there(options, CONFIG_FILE)
+    by_socket, configured = options.compute == "socket", _configured(options)
     yield File(CONFIG_FILE, _CONFIG + (_CONFIG_COMPUTE if by_socket else ""), keep=True)
     if by_socket:
         yield File(_COMPUTE_FILE, _NO_DEVICE)
     elif _there(options, _COMPUTE_FILE):
         yield Gone(_COMPUTE_FILE)
-    if configured:
-        yield Note(f'/{CONFIG_FILE} is left as it is: start = "{options.compute}" is to hold below [compute]')
     if options.here:
         yield Run(("systemd-sysusers", "/etc/sysusers.d/smpd.conf"))
         yield Run(("systemd-tmpfiles", "--create", "/etc/tmpfiles.d/smpd.conf"))
@@ -151,6 +150,9 @@ def plan(options: Options) -> Iterator[Step]:
         yield Note("on the machine itself: systemd-sysusers && systemd-tmpfiles --create && systemctl daemon-reload")
     if options.credential:
         yield from _credential(options)
+    if configured != options.compute:
+        now = f'start = "{options.compute}" below [compute], where it is {configured or "not to be read"}'
+        yield Note(f"/{CONFIG_FILE} is left as it is, and has to say: {now}")
     if options.here:
         yield Run(("systemctl", "daemon-reload"))
         if options.start:
@@ -305,6 +307,18 @@ def _run(command: Run) -> None:
 def _failed(command: Run, reason: str) -> ResourceError:
     hint = "mend that and run smpctl setup again: what was done already is left as it is"
     return ResourceError("setup_failed", f"{' '.join(command.argv[:2])} failed: {reason[:1000]}", hint=hint)
+
+
+def _configured(options: Options) -> str:
+    """Who starts compute processes by the configuration that will be there; empty where it cannot be read."""
+    if not _there(options, CONFIG_FILE):
+        return options.compute
+    try:
+        with open(os.path.join(options.root, CONFIG_FILE), "rb") as file:
+            found = tomllib.load(file).get("compute", {}).get("start", "spawn")
+    except (OSError, ValueError, AttributeError):
+        return ""
+    return found if found in ("spawn", "socket") else ""
 
 
 def _there(options: Options, path: str) -> bool:

@@ -61,7 +61,7 @@ def test_what_is_written(made: tuple[Path, str]) -> None:
 def test_again(tmp_path: Path) -> None:
     """What is there stays, other versions of units are replaced, a configuration never is; back to spawn has no rest."""
     root = ["--root", str(tmp_path), "--programs", "/srv/smp/bin"]
-    smpctl(*root, "--compute", "socket")
+    assert "has to say" not in smpctl(*root, "--compute", "socket").stdout
     config, service = tmp_path / "etc/smpd/config.toml", units(tmp_path) / "smpd.service"
     expected = service.read_text()
     config.write_text("[jobs]\nrunning_max = 2\n")
@@ -73,6 +73,27 @@ def test_again(tmp_path: Path) -> None:
     assert "compute.conf removed\n" in said
     assert (config.read_text(), service.read_text()) == ("[jobs]\nrunning_max = 2\n", expected)
     assert not (units(tmp_path) / "smpd.service.d" / "compute.conf").exists()
+    assert "has to say" not in said
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[jobs]\nrunning_max = 2\n", "where it is spawn"),
+        ('[compute]\nstart = "socket"\n', ""),
+        ("compute = 1\n", "where it is not to be read"),
+        ("[compute\n", "where it is not to be read"),
+    ],
+)
+def test_a_configuration_that_says_otherwise(tmp_path: Path, text: str, said: str) -> None:
+    """It is left as it is, and what it has to say is told last, for units that took the devices from smpd."""
+    config = tmp_path / "etc/smpd/config.toml"
+    config.parent.mkdir(parents=True)
+    config.write_text(text)
+    shown = smpctl("--root", str(tmp_path), "--programs", "/srv/smp/bin", "--compute", "socket").stdout
+    assert config.read_text() == text
+    last = shown.splitlines()[-1]
+    assert (f'has to say: start = "socket" below [compute], {said}' in last) if said else "has to say" not in shown
 
 
 def test_a_dry_run_does_nothing(tmp_path: Path) -> None:

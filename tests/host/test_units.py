@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from smp_proto.errors import UsageError
 from smpctl.commands.metrics import LISTEN
 from smpd.compute import keeper
 from smpd.config import Compute, Jobs
@@ -82,6 +83,7 @@ def test_units_agree():
     assert f"--socket {sock['ListenStream']} reload" in service["ExecReload"]
     assert int(service["TimeoutStopSec"].removesuffix("s")) > Jobs().drain_s
     assert service["RuntimeDirectoryPreserve"] == "yes"
+    assert int(service["RestartPreventExitStatus"]) == UsageError.exit_code
     assert "MemoryDenyWriteExecute" not in service
     assert "PrivateUsers" not in service
 
