@@ -109,6 +109,7 @@ async def _serve_until_told(
         group.start_soon(daemon.scheduler.run)
         group.start_soon(daemon.runner.courier.run)
         group.start_soon(daemon.retention.run)
+        group.start_soon(daemon.runner.yielding.run, lambda: daemon.scheduler.short)
         for notices in daemon.notices:
             group.start_soon(notices.run)
         group.start_soon(_mend, daemon)

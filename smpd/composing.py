@@ -126,8 +126,8 @@ def compose(config: Config, state: State, group: TaskGroup, read: Callable[[], C
 
             events.publish("job", view, job_id=job.id, progress=True, owner=job.owner, remotes=_remotes(job))
             return
-        syncs.moved(job)
-        retention.moved(job)
+        for room in (syncs, retention, runner.yielding):
+            room.moved(job)
         count_job(counted, job)
         events.publish("job", journal.view(job), job_id=job.id)
         code = job.error.code if job.error else ""

@@ -30,7 +30,7 @@ class _Operation:
     redirects: int = 0
 
 
-_operation: ContextVar[_Operation] = ContextVar("operation", default=_Operation())
+_under_way: ContextVar[_Operation | None] = ContextVar("under_way", default=None)
 
 
 @contextlib.contextmanager
@@ -40,11 +40,15 @@ def operation(answer_s: float) -> Iterator[None]:
     Args:
         answer_s: how long an answer may take; 0 for ``stall_s``.
     """
-    token = _operation.set(_Operation(answer_s))
+    token = _under_way.set(_Operation(answer_s))
     try:
         yield
     finally:
-        _operation.reset(token)
+        _under_way.reset(token)
+
+
+def _current() -> _Operation:
+    return _under_way.get() or _Operation()
 
 
 class Speaker:
@@ -70,7 +74,7 @@ class Speaker:
         head = f"{method} {target} HTTP/1.1\r\n{lines}\r\n".encode("ascii")
 
         answer = await self._pool_of(origin).ask(
-            method, head, body or None, answer_s=_operation.get().answer_s, keep_bytes=PAGE_MAX_BYTES
+            method, head, body or None, answer_s=_current().answer_s, keep_bytes=PAGE_MAX_BYTES
         )
         return AioAWSResponse(url, answer.status, answer.headers, _Kept(answer.body))
 
@@ -117,8 +121,9 @@ def _follow(answer: AioAWSResponse) -> None:
     """
     if answer.status_code not in (301, 302, 307):  # those that botocore looks at
         return
-    _operation.get().redirects += 1
-    if _operation.get().redirects > _REDIRECTS_MAX:
+    current = _current()
+    current.redirects += 1
+    if current.redirects > _REDIRECTS_MAX:
         here, there = (_server(url) for url in (answer.url, answer.headers.get("location", "")))
         hint = f"use that as the remote's endpoint: {there}" if there else "check the remote's endpoint"
         text = f"{here} does not answer but redirects{f' to {there}' if there else ''}"

@@ -295,6 +295,21 @@ class Journal(Records):
                 continue
         return found
 
+    def give_up_ranges(self, job_id: str) -> bool:
+        """Forget what was spooled of a job that failed, but not what it is pinned to.
+
+        Returns:
+            Whether it is failed; in every other state nothing is done.
+
+        Raises:
+            NotFoundError: ``no_such_job``.
+            IntegrityError: its record is damaged.
+        """
+        with self._db.transaction() as connection:
+            if failed := self._find(connection, job_id).state == "failed":
+                connection.execute("DELETE FROM ranges WHERE job=?", (job_id,))
+        return failed
+
     def clear_ranges(self, job_id: str) -> None:
         """Forget what was spooled and what it was pinned to: the job starts over."""
         with self._db.transaction() as connection:

@@ -39,6 +39,7 @@ from smpd.transfer.refusing import Acceptance, Refusals
 from smpd.transfer.sealing import SealedFile, sealed_file
 from smpd.transfer.source import Cut, Source, check_version, naming, open_source
 from smpd.transfer.spool import Spool
+from smpd.transfer.yielding import Yielding
 from smpd.vault.remotes import is_prefix, parse_location
 
 
@@ -48,12 +49,14 @@ class Runner:
     Attributes:
         leavings: what attempts leave for the next ones.
         courier: delivers results.
+        yielding: has failed jobs give up what they hold, where others wait for room.
     """
 
     def __init__(self, box: Box) -> None:
         self._box = box
         self.leavings = Leavings(box)
         self.courier = Courier(box, self.leavings.out)
+        self.yielding = Yielding(box)
 
     async def __call__(self, job: Job, progress: Progress) -> Result | Job:
         """Do the job, or what is left of it.
@@ -68,6 +71,7 @@ class Runner:
         rank.set(RANKS[job.priority])
         refusals = Refusals(self._box, job)
         try:
+            await self.yielding.settled(job.id)
             left = NOTHING_LEFT if job.first else await self._thread(self.leavings.of, job.id)
             with one_error():
                 outcome = await self._do(job, meter, left)

@@ -35,12 +35,12 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Disk]:
 
 @pytest.fixture(scope="module")
 def full(disk: Disk, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
-    """A box whose state is on that disk, and a remote ``disk`` on another one with an object of 2 MiB."""
+    """A box whose state is on that disk, and a remote ``disk`` on another one with two objects of 2 MiB."""
     folder = tmp_path_factory.mktemp("full")
     config = {
         "paths": {"state": str(disk.path / "state")},
         "fetch": {"slots": 2, "slot_bytes": MIB, "processes": 1},
-        "compute": {"slots": 2, "processors": ["digest"]},
+        "compute": {"slots": 2, "processors": ["digest", "image.edges"]},
         "audit": {"checkpoint_s": 0.2},
     }
     machine = Box(folder / "box", config)
@@ -50,15 +50,16 @@ def full(disk: Disk, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
     try:
         machine.start()
         with client(machine) as caller:
-            sealed = bytearray()
-            writer = BundleWriter(
-                sealed.extend, sender=sender, recipients=[PublicIdentity.parse(caller.box_key().text)]
-            )
-            writer.begin("a.bin")
-            writer.write(PLAIN)
-            writer.end()
-            writer.finish()
-            (stored / "a.smp").write_bytes(sealed)
+            for name, kind in (("a", ""), ("no-picture", "image/png")):
+                sealed = bytearray()
+                writer = BundleWriter(
+                    sealed.extend, sender=sender, recipients=[PublicIdentity.parse(caller.box_key().text)]
+                )
+                writer.begin("a.bin", kind)
+                writer.write(PLAIN)
+                writer.end()
+                writer.finish()
+                (stored / f"{name}.smp").write_bytes(sealed)
             caller.trust_add("hospital", sender.public.text())
             caller.remote_add("disk", LocalConfig(str(stored)))
         yield machine
@@ -113,6 +114,27 @@ def test_a_person_who_waits_is_told_why(full: Box, disk: Disk) -> None:
     assert waiting.returncode == 0, said
     assert said.count("no space is left for") == 1
     assert "smpctl vault rm" in said
+
+
+def test_a_failed_job_makes_room(full: Box, disk: Disk) -> None:
+    """What it received goes to a job that waits, without anybody's help; resumed, it fetches that again."""
+    with client(full) as caller, Following(full) as following:
+        failed = caller.submit(RunSpec("disk:no-picture.smp", "image.edges")).id
+        view = following.final(failed)
+        assert (view.state, view.error and view.error.code) == ("failed", "processor_failed")
+        assert os.listdir(full.state / "spool") == [f"{failed}.part"]
+        disk.leave(MIB)
+        view = following.final(caller.submit(GetSpec("disk:a.smp")).id)
+        assert view.state == "done", view.error
+        assert view.result
+        assert os.listdir(full.state / "spool") == []
+        assert caller.job(failed).state == "failed"
+        disk.clear()
+        caller.vault_remove(view.result.vault_id)
+        caller.resume(failed)
+        assert caller.wait(failed).state == "failed"
+        assert os.listdir(full.state / "spool") == [f"{failed}.part"]
+        caller.cancel(failed)
 
 
 def test_no_space_for_a_put(full: Box, disk: Disk, tmp_path: Path) -> None:
