@@ -30,6 +30,7 @@ from smpd.control.permissions import remotes_of
 from smpd.control.watch import Events
 from smpd.host.folders import ensure_dir
 from smpd.host.memory import machine_bytes
+from smpd.host.program import is_replaced, replaced
 from smpd.host.space import Space
 from smpd.jobs.failures import Pace
 from smpd.jobs.job import Job, Progress
@@ -245,7 +246,7 @@ def _notes(
 
 
 def _room(space: Space, audit: KeptLog, pools: Pools, job: Job) -> SmpError | None:
-    """Why a job had better not start: the audit log is broken, there is no space, or a remote of it is down.
+    """Why a job had better not start: the audit log is broken, there is no space, a remote of it is down, and so on.
 
     A put's files are sealed already; of others the size may be known.
     """
@@ -254,6 +255,8 @@ def _room(space: Space, audit: KeptLog, pools: Pools, job: Job) -> SmpError | No
     needed = 0 if isinstance(job.spec, PutSpec) else _JOB_BYTES
     if needed and job.error is not None:
         needed = max(needed, int(job.error.details.get("needed_bytes", 0)))
+    if job.error is not None and job.error.code == "program_replaced" and is_replaced():
+        return replaced("what this job needs")
     try:
         space.require(needed, "this job")
     except SmpError as error:

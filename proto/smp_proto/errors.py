@@ -184,6 +184,7 @@ CODES: dict[str, ErrorCode] = {
     "no_descriptors": ErrorCode(ResourceError, True, "the daemon has no file descriptor left"),
     "spool_corrupt": ErrorCode(ResourceError, True, "a spooled range does not match its journal"),
     "sandbox": ErrorCode(ResourceError, False, 'this kernel lacks what sandbox = "required" needs'),
+    "program_replaced": ErrorCode(ResourceError, True, "another version was installed over the one that runs"),
     "worker_died": ErrorCode(ResourceError, True, "a worker process ended unexpectedly"),
     "setup_failed": ErrorCode(ResourceError, False, "the machine could not be set up as a box"),
     "notify_failed": ErrorCode(

@@ -10,7 +10,7 @@ from smp_proto.errors import ErrorBody, SmpError
 from smpd.jobs.job import Job
 
 # The box's own trouble, which passes.
-PATIENT_CODES = frozenset({"disk_full", "audit_unwritable", "audit_broken"})
+PATIENT_CODES = frozenset({"disk_full", "audit_unwritable", "audit_broken", "program_replaced"})
 LOOK_AGAIN_S = 1.0
 
 

@@ -29,6 +29,7 @@ T = TypeVar("T")
 
 RANKS: dict[Priority, int] = {"critical": 0, "high": 1, "normal": 2, "low": 3}
 DISK_RETRY_S = 1.0
+_ASKED_AGAIN = ("disk_full", "audit_broken", "program_replaced")  # nobody is queued again while it is as it was
 _TOGETHER = 32  # jobs whose wait is over
 FINAL_MAX_S = 60.0
 
@@ -262,7 +263,7 @@ class Scheduler:
         """Queue a job again whose wait is over; or why it goes on waiting."""
         job = self._journal.get(job_id)
         error = job.error
-        if error is not None and (error.code in ("disk_full", "audit_broken") or is_held(error)):
+        if error is not None and (error.code in _ASKED_AGAIN or is_held(error)):
             short = self._room(job)
             if short is None:
                 if error.details.get("held"):  # else it was not a remote, and may go on

@@ -21,6 +21,7 @@ from anyio.abc import Process, TaskGroup, TaskStatus
 from smp_proto.aio import Caller, Channel
 from smp_proto.errors import ResourceError, SmpError, one_error
 from smpd.host.memory import Usage, usage
+from smpd.host.program import is_replaced, replaced
 from smpd.links.starting import command, environment
 from smpd.transfer.bounds import believed_of_fetch
 from smpd.transfer.keeping import Kept, start_kept
@@ -62,9 +63,12 @@ async def start_worker(role: str, label: str, keeper: str = "") -> AsyncIterator
         keeper: the socket of those who start it; empty to start it ourselves.
 
     Raises:
-        ResourceError: ``worker_died``, the system has no room for another process, or the keeper started none.
+        ResourceError: ``worker_died``, the system has no room for another process, or the keeper started none;
+            ``program_replaced``.
         UsageError: ``bad_config``, the keeper is not to be used.
     """
+    if await anyio.to_thread.run_sync(is_replaced):
+        raise replaced(f"the {role} process for {label}")
     process: Process | Kept
     try:
         ours, process = await (start_kept(keeper, label) if keeper else _spawn(role))

@@ -17,6 +17,7 @@ from smpd.host import descriptors
 from smpd.host.bounds import bounds
 from smpd.host.clock import Clock
 from smpd.host.credentials import check_secret
+from smpd.host.program import is_replaced
 from smpd.host.space import Room
 from smpd.jobs.holding import Short
 
@@ -37,6 +38,13 @@ def disk_check(room: Room, short: Short) -> Check:
     low = room.free < _FREE_LOW_BYTES or room.held < room.reserve
     state: Literal["ok", "warn", "fail"] = "fail" if short.jobs or room.held < room.reserve else "warn" if low else "ok"
     return Check("disk", state, text, "free some space: smpctl vault ls, smpctl vault rm ID" if state != "ok" else "")
+
+
+def program_checks() -> Iterator[Check]:
+    """What there is to say of an upgrade while the daemon runs."""
+    if is_replaced():
+        text = "another version was installed since smpd was started, which starts no worker process any more"
+        yield Check("daemon", "fail", text, "run: systemctl restart smpd; jobs go on by themselves")
 
 
 def files_check(files: descriptors.Descriptors) -> Check:

@@ -39,6 +39,7 @@ async def doctor(daemon: Daemon, actor: Actor, request: DoctorRequest, exchange:
             checkup.files_check(descriptors.look(config)),
             *checkup.clock_checks(daemon.clock, daemon.audit),
             *checkup.rights_checks(config),
+            *checkup.program_checks(),
         ]
 
     checks = [

@@ -1,0 +1,52 @@
+"""Another version is installed over a daemon that runs: nothing of it is mixed into the old one, and no job is lost."""
+
+import os
+import shutil
+from pathlib import Path
+
+from box import Box
+from scene import Following, client
+
+import smp_proto
+import smpd
+from smp_proto.control import GetSpec, LocalConfig
+from smp_proto.errors import SmpError
+
+SHOWN = "another version"
+
+
+def test_jobs_wait_for_the_restart(tmp_path: Path) -> None:
+    """A job that needs a new worker waits, without an attempt; people are told what to do; then it goes on."""
+    installed, stored = tmp_path / "installed", tmp_path / "stored"
+    for package in (smpd, smp_proto):
+        source = Path(package.__file__).parent
+        shutil.copytree(source, installed / source.name, ignore=shutil.ignore_patterns("__pycache__"))
+    stored.mkdir()
+    (stored / "scan.raw").write_bytes(bytes(1000))
+    box = Box(tmp_path / "box", {"compute": {"processors": []}})
+    box.env |= {"PYTHONPATH": str(installed), "PYTHONSAFEPATH": "1"}  # not the one in the folder of the start
+    try:
+        box.start()
+        with client(box) as caller, Following(box) as following:
+            caller.remote_add("disk", LocalConfig(str(stored)), mode="standard")
+            with (installed / "smpd" / "__init__.py").open("a") as file:
+                file.write("# the next version\n")
+            job = caller.submit(GetSpec("disk:scan.raw")).id
+            view = following.until(job, lambda view: view.state == "waiting")
+            assert (view.attempt, view.error and view.error.code) == (0, "program_replaced")
+            failed = [check for check in caller.doctor() if check.state == "fail" and SHOWN in check.text]
+            assert any("systemctl restart smpd" in check.hint for check in failed)
+            try:
+                caller.remote_test("disk")
+            except SmpError as error:
+                assert error.code == "program_replaced"
+            else:
+                raise AssertionError("a worker of another version was started")
+        assert box.stop() == 0
+        box.start()
+        with client(box) as caller:
+            assert caller.wait(job).state == "done"
+            assert not [check for check in caller.doctor() if SHOWN in check.text]
+    finally:
+        box.close()
+    assert os.listdir(box.state / "spool") == []
