@@ -125,8 +125,9 @@ def _follow(answer: AioAWSResponse) -> None:
     current.redirects += 1
     if current.redirects > _REDIRECTS_MAX:
         here, there = (_server(url) for url in (answer.url, answer.headers.get("location", "")))
-        hint = f"use that as the remote's endpoint: {there}" if there else "check the remote's endpoint"
-        text = f"{here} does not answer but redirects{f' to {there}' if there else ''}"
+        elsewhere = bool(there) and there != here
+        hint = f"use that as the remote's endpoint: {there}" if elsewhere else "check that an S3 server is there"
+        text = f"{here} does not answer but redirects{f' to {there}' if elsewhere else ''}"
         raise RemoteError("remote_failed", text, hint=hint, retryable=False)
 
 

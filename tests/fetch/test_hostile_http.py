@@ -345,8 +345,10 @@ def redirects(asked: list[str], *more: str) -> Script:
 async def test_a_server_that_only_redirects_is_not_asked_for_ever(location: str, said: str) -> None:
     """nginx does, of a folder; a server that wants TLS, of everything. botocore asked it until its stack was full."""
     asked: list[str] = []
-    script = redirects(asked, f"Location: {location}")
-    async with scripted({"scans": script, "object": script}) as endpoint:
+    scripts: dict[str, Script] = {}
+    async with scripted(scripts) as endpoint:
+        script = redirects(asked, f"Location: {location or f'{endpoint}/scans/'}")
+        scripts |= {"scans": script, "object": script}
         config = S3Config("scans", endpoint=endpoint, addressing="path")
         async with fetch_in_process(config, SECRET) as link:
             for what in (link.probe(), link.list(), link.stat("object")):
