@@ -9,7 +9,7 @@ JSON   ?= build/bench/latest.json
 # Where it is set, each of the thousand processes of a run of the tests would compile what it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install demo test test-gpu lint format size bench bench-report bench-gpu bench-gpu-report bench-client bench-job torture torture-report fuzz man wheel wheel-check install-systemd clean
+.PHONY: help install demo test test-gpu lint format size bench bench-report bench-gpu bench-gpu-report bench-client bench-job torture torture-report fuzz man wheel wheel-check booted-check install-systemd clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -103,6 +103,9 @@ wheel-check: wheel ## install the wheel as a person does, with pipx; needs a net
 	@$(PYTHON) -m venv build/pipx
 	@build/pipx/bin/pip install --quiet pipx
 	PIPX=$(CURDIR)/build/pipx/bin/pipx $(BIN)/python -m pytest -q tests/wheel
+
+booted-check: $(STAMP) ## the wheel as a service of a machine booted with systemd; needs root, systemd-nspawn and a network
+	SMP_BOOTED=1 $(BIN)/python -m pytest -q tests/booted
 
 install-systemd: $(STAMP) ## units, users and folders as files below DESTDIR; PROGRAMS=/opt/smp/venv/bin, COMPUTE=socket
 	@$(BIN)/smpctl setup --root $(or $(DESTDIR),/) --programs $(or $(PROGRAMS),/opt/smp/venv/bin) --compute $(or $(COMPUTE),spawn)

@@ -340,7 +340,7 @@ def redirects(asked: list[str], *more: str) -> Script:
 
 
 @pytest.mark.parametrize(
-    ("location", "said"), [("https://elsewhere:9000/scans/", "https://elsewhere:9000"), ("//?", "")]
+    ("location", "said"), [("https://elsewhere:9000/scans/", "https://elsewhere:9000"), ("//?", ""), ("", "")]
 )
 async def test_a_server_that_only_redirects_is_not_asked_for_ever(location: str, said: str) -> None:
     """nginx does, of a folder; a server that wants TLS, of everything. botocore asked it until its stack was full."""
