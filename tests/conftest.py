@@ -8,6 +8,7 @@ import contextlib
 import functools
 import gc
 import inspect
+import os
 import re
 import signal
 import sys
@@ -43,8 +44,12 @@ EXCEPTIONS = [
 
 
 def pytest_configure() -> None:
-    """A suite started in the background has SIGINT ignored, and so would every program that it starts."""
+    """What the programs that the suite starts would else inherit, wherever it is started."""
+    # A suite started in the background has SIGINT ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # As in the Makefile: without byte code each process compiles what it imports, and each worker all tests.
+    sys.dont_write_bytecode = False
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 def pytest_collection_finish() -> None:
