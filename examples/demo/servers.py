@@ -48,7 +48,8 @@ def start(stage: Stage) -> Storage:
     port = stage.start(
         "storage",
         *("rclone", "serve", "sftp", "storage/sftp", "--addr", "127.0.0.1:0", "--config", os.devnull),
-        *("--user", USER, "--authorized-keys", "ssh_key.pub", "--key", "storage/host_key", "--dir-cache-time", "0s"),
+        # 0s would have it spin for as long as it runs.
+        *("--user", USER, "--authorized-keys", "ssh_key.pub", "--key", "storage/host_key", "--dir-cache-time", "1ms"),
         ready=r"SFTP server listening on 127\.0\.0\.1:(\d+)",
         log="storage/sftp.log",
     )[1]
