@@ -49,11 +49,12 @@ class Person:
         self.name = name
         self.folder = folder / name
         self.folder.mkdir(parents=True)
-        self.secret = self.folder / "passphrase"
-        self.secret.write_text(f"the passphrase of {name}\n")
+        # Key material, since a passphrase costs 0.6 s of CPU each time: Argon2id, on purpose.
+        self.secret = self.folder / "credential"
+        self.secret.write_text(f"32 bytes at least, which open the key of {name}")
         self.secret.chmod(0o600)
         self.env = {**machine.env, "XDG_CONFIG_HOME": str(self.folder / "xdg")}
-        self.ctl("keys", "new", name, "--passphrase-file", self.secret)
+        self.ctl("keys", "new", name, "--credential-file", self.secret)
 
     def ctl(self, *arguments: str | Path, check: bool = True) -> subprocess.CompletedProcess[bytes]:
         """Run ``smpctl`` with this keyring."""
@@ -65,12 +66,12 @@ class Person:
 
     def seal(self, paths: Iterable[Path], file: Path, to: str = "box") -> Path:
         """Seal files with ``smpctl seal``."""
-        self.ctl("seal", *paths, "-o", file, "--to", to, "--passphrase-file", self.secret, "--force")
+        self.ctl("seal", *paths, "-o", file, "--to", to, "--credential-file", self.secret, "--force")
         return file
 
     def open(self, file: Path, folder: Path) -> dict[str, bytes]:
         """Open a sealed file with ``smpctl open``."""
-        self.ctl("open", file, "-o", folder, "--passphrase-file", self.secret)
+        self.ctl("open", file, "-o", folder, "--credential-file", self.secret)
         return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
     def public(self) -> Path:

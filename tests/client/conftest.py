@@ -49,6 +49,14 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
+def key_file(home: Path) -> Path:
+    """Key material that opens keys without Argon2id, which takes its time on purpose."""
+    path = home / "credential"
+    path.write_bytes(bytes(range(32)))
+    return path
+
+
+@pytest.fixture
 def daemon(home: Path, tmp_path: Path) -> Iterator[StandIn]:
     """A stand-in at ``SMPD_SOCKET``."""
     with standin(str(tmp_path / "smpd.sock")) as running:

@@ -46,14 +46,14 @@ def refused(ran: Ran, code: int) -> None:
         ["seal", "pass", "-o", "folder/", "--to", "x"],
     ],
 )
-def test_what_cannot_be_asked(smpctl: Smpctl, daemon: StandIn, home: Path, args: list[str]) -> None:
+def test_what_cannot_be_asked(smpctl: Smpctl, daemon: StandIn, home: Path, key_file: Path, args: list[str]) -> None:
     """A number that no message holds, text that is not UTF-8, a file without a name: told before anything is done."""
     (home / NO_TEXT).mkdir()
     if args[0] in ("seal", "mirror"):
-        smpctl("keys", "new", "x", "--passphrase-file", "pass")
+        smpctl("keys", "new", "x", "--credential-file", "credential")
         (home / "folder").mkdir()
     if args[0] == "seal":
-        args = [*args, "--passphrase-file", "pass"]
+        args = [*args, "--credential-file", "credential"]
     refused(smpctl(*args), 2)
     plain = smpctl(*args, "--json")
     assert plain.json["error"]["code"] == "bad_request"
@@ -69,20 +69,20 @@ def test_a_long_argument_is_not_repeated_whole(smpctl: Smpctl, daemon: StandIn) 
     assert "is not a valid integer" in smpctl("jobs", "-n", "7" * 60_000 + "x").err
 
 
-def test_names_that_are_not_text_show_in_every_form(smpctl: Smpctl, home: Path) -> None:
+def test_names_that_are_not_text_show_in_every_form(smpctl: Smpctl, home: Path, key_file: Path) -> None:
     """A file whose name is not UTF-8 is named in an error and in a result, for people and as JSON."""
-    smpctl("keys", "new", "x", "--passphrase-file", "pass")
+    smpctl("keys", "new", "x", "--credential-file", "credential")
     refused(smpctl("seal", NO_TEXT, "-o", "a", "--to", "x"), 5)
     assert "x\udcff" in smpctl("seal", NO_TEXT, "-o", "a", "--to", "x", "--json").json["error"]["message"]
-    seal = ["seal", "pass", "--to", "x", "--passphrase-file", "pass", "-o"]
+    seal = ["seal", "pass", "--to", "x", "--credential-file", "credential", "-o"]
     assert smpctl(*seal, NO_TEXT + "1").out.startswith("x\\udcff1: 1 files")
     assert smpctl(*seal, NO_TEXT + "2", "--json").json["file"] == NO_TEXT + "2"
 
 
 @pytest.mark.parametrize("levels", [1050, 2100])
-def test_a_folder_of_very_many_levels(smpctl: Smpctl, home: Path, levels: int) -> None:
+def test_a_folder_of_very_many_levels(smpctl: Smpctl, home: Path, key_file: Path, levels: int) -> None:
     """What lies too deep for the name of an entry, or for a path, is refused."""
-    smpctl("keys", "new", "x", "--passphrase-file", "pass")
+    smpctl("keys", "new", "x", "--credential-file", "credential")
     at = os.open(home, os.O_RDONLY)
     for _ in range(levels):
         os.mkdir("d", dir_fd=at)
@@ -92,7 +92,7 @@ def test_a_folder_of_very_many_levels(smpctl: Smpctl, home: Path, levels: int) -
     os.close(os.open("file", os.O_WRONLY | os.O_CREAT, dir_fd=at))
     os.close(at)
     try:
-        ran = smpctl("seal", "-o", "a", "d", "--to", "x", "--passphrase-file", "pass")
+        ran = smpctl("seal", "-o", "a", "d", "--to", "x", "--credential-file", "credential")
         assert (ran.code, "hint: " in ran.err, "Traceback" in ran.err) == (2, True, False), ran.err
         assert not (home / "a").exists()
     finally:
@@ -177,9 +177,11 @@ def drained(fd: int) -> None:
         fcntl.ioctl(fd, termios.FIONREAD, left)
 
 
-def test_a_folder_of_no_name_is_not_the_one_at_hand(smpctl: Smpctl, daemon: StandIn, home: Path) -> None:
+def test_a_folder_of_no_name_is_not_the_one_at_hand(
+    smpctl: Smpctl, daemon: StandIn, home: Path, key_file: Path
+) -> None:
     """An empty variable has nothing mirrored."""
-    smpctl("keys", "new", "x", "--passphrase-file", "pass")
+    smpctl("keys", "new", "x", "--credential-file", "credential")
     refused(smpctl("mirror", "", "lab:m/", "--to", "x", "--delete"), 5)
     assert daemon.seen == []
 
@@ -198,14 +200,14 @@ def test_all_of_the_records(smpctl: Smpctl, daemon: StandIn) -> None:
 
 @pytest.mark.parametrize("args", [["keys", "list"], ["keys", "new", "y"], ["mirror", ".", "lab:m/", "--to", "x.pub"]])
 def test_a_place_of_ours_that_is_none(
-    smpctl: Smpctl, daemon: StandIn, home: Path, monkeypatch: pytest.MonkeyPatch, args: list[str]
+    smpctl: Smpctl, daemon: StandIn, home: Path, key_file: Path, monkeypatch: pytest.MonkeyPatch, args: list[str]
 ) -> None:
     """Where a file is in the way of keys, or of what is remembered, that is said."""
-    smpctl("keys", "new", "x", "--passphrase-file", "pass")
+    smpctl("keys", "new", "x", "--credential-file", "credential")
     (home / "x.pub").write_text(smpctl("keys", "export", "x").out)
     for name in ("XDG_STATE_HOME", "XDG_CONFIG_HOME"):
         monkeypatch.setenv(name, str(home / "pass"))
-    refused(smpctl(*args, *(["--passphrase-file", "pass"] if args[1] == "new" else [])), 8)
+    refused(smpctl(*args, *(["--credential-file", "credential"] if args[1] == "new" else [])), 8)
 
 
 def test_a_fault_of_our_own_is_one(smpctl: Smpctl, daemon: StandIn) -> None:

@@ -22,14 +22,6 @@ SECRET = b"patient Smith, born 1950"
 
 
 @pytest.fixture
-def key_file(home: Path) -> Path:
-    """Key material that opens keys without Argon2id, which takes its time on purpose."""
-    path = home / "credential"
-    path.write_bytes(bytes(range(32)))
-    return path
-
-
-@pytest.fixture
 def ann(smpctl: Smpctl, key_file: Path) -> list[str]:
     """Ann's key in the ring; the options that open it."""
     options = ["--credential-file", str(key_file)]
