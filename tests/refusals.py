@@ -14,6 +14,8 @@ from box import Box
 from scene import bytes_below
 from servers import BUCKET, Served, admin
 
+from smp_proto.audit.note import VerifierKey
+from smp_proto.audit.verify import verify_log
 from smp_proto.control import FINAL_STATES, GetSpec, JobView, RunSpec
 from smp_proto.errors import CODES, IntegrityError
 from smp_proto.sealed.bundle import BundleWriter
@@ -175,7 +177,10 @@ class Bench:
         assert view.state == "done", view.error
         assert view.result
         self.client.vault_remove(view.result.vault_id)
-        self.box.ctl("audit", "verify")
+        lines, proof = self.client.audit_read()
+        notes = [note.encode() for note in proof.checkpoints]
+        verify_log(lines, notes, [VerifierKey(proof.origin, proof.public_key)])
+        assert not proof.broken
         self.seen = self.client.status().audit_size
 
     def processes(self, processor: str = "digest") -> JobView:

@@ -88,6 +88,7 @@ def bench_of_the_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench
         bench.store("good.smp", bench.good, "s3")
         yield bench
         bench.no_plaintext()
+        machine.ctl("audit", "verify")
         assert not faults(machine)
         assert machine.stop() == 0
 
