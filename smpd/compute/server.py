@@ -1,6 +1,7 @@
 """The event loop's side: Setup, and one Run at a time. It answers the link whatever the processor thread is doing."""
 
 import contextlib
+import gc
 import os
 import sys
 import traceback
@@ -89,6 +90,7 @@ class Server:
         os.environ["CUDA_CACHE_DISABLE"] = "1"  # there is nowhere to write it
         sandbox.before_imports(code_folders({point.module.partition(".")[0] for point in points}))
 
+        gc.disable()  # until the worker starts: what is imported stays, and to look through it takes a tenth of it all
         import torch  # noqa: PLC0415 - not before Landlock
 
         from smpd.compute.worker import Worker  # noqa: PLC0415 - it imports torch

@@ -50,6 +50,7 @@ class Worker:
         """Start the thread, once the sandbox is up."""
         gc.collect()
         gc.freeze()  # torch's own objects are not looked through again after each job
+        gc.enable()
         threading.Thread(target=self._run, name="processor", daemon=True).start()
 
     def submit(self, work: Callable[[], None]) -> None:

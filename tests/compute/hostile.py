@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import gc
 import os
 import signal
 import socket
@@ -329,6 +330,11 @@ def sums(items, ctx):
 def peeks(items, ctx):
     firsts = [bytes(next(iter(item), torch.zeros(0, dtype=torch.uint8))[:1].tolist()) for item in items]
     return Output("firsts", b"".join(firsts))
+
+
+@processor("hostile.litters")
+def litters(item, ctx):
+    return Output("collects", str(gc.isenabled()).encode())
 
 
 @processor("hostile.windows", stream=True)

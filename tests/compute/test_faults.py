@@ -188,6 +188,13 @@ async def test_buffers_are_zeroed_between_jobs(plugins):
         assert result.data == bytes(6)
 
 
+async def test_garbage_is_collected_in_the_middle_of_a_job(plugins):
+    """It is not while the process starts."""
+    async with compute(*HOSTILE, plugins=plugins, shared=True) as worker:
+        _, [result] = await worker.run("hostile.litters", ONE)
+        assert result.data == b"True"
+
+
 async def test_memory_does_not_grow_with_the_object():
     """64 MiB as one entry go through a ring of 256 KiB without the process growing by a tenth of that."""
     async with compute(*BUILT_IN, shared=True) as worker:
