@@ -24,9 +24,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)   ## the main job on real images; DATA=folder takes your own
 	@$(BIN)/python -m examples.demo $(if $(DATA),--data '$(DATA)')
 
-# One process more than cores: a third of its time a test waits, for a process that starts or a deadline.
-test: lint       ## lint, then all tests, in as many processes as there are cores, and one
-	$(BIN)/python -m pytest -n $$(($$(nproc) + 1)) --dist loadfile
+# Two processes more than cores: half of its time a test waits, for a process that starts or a deadline.
+test: lint       ## lint, then all tests, in as many processes as there are cores, and two
+	$(BIN)/python -m pytest -n $$(($$(nproc) + 2)) --dist loadfile
 
 lint: $(STAMP)   ## ruff, mypy --strict, the walls between rooms
 	$(BIN)/ruff check .

@@ -165,6 +165,7 @@ def compose(config: Config, state: State, group: TaskGroup, read: Callable[[], C
         on_fault=lambda job_id, error: _log.error("job fault", job_id=job_id, exc_info=error),
         room=partial(_room, state.space, audit, pools),
         hold_max_s=config.jobs.remote_wait_s,
+        on_short=runner.yielding.waits,
     )
     syncs_store = SyncStore(database, seal)
     syncs_store.forgetting.kept = config.jobs.gone_kept

@@ -32,13 +32,17 @@ class Holding:
     Args:
         limit_s: how long at most.
         clock: the monotonic clock.
+        on_short: is told of each job that waits for room, also of those that did at the start.
 
     Attributes:
         short: those that wait for room; kept, since there may be very many.
     """
 
-    def __init__(self, limit_s: float, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, limit_s: float, clock: Callable[[], float], on_short: Callable[[Job], None] = lambda job: None
+    ) -> None:
         self.limit_s = limit_s
+        self._on_short = on_short
         self._clock = clock
         self._since: dict[str, float] = {}
         self._needed: dict[str, int] = {}
@@ -70,6 +74,7 @@ class Holding:
         if job.state == "waiting" and job.error is not None and job.error.code == "disk_full":
             needed = self._needed[job.id] = int(job.error.details.get("needed_bytes", 0))
             self.short = Short(len(self._needed), self.short.bytes + needed)
+            self._on_short(job)
         if job.state not in ("queued", "waiting"):
             self.forget(job.id)
 

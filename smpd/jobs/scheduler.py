@@ -69,6 +69,7 @@ class Scheduler:
         rng: the source of jitter.
         room: asked before a job starts, and while it waits for room or for a remote.
         hold_max_s: how long a job waits for a remote before it fails.
+        on_short: called with each job that waits for room, at the start too.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class Scheduler:
         rng: random.Random | None = None,
         room: Room = lambda job: None,
         hold_max_s: float = math.inf,
+        on_short: Callable[[Job], None] = lambda job: None,
     ) -> None:
         self._journal = journal
         self._runner = runner
@@ -97,7 +99,7 @@ class Scheduler:
         self._clock = clock
         self._rng = rng or random.Random()
         self._room = room
-        self._holding = Holding(hold_max_s, clock)
+        self._holding = Holding(hold_max_s, clock, on_short)
         self._heap: list[tuple[int, int, str]] = []  # rank, number, id; may hold ids no longer queued
         self._queued: dict[str, Priority] = {}
         self._waiting: dict[str, float] = {}  # due, by the clock

@@ -36,12 +36,14 @@ class Yielding:
         self._wanted = anyio.Event()
         self._unknown = False
 
+    def waits(self, job: Job) -> None:
+        """A job waits for room; belongs to the event loop."""
+        self._unknown |= job.error is None or "needed_bytes" not in job.error.details
+        self._wanted.set()
+
     def moved(self, job: Job) -> None:
         """A job changed; belongs to the event loop."""
-        if job.state == "waiting" and job.error is not None and job.error.code == "disk_full":
-            self._unknown |= "needed_bytes" not in job.error.details
-            self._wanted.set()
-        elif job.state == "failed":
+        if job.state == "failed":
             self._wanted.set()
 
     async def settled(self, job_id: str) -> None:

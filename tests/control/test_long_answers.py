@@ -10,6 +10,7 @@ import pytest
 from whole import Whole, whole
 
 from smp_proto import control as c
+from smp_proto.channel import UNREAD_FDS_MAX
 from smp_proto.errors import UsageError
 from smp_proto.sealed.bundle import BundleWriter
 from smp_proto.sealed.entries import ATTRIBUTES_MAX_BYTES
@@ -114,10 +115,10 @@ async def test_more_entries_than_fit_a_frame(tmp_path: Path, asked: Asked, count
 
 
 async def test_more_opened_than_fit_a_frame(tmp_path: Path) -> None:
-    """A client that opens many entries at once, of which there is much to say, is told of all of them."""
-    names = [f"{number:03}" for number in range(300)]
+    """A client that opens many entries at once, as many as may wait, and there is much to say of, is told of them all."""
+    names = [f"{number:03}" for number in range(UNREAD_FDS_MAX)]
     async with whole(tmp_path) as box:
-        item = await anyio.to_thread.run_sync(kept, box, names, "x" * 4000)
+        item = await anyio.to_thread.run_sync(kept, box, names, "x" * 5000)
         async with box.client(0) as caller, caller.open(c.VaultOpen(item)) as exchange:
             with open(tmp_path / "out", "wb") as file:
                 for name in names:

@@ -215,7 +215,7 @@ def test_a_line_of_the_unit_has_its_line_here(unit: dict[str, str]) -> None:
         "SystemCallArchitectures",
         "SystemCallErrorNumber",
     ]
-    of_systemd = ["Type", "RestartSec", "ExecReload", "TimeoutStartSec"]
+    of_systemd = ["Type", "RestartSec", "RestartPreventExitStatus", "ExecReload", "TimeoutStartSec"]
     assert set(unit) - {*here, *by_itself, *of_systemd} == set()
 
 

@@ -368,12 +368,14 @@ async def test_who_waits_for_room_is_known_without_looking(store) -> None:
         await bench.scheduler.cancel(jobs[0])
         assert bench.scheduler.short == (2, 5)
     store.reopen()
-    bench = Bench(store, room=room_for)
+    told: list[str] = []
+    bench = Bench(store, room=room_for, on_short=lambda job: told.append(job.id))
     bench.now = 0.0
     async with bench.on():
         with anyio.fail_after(10):
             while bench.scheduler.short != (2, 5):
                 await anyio.lowlevel.checkpoint()
+        assert sorted(told) == sorted(jobs[1:3])
         free = True
         bench.advance(100)
         for job in jobs[1:]:

@@ -175,11 +175,12 @@ async def test_it_is_done_when_somebody_comes_to_wait(place: Place) -> None:
 
     yielding.make_room = made  # type: ignore[method-assign]
 
-    def moved(job_id: str, **details: int) -> None:
-        job = place.journal.get(job_id)
-        if details:
-            job = replace(job, state="waiting", error=ErrorBody("disk_full", "", details=dict(details)))
-        yielding.moved(job)
+    def moved(job_id: str) -> None:
+        yielding.moved(place.journal.get(job_id))
+
+    def waits(job_id: str, **details: int) -> None:
+        error = ErrorBody("disk_full", "", details=dict(details))
+        yielding.waits(replace(place.journal.get(job_id), state="waiting", error=error))
 
     async with anyio.create_task_group() as group:
         group.start_soon(yielding.run, lambda: short)
@@ -187,7 +188,7 @@ async def test_it_is_done_when_somebody_comes_to_wait(place: Place) -> None:
         await anyio.wait_all_tasks_blocked()
         assert len(place.left) == 2
         short = Short(1, PART)
-        moved(jobs[0], needed_bytes=PART)
+        waits(jobs[0], needed_bytes=PART)
         await done.wait()
         assert place.left == {f"{jobs[1]}.part"}
         done, short = anyio.Event(), Short(2, 2 * PART)
