@@ -14,6 +14,7 @@ import structlog
 
 from smp_proto.errors import SmpError
 from smpd.host.notify import Notifier
+from smpd.host.program import was_replaced
 from smpd.host.pulse import Pulse
 from smpd.verbs.daemon import Daemon
 
@@ -103,6 +104,8 @@ class Telling:
         found += [f"remote {each.name} is left alone" if each.name else "quiet hours" for each in limits if each.quiet]
         if waiting := daemon.limiter.waiting:
             found.append(f"{waiting} wait for a limit")
+        if was_replaced():
+            found.append("another version was installed: restart smpd")
         if self._stuck:
             found.append("NOTHING MOVES")
         if daemon.audit.failure:

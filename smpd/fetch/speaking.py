@@ -107,13 +107,13 @@ def session_over(speaker: Speaker, tls: Trust) -> type[AIOHTTPSession]:
                 answer: AioAWSResponse = await super().send(request)
             else:
                 answer = await speaker.send(request.method, request.url, request.headers, bytes(body))
-            _follow(answer)
+            _count_redirect(answer)
             return answer
 
     return Session
 
 
-def _follow(answer: AioAWSResponse) -> None:
+def _count_redirect(answer: AioAWSResponse) -> None:
     """Count an answer that points elsewhere.
 
     Raises:

@@ -21,11 +21,19 @@ def _stamp() -> tuple[int, int]:
 
 
 _BEGUN = _stamp()
+_seen = False
 
 
 def is_replaced() -> bool:
     """Whether another version was installed since this one was started; blocks."""
-    return _stamp() != _BEGUN
+    global _seen  # noqa: PLW0603 - there is one program
+    _seen = _stamp() != _BEGUN
+    return _seen
+
+
+def was_replaced() -> bool:
+    """What :func:`is_replaced` found when it was last asked; does not block."""
+    return _seen
 
 
 def replaced(what: str) -> ResourceError:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import anyio
 import structlog
 
-from smp_proto.errors import NotFoundError, SmpError
+from smp_proto.errors import IntegrityError, NotFoundError, SmpError
 from smpd.host.space import disk_errors
 from smpd.jobs.holding import Short
 from smpd.jobs.job import Job
@@ -110,8 +110,8 @@ class Yielding:
         try:
             if not self._box.journal.give_up_ranges(job_id):
                 return 0
-        except NotFoundError:
-            return 0  # the next start clears that away
+        except (NotFoundError, IntegrityError):
+            return 0  # nobody can say that it failed
         with disk_errors("the spool"):
             size = os.stat(self._path(job_id)).st_blocks * _BLOCK
         remove(self._path(job_id))

@@ -2,9 +2,13 @@
 
 import os
 import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 from box import Box
+from manager import Manager
 from scene import Following, client
 
 import smp_proto
@@ -15,7 +19,14 @@ from smp_proto.errors import SmpError
 SHOWN = "another version"
 
 
-def test_jobs_wait_for_the_restart(tmp_path: Path) -> None:
+@pytest.fixture
+def manager() -> Iterator[Manager]:
+    """A service manager, which is told how the daemon is."""
+    with tempfile.TemporaryDirectory(prefix="smpd-") as folder, Manager(f"{folder}/notify") as manager:
+        yield manager
+
+
+def test_jobs_wait_for_the_restart(tmp_path: Path, manager: Manager) -> None:
     """A job that needs a new worker waits, without an attempt; people are told what to do; then it goes on."""
     installed, stored = tmp_path / "installed", tmp_path / "stored"
     for package in (smpd, smp_proto):
@@ -25,6 +36,7 @@ def test_jobs_wait_for_the_restart(tmp_path: Path) -> None:
     (stored / "scan.raw").write_bytes(bytes(1000))
     box = Box(tmp_path / "box", {"compute": {"processors": []}})
     box.env |= {"PYTHONPATH": str(installed), "PYTHONSAFEPATH": "1"}  # not the one in the folder of the start
+    box.manager = manager
     try:
         box.start()
         with client(box) as caller, Following(box) as following:
@@ -42,6 +54,7 @@ def test_jobs_wait_for_the_restart(tmp_path: Path) -> None:
                 assert error.code == "program_replaced"
             else:
                 raise AssertionError("a worker of another version was started")
+            manager.until(lambda line: line.startswith("STATUS=") and SHOWN in line)
         assert box.stop() == 0
         box.start()
         with client(box) as caller:

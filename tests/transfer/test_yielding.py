@@ -46,6 +46,7 @@ class Place:
 
     def __init__(self, folder: Path, db: Database, seal: StateSeal) -> None:
         self.folder = folder
+        self.db = db
         self.journal = Journal(db, seal)
         self.made = 0
 
@@ -105,6 +106,9 @@ async def test_only_what_can_be_fetched_again_and_nobody_works_on(place: Place) 
     for files in ((".out",), (".part", ".out"), (".part", ".3.part"), (".3.part",)):
         place.job("failed", *files)
     (place.folder / "unknown.part").write_bytes(b"of a job that is not there")
+    damaged = place.job("failed", ".part")
+    with place.db.transaction() as connection:
+        connection.execute("UPDATE jobs SET spec=x'00' WHERE id=?", (damaged,))
     before = place.left
     gone = place.job("failed", ".part")
     yielding, _ = place.yielding()
