@@ -15,10 +15,11 @@ from smpctl import Client, job_of
 
 _PRIORITIES: tuple[Priority, ...] = ("low", "normal", "high")
 SIZE = 16 * MIB
+LARGER = 64 * MIB  # so much of a job's own cost is spread over more bytes
 
 
 class ManyJobs:
-    """64 jobs of 16 MiB with mixed priorities, and a critical one once they run."""
+    """64 jobs of 16 MiB with mixed priorities, and a critical one once they run; and the same with larger ones."""
 
     name = "jobs"
     title = "64 jobs of 16 MiB at once, mixed priorities"
@@ -32,21 +33,24 @@ class ManyJobs:
 
     @contextlib.contextmanager
     def open(self, bench: Bench) -> Iterator[list[Entry]]:
-        """One object for each job, and one of the same size in all."""
+        """One object for each job, one of the same size in all, and one that many jobs take."""
         count = bench.size(64, 6)
         with bench.folder("jobs") as folder:
             source = f"{bench.source}{folder.name}"
             seal_many(folder / "all", count + 1, SIZE, bench.sender, bench.smp.key)
             seal_object(folder / "one.smp", count * SIZE, bench.sender, bench.smp.key)
+            seal_object(folder / "larger.smp", bench.size(LARGER, SIZE), bench.sender, bench.smp.key)
             sources = [f"{source}/all/{number:06}.smp" for number in range(count + 1)]
+            larger = [f"{source}/larger.smp"] * (count + 1)
             yield [
-                Contestant("64 jobs", ENDS_AS, lambda: _jobs(bench.smp, sources)),
+                Contestant("64 jobs", ENDS_AS, lambda: _jobs(bench.smp, sources, SIZE)),
+                Contestant("64 jobs of 64 MiB", ENDS_AS, lambda: _jobs(bench.smp, larger, bench.size(LARGER, SIZE))),
                 Contestant("one job", ENDS_AS, lambda: bench.smp.run(f"{source}/one.smp", count * SIZE)),
             ]
 
 
-def _jobs(smp: Smp, sources: list[str]) -> Sample:
-    sample = Sample(0.0, bytes=len(sources) * SIZE, objects=len(sources))
+def _jobs(smp: Smp, sources: list[str], size: int) -> Sample:
+    sample = Sample(0.0, bytes=len(sources) * size, objects=len(sources))
     with costs(smp.pid, sample), _Watcher(str(smp.box.socket)) as watcher:
         specs = [RunSpec(source, SINK) for source in sources]
         jobs = [smp.submit(spec, _PRIORITIES[index % 3]) for index, spec in enumerate(specs[:-1])]
