@@ -25,7 +25,7 @@ _VERSIONS = 10_000
 _PINNING = ("cuda", "rocm")
 _OFF = "off by configuration"
 _OFF_HINT = 'what came off may do what the user of smpd may: take compute.sandbox = "off" out of the configuration'
-_KERNEL_HINT = 'a newer kernel may have it; sandbox = "required" refuses to run without'
+_KERNEL_HINT = 'a newer kernel or another container profile may have it; sandbox = "required" refuses to run without'
 
 
 async def doctor(daemon: Daemon, actor: Actor, request: DoctorRequest, exchange: Exchange) -> Doctor:

@@ -140,7 +140,7 @@ class Sandbox:
 
     def _enter_landlock(self, rules: Iterable[Rule], tcp: bool) -> None:
         if self._kernel.landlock_abi < 1:
-            raise OSError(0, "this kernel has no Landlock (Linux 5.13, and lsm= must list it)")
+            raise OSError(0, "this kernel has no Landlock (Linux 5.13, lsm= must list it), or a container hides it")
         if len(os.listdir("/proc/self/task")) > 1:
             raise OSError(0, "threads were running already, which Landlock would not bind")
         program = [Rule(path) for path in _PROGRAM] + [Rule("/dev/null", DEVICE), Rule("/dev/urandom")]
