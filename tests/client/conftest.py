@@ -12,6 +12,7 @@ import pytest
 from client.standin import StandIn, standin
 
 PASSPHRASE = "correct horse"
+KEY_MATERIAL = bytes(range(32))
 
 
 class Ran(NamedTuple):
@@ -52,7 +53,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def key_file(home: Path) -> Path:
     """Key material that opens keys without Argon2id, which takes its time on purpose."""
     path = home / "credential"
-    path.write_bytes(bytes(range(32)))
+    path.write_bytes(KEY_MATERIAL)
     return path
 
 
@@ -68,17 +69,22 @@ def smpctl(home: Path) -> Smpctl:
     """Runs the real command."""
 
     def run(*args: object, stdin: str | None = None, cwd: Path | None = None) -> Ran:
-        done = subprocess.run(
-            [sys.executable, "-m", "smpctl", *map(str, args)],
-            input=stdin,
-            stdin=subprocess.DEVNULL if stdin is None else None,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            cwd=cwd or home,
-            env=dict(os.environ),
-            start_new_session=True,  # no controlling terminal to ask on
-        )
-        return Ran(done.returncode, done.stdout, done.stderr)
+        return run_smpctl(*args, stdin=stdin, cwd=cwd or home)
 
     return run
+
+
+def run_smpctl(*args: object, stdin: str | None = None, cwd: Path) -> Ran:
+    """Run the real command, in a folder."""
+    done = subprocess.run(
+        [sys.executable, "-m", "smpctl", *map(str, args)],
+        input=stdin,
+        stdin=subprocess.DEVNULL if stdin is None else None,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=cwd,
+        env=dict(os.environ),
+        start_new_session=True,  # no controlling terminal to ask on
+    )
+    return Ran(done.returncode, done.stdout, done.stderr)

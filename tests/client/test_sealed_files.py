@@ -1,13 +1,14 @@
 """Keys and sealed files on a sender's machine: the real command, no daemon."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import msgspec
 import pytest
-from client.conftest import PASSPHRASE, Ran, Smpctl
+from client.conftest import KEY_MATERIAL, PASSPHRASE, Ran, Smpctl, run_smpctl
 from client.standin import StandIn
 
 from smp_proto import control as c
@@ -21,24 +22,36 @@ from smpctl.sealing import rewrap_file, seal_files, sealed_file
 SECRET = b"patient Smith, born 1950"
 
 
-@pytest.fixture
-def ann(smpctl: Smpctl, key_file: Path) -> list[str]:
-    """Ann's key in the ring; the options that open it."""
-    options = ["--credential-file", str(key_file)]
-    assert smpctl("keys", "new", "ann", *options).code == 0
-    return options
-
-
-@pytest.fixture
-def sealed(smpctl: Smpctl, home: Path, ann: list[str]) -> Path:
-    """A folder sealed by Ann for herself."""
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home where Ann has a key and has sealed a folder for herself: made once, each test takes of it what it needs."""
+    home = tmp_path_factory.mktemp("made")
+    (home / "credential").write_bytes(KEY_MATERIAL)
     (home / "scans/sub").mkdir(parents=True)
     (home / "scans/a.txt").write_bytes(SECRET)
     (home / "scans/sub/empty").write_bytes(b"")
     (home / "scans/big").write_bytes(os.urandom(1 << 20) * 3)
-    ran = smpctl("seal", "scans", "-o", "x.smp", "--to", "ann", *ann)
-    assert ran.code == 0, ran.err
-    return home / "x.smp"
+    options = ["--credential-file", "credential"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CONFIG_HOME", str(home / ".config"))
+        for verb in ["keys", "new", "ann"], ["seal", "scans", "-o", "x.smp", "--to", "ann"]:
+            ran = run_smpctl(*verb, *options, cwd=home)
+            assert ran.code == 0, ran.err
+    return home
+
+
+@pytest.fixture
+def ann(made: Path, home: Path, key_file: Path) -> list[str]:
+    """Ann's key in the ring; the options that open it."""
+    shutil.copytree(made / ".config", home / ".config")
+    return ["--credential-file", str(key_file)]
+
+
+@pytest.fixture
+def sealed(made: Path, home: Path, ann: list[str]) -> Path:
+    """A folder sealed by Ann for herself."""
+    shutil.copytree(made / "scans", home / "scans")
+    return Path(shutil.copy(made / "x.smp", home))
 
 
 def test_keys_are_private_files_sealed_by_a_passphrase(smpctl: Smpctl, home: Path) -> None:
