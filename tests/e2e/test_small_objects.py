@@ -17,7 +17,7 @@ from smp_proto.sealed.keys import Identity, PublicIdentity
 from smpctl import Client
 
 MIB = 1 << 20
-COUNT = 1200
+COUNT = 600
 
 
 class Ward:
