@@ -8,7 +8,7 @@ id that follows from the job and the object, so that another attempt leaves it o
 import contextlib
 import hashlib
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Sequence
 from typing import Any, Self
 
 import anyio
@@ -106,7 +106,7 @@ class Members:
         """Bring the plaintext of all, in the order of their names."""
         await Pipeline(self.pool, plain).run(self.units())
 
-    async def units(self) -> AsyncIterator[Unit]:
+    async def units(self) -> AsyncGenerator[Unit, None]:
         """Batches of small objects, and the ranges of larger ones."""
         self.meter.begin("fetch", 0)
         async with contextlib.aclosing(self._groups()) as groups:
@@ -123,8 +123,9 @@ class Members:
                     self.settled(group)
                     self.meter.advanced(group[0].size)
                     continue
-                async for unit in large.units():
-                    yield unit
+                async with contextlib.aclosing(large.units()) as units:
+                    async for unit in units:
+                        yield unit
         if not self._seen:
             raise no_objects(self.pool.name, self.path)
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, TypeGuard
 
@@ -203,7 +203,7 @@ class Large:
         self.spool: Spool | None = None
         self._refused: SmpError | None = None
 
-    async def units(self) -> AsyncIterator[Unit]:
+    async def units(self) -> AsyncGenerator[Unit, None]:
         """Its ranges."""
         members = self._members
         found = ranges(
@@ -215,8 +215,9 @@ class Large:
             tally=members.meter,
             prefix=self._prefix,
         )
-        async for unit in found:
-            yield _Part(self, unit)
+        async with contextlib.aclosing(found):
+            async for unit in found:
+                yield _Part(self, unit)
 
     async def bring(self, unit: RangeUnit, lane: Lane, plain: Target | None) -> int:
         """Bring a range, unless the object is refused already."""

@@ -5,7 +5,7 @@ object; other rooms' units are in :mod:`smpd.transfer.collection`.
 """
 
 import contextlib
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
 from operator import attrgetter
 from typing import Protocol
@@ -87,8 +87,8 @@ class Pipeline:
         self._delivered = 0
         self._room = anyio.Semaphore(pool.lanes + _UNKEPT, fast_acquire=True)
 
-    async def run(self, units: AsyncIterable[Unit]) -> None:
-        """Fetch, check, deliver and keep every unit.
+    async def run(self, units: AsyncGenerator[Unit, None]) -> None:
+        """Fetch, check, deliver and keep every unit; ``units`` is closed, also where one fails.
 
         Raises:
             IntegrityError: something is not what its sender signed.
@@ -96,7 +96,8 @@ class Pipeline:
         """
         self._turn(0).set()
         index = 0
-        async with anyio.create_task_group() as group:
+        # Closed here: what is left of it would ask for its listing until Python's collector comes by.
+        async with anyio.create_task_group() as group, contextlib.aclosing(units):
             async for unit in units:
                 await self._room.acquire()
                 slot = await self._plain.take() if self._plain else None
@@ -283,7 +284,7 @@ async def ranges(
     tally: Tally,
     prefix: str = "",
     ahead: Ahead | None = None,
-) -> AsyncIterator[RangeUnit]:
+) -> AsyncGenerator[RangeUnit, None]:
     """All ranges of an object. Once they went through, :meth:`Opener.check_content` of ``leaves`` is due."""
     for index, segments in enumerate(source.cutting.all(have)):
         yield RangeUnit(
@@ -325,7 +326,8 @@ async def bring_object(
     units = ranges(pool, source, spool=spool, have=have, leaves=leaves, tally=tally, ahead=ahead)
     pipeline = Pipeline(pool, plain)
     if source.whole and source.cutting.single:
-        await pipeline.alone(await anext(units))
+        async with contextlib.aclosing(units):
+            await pipeline.alone(await anext(units))
     else:
         await pipeline.run(units)
     source.opener.check_content(leaves.of(range(segments)))
