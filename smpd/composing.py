@@ -247,9 +247,9 @@ def _notes(
 
 
 def _room(space: Space, audit: KeptLog, pools: Pools, job: Job) -> SmpError | None:
-    """Why a job had better not start: the audit log is broken, there is no space, a remote of it is down, and so on.
+    """Why a job had better not start: the audit log is broken, there is no space, or a remote of it is down.
 
-    A put's files are sealed already; of others the size may be known.
+    Nor one that waits for a restart. A put's files are sealed already; of others the size may be known.
     """
     if audit.broken:
         return AuditError("audit_broken", f"the job waits: {audit.failure}", hint="an admin runs: smpctl audit renew")

@@ -20,7 +20,7 @@ BALLAST = "ballast"
 # More than a group of transactions writes, or the audit log at once: what the ballast sees to that is free for them.
 COMMIT_BYTES = 2 << 20
 _PLENTY_BYTES, _PLENTY_S = 1 << 30, 0.1  # so much is not filled in that time
-_BLOCK = 512  # the unit of st_blocks, whatever the file system's own is
+BLOCK_BYTES = 512  # the unit of st_blocks, whatever the file system's own is
 _HINT = "free some space (smpctl vault ls, smpctl vault rm ID, smpctl job cancel ID); waiting jobs then go on"
 
 
@@ -142,7 +142,7 @@ class Space:
         """Give a file all its blocks at once, and its size. Raises as :meth:`require`, or OSError."""
         with self._lock:
             had = os.fstat(fd)
-            self._require(size - had.st_blocks * _BLOCK, what)
+            self._require(size - had.st_blocks * BLOCK_BYTES, what)
             try:
                 os.posix_fallocate(fd, 0, size)
             except OSError:
@@ -162,7 +162,7 @@ class Space:
         return disk.f_bavail * disk.f_frsize
 
     def _held(self) -> int:
-        return min(self.reserve, os.fstat(self._fd).st_blocks * _BLOCK)
+        return min(self.reserve, os.fstat(self._fd).st_blocks * BLOCK_BYTES)
 
 
 @contextlib.contextmanager

@@ -56,7 +56,7 @@ class Runner:
         self._box = box
         self.leavings = Leavings(box)
         self.courier = Courier(box, self.leavings.out)
-        self.yielding = Yielding(box)
+        self.yielding = Yielding(box, self.leavings.part)
 
     async def __call__(self, job: Job, progress: Progress) -> Result | Job:
         """Do the job, or what is left of it.

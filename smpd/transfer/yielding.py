@@ -12,7 +12,7 @@ import anyio
 import structlog
 
 from smp_proto.errors import IntegrityError, NotFoundError, SmpError
-from smpd.host.space import disk_errors
+from smpd.host.space import BLOCK_BYTES, disk_errors
 from smpd.jobs.holding import Short
 from smpd.jobs.job import Job
 from smpd.transfer.box import Box
@@ -20,7 +20,6 @@ from smpd.transfer.spool import remove
 
 _log = structlog.get_logger("smpd")
 _PART = ".part"
-_BLOCK = 512  # bytes, of st_blocks (stat(2))
 
 
 class Yielding:
@@ -28,10 +27,12 @@ class Yielding:
 
     Args:
         box: whose spool and journal it is.
+        part: where what a job received is.
     """
 
-    def __init__(self, box: Box) -> None:
+    def __init__(self, box: Box, part: Callable[[str], str]) -> None:
         self._box = box
+        self._part = part
         self._taking: dict[str, anyio.Event] = {}
         self._wanted = anyio.Event()
         self._unknown = False
@@ -98,7 +99,7 @@ class Yielding:
         for name in filter(self._is_part, names):
             job_id = name.removesuffix(_PART)
             try:
-                status = os.stat(self._path(job_id))
+                status = os.stat(self._part(job_id))
             except FileNotFoundError:
                 continue
             if job_id not in others and status.st_blocks:
@@ -112,13 +113,13 @@ class Yielding:
                 return 0
         except (NotFoundError, IntegrityError):
             return 0  # nobody can say that it failed
-        with disk_errors("the spool"):
-            size = os.stat(self._path(job_id)).st_blocks * _BLOCK
-        remove(self._path(job_id))
+        part = self._part(job_id)
+        try:
+            size = os.stat(part).st_blocks * BLOCK_BYTES
+        except FileNotFoundError:
+            return 0  # somebody cancelled the job
+        remove(part)
         return size
-
-    def _path(self, job_id: str) -> str:
-        return os.path.join(self._box.spool_dir, f"{job_id}{_PART}")
 
     @staticmethod
     def _is_part(name: str) -> bool:

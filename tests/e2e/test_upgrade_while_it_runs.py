@@ -48,12 +48,9 @@ def test_jobs_wait_for_the_restart(tmp_path: Path, manager: Manager) -> None:
             assert (view.attempt, view.error and view.error.code) == (0, "program_replaced")
             failed = [check for check in caller.doctor() if check.state == "fail" and SHOWN in check.text]
             assert any("systemctl restart smpd" in check.hint for check in failed)
-            try:
+            with pytest.raises(SmpError, match="is not started") as caught:
                 caller.remote_test("disk")
-            except SmpError as error:
-                assert error.code == "program_replaced"
-            else:
-                raise AssertionError("a worker of another version was started")
+            assert caught.value.code == "program_replaced"
             manager.until(lambda line: line.startswith("STATUS=") and SHOWN in line)
         assert box.stop() == 0
         box.start()

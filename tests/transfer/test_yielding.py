@@ -70,7 +70,7 @@ class Place:
     def yielding(self, free: int = 0) -> tuple[Yielding, FakeDisk]:
         disk = FakeDisk(self.folder, free)
         box: Any = SimpleNamespace(spool_dir=str(self.folder), journal=self.journal, space=disk)
-        return Yielding(box), disk
+        return Yielding(box, lambda job: str(self.folder / f"{job}.part")), disk
 
     @property
     def left(self) -> set[str]:
@@ -162,6 +162,23 @@ async def test_a_job_that_is_resumed_meanwhile(place: Place) -> None:
     assert taken.is_set()
     assert place.left == {f"{second}.part"}
     assert place.journal.ranges(second)
+
+
+async def test_a_job_that_is_cancelled_meanwhile(place: Place) -> None:
+    """Its file is gone when its turn has come; the next one's is taken."""
+    jobs = [place.job("failed", ".part") for _ in range(2)]
+    yielding, _ = place.yielding()
+    give_up = place.journal.give_up_ranges
+
+    def cancelled(job_id: str) -> bool:
+        found = give_up(job_id)
+        if job_id == jobs[0]:
+            (place.folder / f"{job_id}.part").unlink()
+        return found
+
+    place.journal.give_up_ranges = cancelled  # type: ignore[method-assign]
+    await yielding.make_room(1 << 40)
+    assert place.left == set()
 
 
 async def test_it_is_done_when_somebody_comes_to_wait(place: Place) -> None:
