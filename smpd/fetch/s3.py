@@ -110,13 +110,12 @@ class S3Remote:
             with self._bucket.translated(path):
                 try:
                     answer = await self._get(suffix, into)
-                except Unspoken:
-                    pass  # a server may still know other ranges
-                else:
                     if answer.wanted:
                         return self._told(path, answer)
                     if answer.status != 416:  # of an empty object no byte can be asked for
                         raise self._bucket.refused(answer, path)
+                except Unspoken:
+                    pass  # a server may still know other ranges, and the client follow where it points
         return await tail_of(self, path, into)
 
     def _told(self, path: str, answer: Answer) -> ObjectInfo:

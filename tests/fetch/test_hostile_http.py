@@ -351,11 +351,17 @@ async def test_a_server_that_only_redirects_is_not_asked_for_ever(location: str,
         scripts |= {"scans": script, "object": script}
         config = S3Config("scans", endpoint=endpoint, addressing="path")
         async with fetch_in_process(config, SECRET) as link:
-            for what in (link.probe(), link.list(), link.stat("object")):
+            # A tail is asked for past botocore before.
+            for what, requests in (
+                (link.probe(), 3),
+                (link.list(), 3),
+                (link.stat("object"), 3),
+                (link.tail("object", 64), 4),
+            ):
                 asked.clear()
                 with pytest.raises(SmpError, match="does not answer but redirects") as caught:
                     await what
-                assert len(asked) == 3
+                assert len(asked) == requests
                 assert caught.value.code == "remote_failed"
                 assert not caught.value.retryable
                 assert said in caught.value.message + caught.value.hint
