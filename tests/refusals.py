@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 from box import Box
+from faulty import until
 from scene import bytes_below
 from servers import BUCKET, Served, admin
 
@@ -137,13 +138,12 @@ class Bench:
 
     def audited(self, job: str, event: str, outcome: str) -> None:
         """Find the record of a job's end, which is written just after the end is announced."""
-        for _ in range(200):
-            for line in self.client.audit_lines(self.seen):
-                record = msgspec.json.decode(line)
-                if record.get("job") == job and record["event"] == event:
-                    assert record["outcome"] == outcome
-                    return
-        raise AssertionError(f"no record {event} of {job}")
+
+        def records() -> list[dict[str, Any]]:
+            lines = map(msgspec.json.decode, self.client.audit_lines(self.seen))
+            return [record for record in lines if record.get("job") == job and record["event"] == event]
+
+        assert until(records)[0]["outcome"] == outcome
 
     def refuse_all(self, objects: dict[str, bytes], codes: set[str], *, remote: str = "disk") -> dict[str, str]:
         """Get many objects at once; each must be refused with one of the codes. Returns the code of each."""
