@@ -35,6 +35,7 @@ from smpd.verbs.daemon import Daemon
 _log = structlog.get_logger("smpd")
 _AUDIT_RETRY_S = 10.0
 _TRIM_S = 11.0
+_LOOK_BACK_SHARE = 5  # one part of the time
 _CLOSE_S = 30.0  # for all that comes after the last job
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -113,6 +114,7 @@ async def _serve_until_told(
         for notices in daemon.notices:
             group.start_soon(notices.run)
         group.start_soon(_mend, daemon)
+        group.start_soon(_look_back, daemon)
         group.start_soon(_trim_when_idle, daemon)
         group.start_soon(probe_loop, daemon.metrics)
         probed = await probe_device(daemon) if _probes(config, notifier) else "tried when first used"
@@ -229,6 +231,18 @@ async def _mend(daemon: Daemon) -> None:
             owed = pending
         except SmpError as error:
             _log.error("audit log cannot be written", code=error.code)
+
+
+async def _look_back(daemon: Daemon) -> None:
+    """Verify what the opening of a long audit log passed over, in a part of the time, since jobs go on beside it."""
+    while daemon.audit.unseen:
+        began = anyio.current_time()
+        try:
+            await anyio.to_thread.run_sync(daemon.audit.look_back)
+        except SmpError as error:
+            _log.error("audit log does not verify", code=error.code, reason=error.message)
+            await anyio.sleep(_AUDIT_RETRY_S)
+        await anyio.sleep((_LOOK_BACK_SHARE - 1) * (anyio.current_time() - began))
 
 
 async def _clean_spool(daemon: Daemon) -> None:

@@ -20,6 +20,7 @@ from smpd.audit.details import DAMAGED
 from smpd.audit.kept import KeptLog
 from smpd.audit.log import AuditLog
 from smpd.audit.opening import LOG_NAME
+from smpd.audit.remembered import Reached
 from smpd.config import Config
 from smpd.host.folders import ensure_dir
 from smpd.host.formats import check_formats
@@ -108,7 +109,8 @@ def _open_audit(
     space: Space,
     *,
     last: bytes | None,
-    remember: Callable[[bytes], None],
+    remember: Callable[[bytes, Reached | None], None],
+    reached: Reached | None = None,
 ) -> AuditLog:
     key, *earlier = log_keys(keys)
     return AuditLog(
@@ -122,6 +124,7 @@ def _open_audit(
         checkpoint_s=config.audit.checkpoint_s,
         make_room=space.spare,
         last=last,
+        reached=reached,
         remember=remember,
     )
 

@@ -6,7 +6,7 @@ A broken log keeps the daemon from nothing but acts: it can be looked at, as it 
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -124,16 +124,33 @@ class KeptLog:
     def retry(self) -> None:
         """As :meth:`AuditLog.retry`. What the disk no longer holds as it was acknowledged is broken from then on."""
         log = self._whole()
-        try:
+        with self._breaking(log):
             log.retry()
+        self._begin(log)
+        self._adopt(log)
+
+    @property
+    def unseen(self) -> int:
+        """Number of records that are still to be verified, see :meth:`look_back`."""
+        earlier = self._log.earlier if self._log else None
+        return earlier.size - earlier.verified if earlier else 0
+
+    def look_back(self) -> None:
+        """As :meth:`AuditLog.look_back`, of a log that is not broken. One that shows itself to be is from then on."""
+        if (log := self._log) is not None:
+            with self._breaking(log):
+                log.look_back()
+
+    @contextlib.contextmanager
+    def _breaking(self, log: AuditLog) -> Iterator[None]:
+        try:
+            yield
         except AuditError as error:
             if error.code == "audit_broken":
                 with self._changing:
                     self.broken, self._log = error, None
                 log.close()
             raise
-        self._begin(log)
-        self._adopt(log)
 
     def read(self, since: int, limit: int) -> list[bytes]:
         """Up to ``limit`` lines from record ``since`` on; of a broken log the lines as they are."""
@@ -177,7 +194,7 @@ class KeptLog:
         if last is not None and last.given_up and self._is_gone():
             last = None  # a log was set aside, and none is begun yet
         try:
-            log = self._open_log(last=_note(last), remember=self._last.keep)
+            log = self._open_log(last=_note(last), reached=last and last.reached, remember=self._last.keep)
         except AuditError as error:
             if error.code != "audit_broken":
                 raise

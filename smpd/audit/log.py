@@ -13,6 +13,7 @@ import sqlite3
 import threading
 import time
 from base64 import b64encode
+from bisect import bisect_right, insort
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any
@@ -31,7 +32,9 @@ from smp_proto.memory import wipe
 
 from .details import DETAILS_NAME, DetailKeys
 from .files import read_lines
-from .opening import CHECKPOINTS_NAME, LOG_NAME, MARK_RECORDS, open_verified
+from .opening import CHECKPOINTS_NAME, LOG_NAME, MARK_RECORDS, Earlier, Mark, open_verified
+from .remembered import Reached
+from .turns import Turns
 
 CHECKPOINT_RECORDS = 1000
 CHECKPOINT_S = 60.0
@@ -47,6 +50,10 @@ class _Entry:
         self.line = line
         self.synced = False
         self.failure = ""
+
+
+def _record_of(mark: Mark) -> int:
+    return mark.record
 
 
 class AuditLog:
@@ -66,7 +73,12 @@ class AuditLog:
         checkpoint_s: sign after so many seconds, at the next record or :meth:`checkpoint`.
         make_room: called before something is written, to see that there is room for it.
         last: the newest checkpoint, where it was kept apart from the log: the log must hold it.
-        remember: keeps each checkpoint apart from the log, before the log does; may raise ResourceError.
+        reached: how far the log was then, see :mod:`smpd.audit.opening`.
+        remember: keeps each checkpoint, and how far the log is, apart from the log, before the log does; may raise
+            ResourceError.
+
+    Attributes:
+        earlier: verifies what the opening of a long log passed over; None where it was whole.
 
     Raises:
         AuditError: ``audit_unwritable`` from here and from each call that writes: the act must not be done.
@@ -87,7 +99,8 @@ class AuditLog:
         checkpoint_s: float = CHECKPOINT_S,
         make_room: Callable[[], None] = lambda: None,
         last: bytes | None = None,
-        remember: Callable[[bytes], None] = lambda note: None,
+        reached: Reached | None = None,
+        remember: Callable[[bytes, Reached | None], None] = lambda note, reached: None,
     ) -> None:
         self.directory = os.path.abspath(directory)
         self._sign = sign
@@ -100,20 +113,26 @@ class AuditLog:
         self._checkpoint_s = checkpoint_s
         self._make_room = make_room
         self._last = last
+        self._reached = reached
         self._remember = remember
+        self.earlier: Earlier | None = None
         self._changed = threading.Condition()  # guards all that follows
         self._busy = False  # a leader is at work; only it touches the files and the tree
         self._failure = ""
         self._closed = False
         self._dropped = 0
         self._covered = 0
+        self._log_size = self._notes_size = 0
+        self._marks: list[Mark] = []
         self._files = contextlib.ExitStack()
         self._queue: list[_Entry] = []
         self._flight: list[_Entry] = []
         try:
             durable.make_folder(self.directory, 0o700)
             os.chmod(self.directory, 0o700)
-            dropped = self._load()
+            dropped, began = self._load()
+            if began is not None and last is not None:
+                self.earlier = Earlier(self.directory, self._keys, last, began)
             self._details = DetailKeys(self._path(DETAILS_NAME), detail_key)
         except (OSError, sqlite3.Error) as exc:
             self._files.close()
@@ -216,7 +235,33 @@ class AuditLog:
 
     def remember(self) -> None:
         """Have a checkpoint over the log as it is kept apart, also of an empty one."""
-        self._lead(lambda: self._keep_apart(self._signed()))
+        self._lead(lambda: self._keep_apart(self._signed(), None))
+
+    def look_back(self) -> None:
+        """Verify another piece of what the opening passed over, and have :attr:`earlier` None after the last.
+
+        Raises:
+            AuditError: ``audit_broken``; the log is latched, and its next opening verifies all of it.
+                ``audit_unwritable`` where it cannot be read; the next call begins anew.
+        """
+        if (earlier := self.earlier) is None:
+            return
+        try:
+            if not earlier.step():
+                return
+        except OSError as exc:
+            self.earlier = earlier.anew()
+            message, hint = f"the audit log in {self.directory} cannot be read: {exc}", "look at the kernel log"
+            raise AuditError("audit_unwritable", message, hint=hint) from exc
+        except AuditError as error:
+            with contextlib.suppress(AuditError):
+                self._lead(lambda: self._keep_apart(self._last or self._signed(), None), failed=True)
+            with self._changed:
+                self._fail(error.message)
+            raise
+        with self._changed:
+            self._marks = sorted({*self._marks, *earlier.marks})
+            self.earlier = None
 
     def hand_over(self, key: VerifierKey, sign: Callable[[bytes], bytes]) -> None:
         """Have another key sign from now on, which bears the same name; a signed record must have said so before."""
@@ -252,9 +297,14 @@ class AuditLog:
             end = self._log_size
             if not 0 <= since < self._tree.size:
                 return []
-            start = self._marks[since // MARK_RECORDS]
-        skip = since % MARK_RECORDS
-        return list(islice(read_lines(self._path(LOG_NAME), start, end), skip, skip + limit))
+            number, start = self._marks[bisect_right(self._marks, since, key=_record_of) - 1]
+        lines = read_lines(self._path(LOG_NAME), start, end)
+        start += sum(map(len, islice(lines, since - number)))
+        found = list(islice(lines, limit))
+        if since - number >= MARK_RECORDS:  # who reads a long log on from here does not begin anew
+            with self._changed:
+                insort(self._marks, Mark(since + len(found), start + sum(map(len, found))))
+        return found
 
     def checkpoints(self) -> list[bytes]:
         """All checkpoints, oldest first, as signed notes."""
@@ -355,7 +405,8 @@ class AuditLog:
         with self._changed:
             for entry in self._flight:
                 if self._tree.size % MARK_RECORDS == 0:
-                    self._marks.append(self._log_size)
+                    self._marks.append(Mark(self._tree.size, self._log_size))
+                self._turns.wrote(entry.line)
                 self._tree.append(leaf_hash(entry.line[:-1]))
                 self._log_size += len(entry.line)
                 entry.synced = True
@@ -369,40 +420,44 @@ class AuditLog:
         if self._tree.size == self._covered:
             return
         note = self._signed()
-        self._keep_apart(note)  # its records are on the disk, so a crash before the next line does no harm
+        # Its records are on the disk, so a crash before the next line does no harm.
+        verified = self._turns.signs(self._keys[0], self._tree)
+        self._keep_apart(note, Reached(verified, self._log_size, self._notes_size))
         self._notes.append(note)
         self._notes_size += len(note)
+        self._turns.signed()
         self._newest, self._covered, self._signed_at = note, self._tree.size, time.monotonic()
 
     def _signed(self) -> bytes:
         text = Checkpoint(self._keys[0].name, self._tree.size, self._tree.root()).text()
         return sign_note(text, self._keys[0], self._sign)
 
-    def _keep_apart(self, note: bytes) -> None:
-        self._remember(note)
-        self._last = note
+    def _keep_apart(self, note: bytes, reached: Reached | None) -> None:
+        self._remember(note, reached)
+        self._last, self._reached = note, reached
 
     # --- opening ---
 
-    def _load(self, log_end: int | None = None, notes_end: int | None = None) -> int:
-        """Open and verify the files; see :func:`open_verified`. Returns the bytes that were cut off."""
-        opened = open_verified(self.directory, self._keys, self._last, log_end, notes_end)
+    def _load(self, log_end: int | None = None, notes_end: int | None = None) -> tuple[int, Reached | None]:
+        """Open and verify the files; see :func:`open_verified`. Returns the bytes cut off, and where it began."""
+        opened = open_verified(self.directory, self._keys, self._last, log_end, notes_end, self._reached)
+        verifier = opened.verifier
         self._files, self._log, self._notes = opened.files, opened.log, opened.notes
-        self._tree, self._marks = opened.tree, opened.marks
+        self._tree, self._turns, self._marks = verifier.tree, Turns(verifier), opened.marks
         self._log_size, self._notes_size = opened.log_size, opened.notes_size
-        self._newest, self._covered, self._signed_at = opened.newest, opened.covered, time.monotonic()
-        return opened.dropped
+        self._newest, self._covered, self._signed_at = opened.newest, verifier.covered, time.monotonic()
+        return opened.dropped, opened.began
 
     def _reload(self) -> None:
         if not self._failure:
             return
         acknowledged = self._tree.size, self._tree.root()
         self._files.close()
-        self._dropped = self._load(self._log_size, self._notes_size)
+        self._dropped, _ = self._load(self._log_size, self._notes_size)
         if (self._tree.size, self._tree.root()) != acknowledged:
             raise broken(self._tree.size, "the disk does not hold the records that were acknowledged")
         if not self._tree.size:
-            self._keep_apart(self._signed())  # else what was kept of a log before would be asked of this one
+            self._keep_apart(self._signed(), None)  # else what was kept of a log before would be asked of this one
         self._failure = ""
 
     def _record_recovery(self, reason: str, dropped: int) -> None:

@@ -1,40 +1,107 @@
-"""The two files of a log, opened together and verified: every record against every checkpoint."""
+"""The two files of a log, opened together and verified: every record against every checkpoint.
+
+A long log would keep a daemon from its work for minutes. Of one of more than :data:`WHOLE_RECORDS` only what came after
+the checkpoint that is kept apart is verified here. That is enough to write on: the tree over what came before is that
+checkpoint's, whatever the file says by now. :class:`Earlier` then verifies the rest of the file, a piece at a time.
+"""
 
 import contextlib
 import os
 from collections.abc import Sequence
+from functools import partial
+from itertools import islice
 from typing import NamedTuple
 
 from smp_proto import durable
-from smp_proto.audit.merkle import Tree
 from smp_proto.audit.note import VerifierKey, iter_notes
 from smp_proto.audit.verify import LogVerifier, broken
+from smp_proto.errors import AuditError, KeyFileError
 
 from .files import AppendFile, read_lines
+from .remembered import Reached
 
 LOG_NAME = "audit.jsonl"
 CHECKPOINTS_NAME = "checkpoints"
 MARK_RECORDS = 1024  # a byte offset is remembered for each so many records
+WHOLE_RECORDS = 100_000  # takes half a second to a second
+PIECE_RECORDS = 1000  # takes some milliseconds, of which others wait for the interpreter
 _LAST = "the last checkpoint, as the database has it,"
+
+
+class Mark(NamedTuple):
+    """Where in the file a record begins."""
+
+    record: int
+    offset: int
 
 
 class Opened(NamedTuple):
     """A log that is what was signed; ``files`` closes it.
 
-    Sizes are in bytes. ``marks`` are the offsets of each :data:`MARK_RECORDS`-th record, ``newest`` is the last
-    checkpoint and ``covered`` how many records it is over, ``dropped`` what was cut off both files.
+    Sizes are in bytes. ``verifier`` has seen all of it, or all after ``began``. ``marks`` are in order, and begin with
+    the first record. ``newest`` is the last checkpoint, ``dropped`` what was cut off both files.
     """
 
     files: contextlib.ExitStack
     log: AppendFile
     notes: AppendFile
-    tree: Tree
-    marks: list[int]
+    verifier: LogVerifier
+    began: Reached | None
+    marks: list[Mark]
     log_size: int
     notes_size: int
     newest: bytes
-    covered: int
     dropped: int
+
+
+class Earlier:
+    """Verifies what :func:`open_verified` passed over.
+
+    Args:
+        directory: of the log.
+        keys: that may have signed.
+        last: the checkpoint from where on the log was verified.
+        reached: how far it was then.
+
+    Attributes:
+        size: number of records to verify.
+        marks: of those that were.
+        anew: makes one that begins again.
+    """
+
+    def __init__(self, directory: str, keys: Sequence[VerifierKey], last: bytes, reached: Reached) -> None:
+        self.size = reached.verified.size
+        self.marks: list[Mark] = []
+        self.anew = partial(Earlier, directory, keys, last, reached)
+        log_path, notes_path = _paths(directory)
+        notes = iter_notes(read_lines(notes_path, 0, reached.notes_bytes))
+        self._begin = partial(LogVerifier, notes, keys, last, _LAST)
+        self._verifier: LogVerifier | None = None
+        self._lines = read_lines(log_path, 0, reached.log_bytes)
+        self._offset = 0
+
+    @property
+    def verified(self) -> int:
+        """How many records were."""
+        return self._verifier.tree.size if self._verifier else 0
+
+    def step(self) -> bool:
+        """Verify a piece; True when it was the last.
+
+        Raises:
+            AuditError: ``audit_broken``.
+            OSError: as it came.
+        """
+        verifier = self._verifier = self._verifier or self._begin()
+        piece = list(islice(self._lines, PIECE_RECORDS))
+        for line in piece:
+            self._offset = _feed(verifier, line, self.marks, self._offset)
+        if piece and self.verified < self.size:
+            return False
+        verifier.finish()
+        if self.verified != self.size or next(self._lines, None) is not None:
+            raise broken(self.size, f"where {self.size} records were signed there are more")
+        return True
 
 
 def open_verified(
@@ -43,6 +110,7 @@ def open_verified(
     last: bytes | None,
     log_end: int | None = None,
     notes_end: int | None = None,
+    reached: Reached | None = None,
 ) -> Opened:
     """Open or create the files, verify them up to the given ends (or all), and cut off the rest.
 
@@ -54,12 +122,13 @@ def open_verified(
         last: the newest checkpoint as it was kept apart from the log, which must hold it.
         log_end: how many bytes of the log count.
         notes_end: how many bytes of the checkpoints count.
+        reached: how far a long log was when ``last`` was made; where it does not fit the files they are verified whole.
 
     Raises:
         AuditError: ``audit_broken``.
         OSError: as it came.
     """
-    log_path, notes_path = os.path.join(directory, LOG_NAME), os.path.join(directory, CHECKPOINTS_NAME)
+    log_path, notes_path = _paths(directory)
     with contextlib.ExitStack() as stack:
         log = stack.enter_context(contextlib.closing(AppendFile(log_path)))
         notes = stack.enter_context(contextlib.closing(AppendFile(notes_path)))
@@ -68,30 +137,56 @@ def open_verified(
         for note in iter_notes(read_lines(notes_path, 0, notes_end)):
             if note.endswith(b"\n") and b"\n\n" in note[:-1]:
                 notes_size, newest = notes_size + len(note), note
-        verifier = LogVerifier(iter_notes(read_lines(notes_path, 0, notes_size)), keys, last, _LAST)
-        marks: list[int] = []
-        log_size = 0
-        lines = read_lines(log_path, 0, log_end)
-        for line in lines:
-            if not line.endswith(b"\n") and not any(b"\n" in rest for rest in lines):
-                break
-            if verifier.tree.size % MARK_RECORDS == 0:
-                marks.append(log_size)
-            verifier.feed(line)
-            log_size += len(line)
-        verifier.finish()
+        if reached is not None and reached.verified.size <= WHOLE_RECORDS:
+            reached = None
+        marks: list[Mark] = []
+        if reached is not None:
+            try:
+                verifier, log_size = _verify(directory, keys, last, log_end, notes_size, marks, reached)
+            except (AuditError, KeyFileError, ValueError):  # all of it will show which record is bad
+                reached, marks = None, []
+        if reached is None:
+            verifier, log_size = _verify(directory, keys, last, log_end, notes_size, marks)
         if not verifier.may_sign(keys[0]):
             raise broken(verifier.covered, "the key that signed the log last did not hand it over to the box's")
         dropped = log.cut(log_size) + notes.cut(notes_size)
-        return Opened(
-            stack.pop_all(),
-            log,
-            notes,
-            verifier.tree,
-            marks,
-            log_size,
-            notes_size,
-            newest,
-            verifier.covered,
-            dropped,
-        )
+        files = stack.pop_all()
+    return Opened(files, log, notes, verifier, reached, marks, log_size, notes_size, newest, dropped)
+
+
+def _verify(
+    directory: str,
+    keys: Sequence[VerifierKey],
+    last: bytes | None,
+    log_end: int | None,
+    notes_size: int,
+    marks: list[Mark],
+    reached: Reached | None = None,
+) -> tuple[LogVerifier, int]:
+    """Verify the files, or what came after a checkpoint; the verifier, and how many bytes of the log count."""
+    log_path, notes_path = _paths(directory)
+    begin, notes_begin, after = (reached.log_bytes, reached.notes_bytes, reached.verified) if reached else (0, 0, None)
+    if notes_begin > notes_size or begin > (os.path.getsize(log_path) if log_end is None else log_end):
+        raise ValueError("the files are shorter than they were")
+    verifier = LogVerifier(iter_notes(read_lines(notes_path, notes_begin, notes_size)), keys, last, _LAST, after)
+    if reached:
+        marks += [Mark(0, 0), Mark(verifier.tree.size, begin)]
+    lines, size = read_lines(log_path, begin, log_end), begin
+    for line in lines:
+        if not line.endswith(b"\n") and not any(b"\n" in rest for rest in lines):
+            break
+        size = _feed(verifier, line, marks, size)
+    verifier.finish()
+    return verifier, size
+
+
+def _feed(verifier: LogVerifier, line: bytes, marks: list[Mark], offset: int) -> int:
+    """Verify a line that begins at an offset; returns where it ends."""
+    if verifier.tree.size % MARK_RECORDS == 0:
+        marks.append(Mark(verifier.tree.size, offset))
+    verifier.feed(line)
+    return offset + len(line)
+
+
+def _paths(directory: str) -> tuple[str, str]:
+    return os.path.join(directory, LOG_NAME), os.path.join(directory, CHECKPOINTS_NAME)

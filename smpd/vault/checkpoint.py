@@ -10,7 +10,7 @@ It has a row of the table of what was accepted (:mod:`smpd.vault.versions`), whi
 import msgspec
 
 from smp_proto.errors import IntegrityError
-from smpd.audit.remembered import Remembered
+from smpd.audit.remembered import Reached, Remembered
 from smpd.jobs.database import Database
 from smpd.jobs.seal import StateSeal
 
@@ -44,13 +44,13 @@ class LastCheckpoint:
         except msgspec.MsgspecError as error:
             raise IntegrityError("corrupt", "what was last signed of the audit log cannot be read") from error
 
-    def keep(self, note: bytes) -> None:
-        """Put a checkpoint in the place of the one before; durable on return.
+    def keep(self, note: bytes, reached: Reached | None = None) -> None:
+        """Put a checkpoint, and how far the log was, in the place of the one before; durable on return.
 
         Raises:
             ResourceError: ``disk_full``, ``disk_failed``; the one before is still there.
         """
-        self._write(Remembered(note))
+        self._write(Remembered(note, reached=reached))
 
     def give_up(self) -> None:
         """Note that the log of this checkpoint is about to be set aside. Raises as :meth:`keep`."""

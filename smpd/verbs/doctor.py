@@ -48,7 +48,7 @@ async def doctor(daemon: Daemon, actor: Actor, request: DoctorRequest, exchange:
         Check(
             "audit",
             "fail" if daemon.audit.failure else "ok",
-            daemon.audit.failure or f"{daemon.audit.size} records",
+            daemon.audit.failure or _audit(daemon),
             "see docs/guides/operating.md; then, as an admin: smpctl audit renew" if daemon.audit.broken else "",
         ),
         *await anyio.to_thread.run_sync(machine),
@@ -72,6 +72,11 @@ async def doctor(daemon: Daemon, actor: Actor, request: DoctorRequest, exchange:
     checks.append(await anyio.to_thread.run_sync(checkup.memory_check, daemon.config, mapped))
     checks.append(await anyio.to_thread.run_sync(checkup.locked_check, mapped))
     return Doctor(checks)
+
+
+def _audit(daemon: Daemon) -> str:
+    text, unseen = f"{daemon.audit.size} records", daemon.audit.unseen
+    return f"{text}, of which {unseen} are still to be verified since the start" if unseen else text
 
 
 def _identity(daemon: Daemon) -> str:

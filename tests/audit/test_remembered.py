@@ -6,59 +6,15 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from kept_logs import Place
 
 from smp_proto.audit.note import VerifierKey, iter_notes
-from smp_proto.audit.record import AuditRecord, encode_line, parse_line
-from smp_proto.audit.verify import verify_log
 from smp_proto.errors import AuditError, ResourceError
 from smpd.audit import renewal
 from smpd.audit.kept import KeptLog
+from smpd.audit.remembered import Reached
 from smpd.jobs.database import Database
 from smpd.vault.checkpoint import LastCheckpoint
-
-
-class Place:
-    """A log, what the database says of it, and what somebody does to both while nobody looks."""
-
-    def __init__(self, folder: Path, open_log, key: VerifierKey, database: Database, last: LastCheckpoint) -> None:
-        self.folder, self.key, self.database, self.last = folder, key, database, last
-        self.log, self.notes = folder / "audit.jsonl", folder / "checkpoints"
-        self._open_log = open_log
-
-    def opened(self) -> KeptLog:
-        return KeptLog(str(self.folder), lambda: [self.key], self._open_log, self.last)
-
-    def write(self, records: int = 5) -> None:
-        with self.opened() as log:
-            for number in range(records):
-                log.append("a.b", actor="anna", number=number)
-
-    def anew(self, records: int) -> None:
-        """A log that somebody made up, with the checkpoints left out."""
-        made = [
-            AuditRecord(n, "2026-01-01T00:00:00.000000Z", "a.b", "otto", "", "", "", {}, "") for n in range(records)
-        ]
-        self.log.write_bytes(b"".join(map(encode_line, made)))
-        self.notes.write_bytes(b"")
-
-    def rows(self) -> list[tuple]:
-        return self.database.rows("SELECT * FROM versions")
-
-    def put_back(self, rows: list[tuple]) -> None:
-        with self.database.transaction() as connection:
-            connection.execute("DELETE FROM versions")
-            connection.executemany("INSERT INTO versions VALUES (?, ?, ?)", rows)
-
-    def broken(self) -> str:
-        with self.opened() as log:
-            return log.broken.message if log.broken else ""
-
-    def events(self) -> list[str]:
-        return [parse_line(line).event for line in self.log.read_bytes().splitlines(keepends=True)]
-
-    def findings(self) -> tuple[str, ...]:
-        lines = self.log.read_bytes().splitlines(keepends=True)
-        return verify_log(lines, iter_notes(self.notes.read_bytes().splitlines(keepends=True)), [self.key]).findings
 
 
 @pytest.fixture
@@ -169,9 +125,9 @@ def test_a_crash_at_a_checkpoint(place: Place, monkeypatch: pytest.MonkeyPatch, 
     place.write()
     keep = place.last.keep
 
-    def crash(note: bytes) -> None:
+    def crash(note: bytes, reached: Reached | None) -> None:
         if step == "after the database":
-            keep(note)
+            keep(note, reached)
         raise KeyboardInterrupt
 
     log = place.opened()
@@ -193,7 +149,7 @@ def test_a_database_that_cannot_be_written(place: Place) -> None:
         log.append("a.b", actor="anna")
         full = ResourceError("disk_full", "the database is full")
 
-        def refuse(note: bytes) -> None:
+        def refuse(note: bytes, reached: Reached | None) -> None:
             raise full
 
         log._log._remember, kept = refuse, log._log._remember
@@ -250,10 +206,10 @@ def test_a_new_log_that_the_database_could_not_note(place: Place, monkeypatch: p
     place.anew(9)
     keep, full = LastCheckpoint.keep, True
 
-    def keep_if_room(self: LastCheckpoint, note: bytes) -> None:
+    def keep_if_room(self: LastCheckpoint, note: bytes, reached: Reached | None = None) -> None:
         if full:
             raise ResourceError("disk_full", "the database is full")
-        keep(self, note)
+        keep(self, note, reached)
 
     log = place.opened()
     monkeypatch.setattr(LastCheckpoint, "keep", keep_if_room)

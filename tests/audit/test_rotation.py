@@ -4,25 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from nacl.signing import SigningKey
+from kept_logs import FIRST, KEYS, ORIGIN, SECOND, STRANGER, THIRD, Keys, signing
 
 from smp_proto.audit.merkle import leaf_hash, root_of
-from smp_proto.audit.note import Checkpoint, VerifierKey, iter_notes, sign_note, signers
+from smp_proto.audit.note import Checkpoint, sign_note, signers
 from smp_proto.audit.record import AuditRecord, encode_line, format_time, parse_line
 from smp_proto.audit.verify import verify_log
 from smp_proto.errors import AuditError
-from smpd.audit.kept import KeptLog
-from smpd.audit.log import AuditLog
 from smpd.vault.checkpoint import LastCheckpoint
-
-ORIGIN = "audit.example/box1"
-PRIVATE = [SigningKey(bytes([number]) * 32) for number in range(4)]
-KEYS = [VerifierKey(ORIGIN, bytes(each.verify_key)) for each in PRIVATE]
-FIRST, SECOND, THIRD, STRANGER = range(4)
-
-
-def signing(number: int) -> Any:
-    return lambda text: PRIVATE[number].sign(text).signature
 
 
 class Log:
@@ -106,33 +95,6 @@ def test_a_record_that_names_no_key_is_broken() -> None:
     log = Log().record().record("key.rotate", former=str(KEYS[0]), verifier="me").signed(FIRST)
     with pytest.raises(AuditError, match="record 1 names a key that is none"):
         log.verify()
-
-
-class Keys:
-    """What the daemon has: keys that a commit changes, and a log that is opened with them."""
-
-    def __init__(self, folder: Path, open_log: Any, last: LastCheckpoint) -> None:
-        self.order = [FIRST]
-        self._folder, self._open_log, self._last = folder, open_log, last
-
-    def opened(self) -> KeptLog:
-        directory = str(self._folder / "audit")
-        return KeptLog(directory, lambda: [KEYS[each] for each in self.order], self._open, self._last)
-
-    def _open(self, **kept: Any) -> AuditLog:
-        key, *earlier = (KEYS[each] for each in self.order)
-        more = {"sign": signing(self.order[0]), "key": key, "earlier_keys": earlier}
-        return self._open_log(self._folder / "audit", **more, **kept)
-
-    def change(self, log: KeptLog, key: int) -> None:
-        log.rotate(KEYS[key], signing(key), lambda: self.order.insert(0, key), actor="anna", reason="a test")
-
-    def notes(self) -> list[bytes]:
-        return list(iter_notes((self._folder / "audit" / "checkpoints").read_bytes().splitlines(keepends=True)))
-
-    def verify(self, outside: bytes | None = None) -> tuple[str, ...]:
-        lines = (self._folder / "audit" / "audit.jsonl").read_bytes().splitlines(keepends=True)
-        return verify_log(lines, self.notes(), KEYS[:1], outside).signers
 
 
 @pytest.fixture

@@ -29,6 +29,24 @@ class Tree:
         for each in hashes:
             self.append(each)
 
+    @classmethod
+    def of(cls, size: int, roots: Iterable[bytes]) -> "Tree":
+        """The tree that had this ``size`` and these :attr:`roots`.
+
+        Raises:
+            ValueError: no tree of this size has so many roots.
+        """
+        tree = cls()
+        tree.size, tree._roots = size, list(roots)
+        if size < 0 or len(tree._roots) != size.bit_count() or any(len(root) != HASH_BYTES for root in tree._roots):
+            raise ValueError(f"a tree of {size} leaves has not these {len(tree._roots)} roots")
+        return tree
+
+    @property
+    def roots(self) -> tuple[bytes, ...]:
+        """The roots of the perfect subtrees, the largest first; with the size they are all there is of the tree."""
+        return tuple(self._roots)
+
     def append(self, hashed_leaf: bytes) -> None:
         """Add a leaf, given as its :func:`leaf_hash`."""
         node, rest = hashed_leaf, self.size

@@ -16,6 +16,7 @@ from .note import Checkpoint, VerifierKey, peek_checkpoint, signers
 from .record import AuditRecord, parse_line
 
 MAX_FINDINGS = 100
+ROTATION = "key.rotate"
 
 
 class AuditReport(msgspec.Struct, frozen=True):
@@ -49,6 +50,38 @@ def broken(record: int, message: str) -> AuditError:
     )
 
 
+class Verified(msgspec.Struct, frozen=True):
+    """A log up to a checkpoint that matched: all it takes to go on from there, without what came before.
+
+    Args:
+        size: number of records.
+        roots: of the perfect subtrees over them, see :class:`~smp_proto.audit.merkle.Tree`.
+        signer: the key of that checkpoint, as text.
+        successors: the keys that may sign after it, as text.
+        checkpoints: how many of the log's own there were.
+    """
+
+    size: int
+    roots: tuple[bytes, ...]
+    signer: str
+    successors: tuple[str, ...] = ()
+    checkpoints: int = 0
+
+
+def named_key(record: AuditRecord) -> tuple[str, VerifierKey] | None:
+    """Which key, as text, says in this record that another may sign from there on, and which; None where none does.
+
+    Raises:
+        AuditError: ``audit_broken``; what it names is no key.
+    """
+    if record.event != ROTATION or record.outcome:
+        return None
+    try:
+        return str(record.fields.get("former")), VerifierKey.parse(str(record.fields.get("verifier")))
+    except KeyFileError as exc:
+        raise broken(record.seq, f"record {record.seq} names a key that is none: {exc.message}") from exc
+
+
 class LogVerifier:
     """Holds a log, fed line by line, against checkpoints; memory stays O(log n).
 
@@ -60,9 +93,11 @@ class LogVerifier:
         keys: those that are believed to begin with; all bear the log's origin as name.
         outside: a signed checkpoint that was held where the log's keeper could not change it.
         called: what errors call that one.
+        after: what was verified before; the lines are those that follow, and so are the checkpoints, but for that one.
 
     Raises:
         AuditError: ``audit_broken``, here and in each method; ``details["record"]`` is the first bad record.
+        ValueError: ``after`` has another number of roots than its size has bits.
     """
 
     def __init__(
@@ -71,14 +106,16 @@ class LogVerifier:
         keys: Sequence[VerifierKey],
         outside: bytes | None = None,
         called: str = "the outside checkpoint",
+        after: Verified | None = None,
     ) -> None:
-        self.tree = Tree()
-        self.checkpoints_ok = 0
-        self.covered = 0
-        self.signers: list[VerifierKey] = []
+        after = after or Verified(0, (), "")
+        self.tree = Tree.of(after.size, after.roots)
+        self.checkpoints_ok = after.checkpoints
+        self.covered = 0  # the checkpoint is perhaps not yet among the log's own
+        self.signers = [VerifierKey.parse(after.signer)] if after.signer else []
         self._keys = tuple(keys)
-        self._named: list[tuple[str, VerifierKey]] = []  # by whom, and who: no checkpoint covers that record yet
-        self._successors: list[VerifierKey] = []
+        self._named: list[tuple[str, VerifierKey]] = []  # as of named_key: no checkpoint covers that record yet
+        self._successors = list(map(VerifierKey.parse, after.successors))
         self._notes = iter(checkpoints)
         self._time = ""
         self._findings: list[str] = []
@@ -113,6 +150,10 @@ class LogVerifier:
         findings, signers = tuple(self._findings), tuple(map(str, self.signers))
         return AuditReport(size, self.tree.root(), self.checkpoints_ok, self.covered, findings, signers)
 
+    def next_keys(self) -> tuple[list[VerifierKey], list[tuple[str, VerifierKey]]]:
+        """The keys that may sign after the last signer, and what :func:`named_key` found that is not covered yet."""
+        return list(self._successors), list(self._named)
+
     def may_sign(self, key: VerifierKey) -> bool:
         """Whether the log's next checkpoint may be by this key."""
         return key in self._allowed()
@@ -132,14 +173,9 @@ class LogVerifier:
         if record.event == "audit.begin":
             after, covered = record.fields.get("after"), record.fields.get("covered")
             self._find(f"record {number}: this log comes after a broken one, set aside as {after}, {covered} signed")
-        if record.event == "key.rotate" and not record.outcome:
-            former, named = str(record.fields.get("former")), str(record.fields.get("verifier"))
-            try:
-                key = VerifierKey.parse(named)
-            except KeyFileError as exc:
-                raise broken(number, f"record {number} names a key that is none: {exc.message}") from exc
-            self._named.append((former, key))
-            self._find(f"record {number}: {record.actor} had a new key made, which may sign from there on: {key}")
+        if (named := named_key(record)) is not None:
+            self._named.append(named)
+            self._find(f"record {number}: {record.actor} had a new key made, which may sign from there on: {named[1]}")
 
     def _peek(self, note: bytes, name: str) -> Checkpoint:
         try:
