@@ -88,7 +88,12 @@ class Records:
 
     def damaged(self) -> tuple[str, ...]:
         """Return the ids of jobs whose record does not open."""
-        return tuple(self._read(self._db.rows(SELECT))[1])
+        found: list[str] = []
+        last = -1
+        while rows := self._db.rows(f"{SELECT} WHERE number>? ORDER BY number LIMIT ?", (last, _PAGE)):
+            found += self._read(rows)[1]
+            last = rows[-1][NUMBER]
+        return tuple(found)
 
     @property
     def waiting(self) -> int:

@@ -10,7 +10,7 @@ import os
 import re
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from smp_proto import durable
@@ -21,6 +21,7 @@ from smpd.jobs.database import Database
 from smpd.jobs.seal import StateSeal
 
 SUFFIX = ".smp"
+_PAGE = 1000  # rows
 
 _PROVED = "id, job, object_id, sender, size, entries, plain, created, removing"
 _SELECT_PROVED = f"SELECT {_PROVED}, proof FROM vault"  # noqa: S608 - the names above
@@ -60,7 +61,7 @@ class Findings(NamedTuple):
         unproved: ids of rows that were changed by something else.
     """
 
-    orphans: list[str]
+    orphans: Sequence[str]
     missing: list[str]
     damaged: list[str]
     unproved: list[str]
@@ -246,24 +247,37 @@ class Vault:
         """
         with self._db.transaction() as connection:
             self._prove(connection, "proof=x''")
-        rows = self._db.rows(_SELECT_PROVED)
-        unproved = {str(row[0]) for row in rows if row[-1] != self._proof(row[:-1])}
-        for item_id, *_, removing, _ in rows:
-            if removing and item_id not in unproved:  # a flipped bit must not delete anything
+        unproved = []
+        for item_id, *rest, removing, proof in self._pages(f"{_PROVED}, proof", "1"):
+            if proof != self._proof((item_id, *rest, removing)):
+                unproved.append(item_id)
+            elif removing:  # a flipped bit must not delete anything
                 with contextlib.suppress(ResourceError):  # the disk still fails: it is left to the next start
                     self._finish_removing(item_id)
         try:
             files = {entry.name: entry.stat(follow_symlinks=False).st_size for entry in os.scandir(self._path)}
         except OSError as error:
             raise disk_error(error, f"the vault {self._path}") from error
-        items = {f"{item.id}{SUFFIX}": item for item in self.list()}
-        self._strays = sorted(files.keys() - items.keys())
+        missing, damaged = [], []
+        for item_id, size in self._pages("id, size", "removing=0"):
+            found = files.pop(f"{item_id}{SUFFIX}", None)
+            if found is None:
+                missing.append(item_id)
+            elif found != size:
+                damaged.append(item_id)
+        self._strays = sorted(files)
         return Findings(
-            orphans=self._strays,
-            missing=sorted(items[name].id for name in items.keys() - files.keys()),
-            unproved=sorted(unproved),
-            damaged=sorted(items[name].id for name in items.keys() & files.keys() if files[name] != items[name].size),
+            orphans=self._strays, missing=sorted(missing), damaged=sorted(damaged), unproved=sorted(unproved)
         )
+
+    def _pages(self, columns: str, where: str) -> Iterator[tuple[Any, ...]]:
+        """These columns of all rows that are wanted; there may be very many, so not all are in memory at once."""
+        last = 0
+        sql = f"SELECT {columns}, number FROM vault WHERE {where} AND number>? ORDER BY number LIMIT {_PAGE}"  # noqa: S608
+        while rows := self._db.rows(sql, (last,)):
+            last = rows[-1][-1]
+            for row in rows:
+                yield row[:-1]
 
     def _proof(self, row: Sequence[Any]) -> bytes:
         """A keyed digest of a row's columns, as :data:`_PROVED` names them."""
@@ -277,6 +291,8 @@ class Vault:
 
     def strays(self) -> Sequence[str]:
         """The files found without a row at start that still have none: a job that goes on may have taken its own."""
+        if not self._strays:
+            return []
         with os.scandir(self._path) as found:
             names = {entry.name for entry in found}
         ids = {str(row[0]) + SUFFIX for row in self._db.rows("SELECT id FROM vault")}
