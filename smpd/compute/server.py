@@ -88,6 +88,7 @@ class Server:
         sandbox = Sandbox(request.sandbox, self._kernel)
         sys.dont_write_bytecode = True
         os.environ["CUDA_CACHE_DISABLE"] = "1"  # there is nowhere to write it
+        os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"  # code that nobody listed, and before all walls are up
         sandbox.before_imports(code_folders({point.module.partition(".")[0] for point in points}))
 
         gc.disable()  # until the worker starts: what is imported stays, and to look through it takes a tenth of it all

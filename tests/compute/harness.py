@@ -54,7 +54,9 @@ def install_hostile(folder: Path) -> None:
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: smp-hostile\nVersion: 1.0\n")
     points = [f"{name} = hostile:{name.partition('.')[2]}" for name in HOSTILE]
     points += ["wrong.name = hostile:sums", "wrong.import = hostile_missing:f", "digest = hostile:sums"]
-    (info / "entry_points.txt").write_text("[smpd.processors]\n" + "\n".join(points) + "\n")
+    # torch imports, with itself, what calls itself a backend of it: nobody listed that, and it would be there first.
+    foreign = "[torch.backends]\nforeign = smp_nowhere:autoload\n"
+    (info / "entry_points.txt").write_text(foreign + "[smpd.processors]\n" + "\n".join(points) + "\n")
 
 
 @dataclasses.dataclass
