@@ -8,7 +8,7 @@ import pytest
 from nacl.signing import SigningKey
 
 from smp_proto.audit.note import VerifierKey
-from smpd.audit import AuditLog
+from smpd.audit import AuditLog, opening
 from smpd.jobs.database import Database
 from smpd.jobs.seal import StateSeal
 from smpd.vault.checkpoint import LastCheckpoint
@@ -19,6 +19,13 @@ KEY = VerifierKey("audit.example/box1", bytes(SIGNER.verify_key))
 
 def sign(text: bytes) -> bytes:
     return SIGNER.sign(text).signature
+
+
+@pytest.fixture(params=["short", "long"])
+def any_length(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each log is verified whole when it is opened, or else from its last checkpoint on."""
+    if request.param == "long":
+        monkeypatch.setattr(opening, "WHOLE_RECORDS", 0)
 
 
 @pytest.fixture

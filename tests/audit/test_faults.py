@@ -21,6 +21,8 @@ from smp_proto.audit.verify import verify_log
 from smp_proto.errors import AuditError
 from smpd.audit import AuditLog
 
+pytestmark = pytest.mark.usefixtures("any_length")
+
 Open = Callable[..., AuditLog]
 CHILD = Path(__file__).with_name("audit_child.py")
 SEED = random.SystemRandom().randrange(2**32)

@@ -16,6 +16,8 @@ from smp_proto.audit.verify import verify_log
 from smp_proto.errors import AuditError, UsageError
 from smpd.audit import AuditLog
 
+pytestmark = pytest.mark.usefixtures("any_length")
+
 Open = Callable[..., AuditLog]
 
 

@@ -16,6 +16,8 @@ from smpd.audit.remembered import Reached
 from smpd.jobs.database import Database
 from smpd.vault.checkpoint import LastCheckpoint
 
+pytestmark = pytest.mark.usefixtures("any_length")
+
 
 @pytest.fixture
 def place(tmp_path: Path, open_log, key: VerifierKey, db: Database, last: LastCheckpoint) -> Place:

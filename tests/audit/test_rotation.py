@@ -13,6 +13,8 @@ from smp_proto.audit.verify import verify_log
 from smp_proto.errors import AuditError
 from smpd.vault.checkpoint import LastCheckpoint
 
+pytestmark = pytest.mark.usefixtures("any_length")
+
 
 class Log:
     """Lines and notes as a test puts them together."""
