@@ -13,9 +13,7 @@ import sqlite3
 import threading
 import time
 from base64 import b64encode
-from bisect import bisect_right, insort
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
 from typing import Any
 
 from cryptography.exceptions import InvalidTag
@@ -32,7 +30,8 @@ from smp_proto.memory import wipe
 
 from .details import DETAILS_NAME, DetailKeys
 from .files import read_lines
-from .opening import CHECKPOINTS_NAME, LOG_NAME, MARK_RECORDS, Earlier, Mark, open_verified
+from .marks import MARK_RECORDS, Marks, read_from
+from .opening import CHECKPOINTS_NAME, LOG_NAME, Earlier, open_verified
 from .remembered import Reached
 from .turns import Turns
 
@@ -50,10 +49,6 @@ class _Entry:
         self.line = line
         self.synced = False
         self.failure = ""
-
-
-def _record_of(mark: Mark) -> int:
-    return mark.record
 
 
 class AuditLog:
@@ -123,7 +118,7 @@ class AuditLog:
         self._dropped = 0
         self._covered = 0
         self._log_size = self._notes_size = 0
-        self._marks: list[Mark] = []
+        self._marks = Marks()
         self._files = contextlib.ExitStack()
         self._queue: list[_Entry] = []
         self._flight: list[_Entry] = []
@@ -254,13 +249,10 @@ class AuditLog:
             message, hint = f"the audit log in {self.directory} cannot be read: {exc}", "look at the kernel log"
             raise AuditError("audit_unwritable", message, hint=hint) from exc
         except AuditError as error:
-            with contextlib.suppress(AuditError):
-                self._lead(lambda: self._keep_apart(self._last or self._signed(), None), failed=True)
-            with self._changed:
-                self._fail(error.message)
+            self._condemn(error.message)
             raise
         with self._changed:
-            self._marks = sorted({*self._marks, *earlier.marks})
+            self._marks.take(earlier.marks.all)
             self.earlier = None
 
     def hand_over(self, key: VerifierKey, sign: Callable[[bytes], bytes]) -> None:
@@ -297,13 +289,11 @@ class AuditLog:
             end = self._log_size
             if not 0 <= since < self._tree.size:
                 return []
-            number, start = self._marks[bisect_right(self._marks, since, key=_record_of) - 1]
-        lines = read_lines(self._path(LOG_NAME), start, end)
-        start += sum(map(len, islice(lines, since - number)))
-        found = list(islice(lines, limit))
-        if since - number >= MARK_RECORDS:  # who reads a long log on from here does not begin anew
+            mark = self._marks.before(since)
+        found, following = read_from(self._path(LOG_NAME), mark, end, since, limit)
+        if since - mark.record >= MARK_RECORDS:  # who reads a long log on from here does not begin anew
             with self._changed:
-                insort(self._marks, Mark(since + len(found), start + sum(map(len, found))))
+                self._marks.add(following)
         return found
 
     def checkpoints(self) -> list[bytes]:
@@ -358,6 +348,15 @@ class AuditLog:
         if self._failure:
             raise self._unwritable(self._failure)
 
+    def _condemn(self, reason: str) -> None:
+        """Latch a log that is not what was signed, and have its next opening take nothing on trust."""
+        with self._changed:
+            while self._busy:
+                self._changed.wait()
+            self._fail(reason)
+        with contextlib.suppress(AuditError):  # a full disk, or it is closed: the next one finds out again
+            self._lead(lambda: self._keep_apart(self._last or self._signed(), None), failed=True)
+
     def _fail(self, reason: str) -> None:
         """Latch the log and turn away who waits; the caller holds the lock."""
         self._failure = reason
@@ -404,8 +403,7 @@ class AuditLog:
         self._log.append(b"".join(entry.line for entry in self._flight))
         with self._changed:
             for entry in self._flight:
-                if self._tree.size % MARK_RECORDS == 0:
-                    self._marks.append(Mark(self._tree.size, self._log_size))
+                self._marks.begins(self._tree.size, self._log_size)
                 self._turns.wrote(entry.line)
                 self._tree.append(leaf_hash(entry.line[:-1]))
                 self._log_size += len(entry.line)

@@ -18,28 +18,21 @@ from smp_proto.audit.verify import LogVerifier, broken
 from smp_proto.errors import AuditError, KeyFileError
 
 from .files import AppendFile, read_lines
+from .marks import Mark, Marks
 from .remembered import Reached
 
 LOG_NAME = "audit.jsonl"
 CHECKPOINTS_NAME = "checkpoints"
-MARK_RECORDS = 1024  # a byte offset is remembered for each so many records
 WHOLE_RECORDS = 100_000  # takes half a second to a second
 PIECE_RECORDS = 1000  # takes some milliseconds, of which others wait for the interpreter
 _LAST = "the last checkpoint, as the database has it,"
 
 
-class Mark(NamedTuple):
-    """Where in the file a record begins."""
-
-    record: int
-    offset: int
-
-
 class Opened(NamedTuple):
     """A log that is what was signed; ``files`` closes it.
 
-    Sizes are in bytes. ``verifier`` has seen all of it, or all after ``began``. ``marks`` are in order, and begin with
-    the first record. ``newest`` is the last checkpoint, ``dropped`` what was cut off both files.
+    Sizes are in bytes. ``verifier`` has seen all of it, or all after ``began``. ``newest`` is the last checkpoint,
+    ``dropped`` what was cut off both files.
     """
 
     files: contextlib.ExitStack
@@ -47,7 +40,7 @@ class Opened(NamedTuple):
     notes: AppendFile
     verifier: LogVerifier
     began: Reached | None
-    marks: list[Mark]
+    marks: Marks
     log_size: int
     notes_size: int
     newest: bytes
@@ -71,7 +64,7 @@ class Earlier:
 
     def __init__(self, directory: str, keys: Sequence[VerifierKey], last: bytes, reached: Reached) -> None:
         self.size = reached.verified.size
-        self.marks: list[Mark] = []
+        self.marks = Marks()
         self.anew = partial(Earlier, directory, keys, last, reached)
         log_path, notes_path = _paths(directory)
         notes = iter_notes(read_lines(notes_path, 0, reached.notes_bytes))
@@ -139,12 +132,12 @@ def open_verified(
                 notes_size, newest = notes_size + len(note), note
         if reached is not None and reached.verified.size <= WHOLE_RECORDS:
             reached = None
-        marks: list[Mark] = []
+        marks = Marks()
         if reached is not None:
             try:
                 verifier, log_size = _verify(directory, keys, last, log_end, notes_size, marks, reached)
             except (AuditError, KeyFileError, ValueError):  # all of it will show which record is bad
-                reached, marks = None, []
+                reached, marks = None, Marks()
         if reached is None:
             verifier, log_size = _verify(directory, keys, last, log_end, notes_size, marks)
         if not verifier.may_sign(keys[0]):
@@ -160,7 +153,7 @@ def _verify(
     last: bytes | None,
     log_end: int | None,
     notes_size: int,
-    marks: list[Mark],
+    marks: Marks,
     reached: Reached | None = None,
 ) -> tuple[LogVerifier, int]:
     """Verify the files, or what came after a checkpoint; the verifier, and how many bytes of the log count."""
@@ -170,7 +163,7 @@ def _verify(
         raise ValueError("the files are shorter than they were")
     verifier = LogVerifier(iter_notes(read_lines(notes_path, notes_begin, notes_size)), keys, last, _LAST, after)
     if reached:
-        marks += [Mark(0, 0), Mark(verifier.tree.size, begin)]
+        marks.add(Mark(verifier.tree.size, begin))
     lines, size = read_lines(log_path, begin, log_end), begin
     for line in lines:
         if not line.endswith(b"\n") and not any(b"\n" in rest for rest in lines):
@@ -180,10 +173,9 @@ def _verify(
     return verifier, size
 
 
-def _feed(verifier: LogVerifier, line: bytes, marks: list[Mark], offset: int) -> int:
+def _feed(verifier: LogVerifier, line: bytes, marks: Marks, offset: int) -> int:
     """Verify a line that begins at an offset; returns where it ends."""
-    if verifier.tree.size % MARK_RECORDS == 0:
-        marks.append(Mark(verifier.tree.size, offset))
+    marks.begins(verifier.tree.size, offset)
     verifier.feed(line)
     return offset + len(line)
 

@@ -103,7 +103,7 @@ def test_any_record_can_be_read(place: Place, seen: bool) -> None:
         for _ in range(60):
             since, limit = rng.randrange(len(lines) + 3), rng.choice([1, 3, 700, 2000])
             assert log.read(since, limit) == lines[since : since + limit]
-        marks = log._log._marks
+        marks = log._log._marks.all
         assert marks == sorted(set(marks))
         assert all(sum(map(len, lines[: mark.record])) == mark.offset for mark in marks)
 
@@ -113,7 +113,7 @@ def test_reading_it_through(place: Place) -> None:
     with place.opened() as log:
         for since in range(0, RECORDS, 1500):
             log.read(since, 1500)
-        assert [mark.record for mark in log._log._marks] == [0, 3000, 4500]  # 1500 is near enough to the first
+        assert [mark.record for mark in log._log._marks.all] == [0, 3000, 4500]  # 1500 is near enough to the first
 
 
 def _at(data: bytes, number: int) -> int:
