@@ -15,8 +15,9 @@ from smp_proto.wire import FrameType
 from smpd.compute import loading
 from smpd.compute.sandbox import Sandbox
 from smpd.compute.usage import PeakMemory
-from smpd.links.computing import AnyRequest, Done, Ready, Request, Run, Setup
+from smpd.links.computing import AnyRequest, Check, Done, Ready, Request, Run, Setup
 from smpd.links.ring import Ring
+from smpd.processors import Processor
 from smpd.walls.sandbox import Kernel, code_folders
 
 if TYPE_CHECKING:
@@ -53,8 +54,10 @@ class Server:
         if isinstance(request, Setup):
             return self._set_up(request, fds)
         close_all(fds)
-        assert isinstance(request, Run)
-        if self._worker is None or self._busy:
+        if isinstance(request, Check) and self._worker is not None:
+            self._checked(self._worker, request)
+            return None
+        if not isinstance(request, Run) or self._worker is None or self._busy:
             raise DaemonError("protocol", "a run came before the set-up, or while another is under way")
         self._busy = True
         try:
@@ -123,10 +126,7 @@ class Server:
                 os.dup2(null.fileno(), fd)
 
     async def _run(self, worker: "Worker", request: Run, exchange: Exchange) -> Done:
-        processor = worker.processors.get(request.processor)
-        if processor is None:
-            raise loading.no_such_processor(request.processor, worker.processors, "list it in the configuration")
-        params = loading.convert_params(processor, request.params)
+        processor, params = self._checked(worker, request)
         from smpd.compute.run import Running  # noqa: PLC0415 - it imports torch
 
         self._memory.reset()
@@ -146,6 +146,13 @@ class Server:
         device = worker.device
         name, held = str(device.torch_device), device.held()
         return Done(outcome.entries, outcome.outputs, name, self._memory.peak(), seconds, held)
+
+    @staticmethod
+    def _checked(worker: "Worker", request: Run | Check) -> tuple[Processor, Any]:
+        processor = worker.processors.get(request.processor)
+        if processor is None:
+            raise loading.no_such_processor(request.processor, worker.processors, "list it in the configuration")
+        return processor, loading.convert_params(processor, request.params)
 
     async def _last_word(self, exchange: Exchange, error: SmpError) -> NoReturn:
         """Answer and end the process: its thread cannot be killed, or its device is lost. smpd starts another."""

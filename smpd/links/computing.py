@@ -1,10 +1,10 @@
 """What smpd asks of a compute process, and how plaintext and results flow.
 
 The first request is :class:`Setup`, with two descriptors (plain ring, result ring), answered by :class:`Ready`.
-Then one :class:`Run` at a time. Its plaintext is that of one object, or of several one after the other: smpd names
-their entries in :class:`Objects`, each before the first byte of it, and sends a :class:`Chunk` for each filled slot of
-the plain ring, in order and without gaps; the process answers each with :class:`Freed` as soon as the slot may be
-reused. :class:`Finish` says that all was sent.
+Then one :class:`Run` at a time, and a :class:`Check` whenever smpd likes. The plaintext of a run is that of one object,
+or of several one after the other: smpd names their entries in :class:`Objects`, each before the first byte of it, and
+sends a :class:`Chunk` for each filled slot of the plain ring, in order and without gaps; the process answers each with
+:class:`Freed` as soon as the slot may be reused. :class:`Finish` says that all was sent.
 When it has results it fills slots of the result ring, which it owns, and announces them; smpd answers each
 :class:`OutputChunk` with :class:`OutputFreed`. The reply that ends the exchange is :class:`Done`. It comes behind the
 last chunk and waits for no answer to it: smpd asks for the next run once it has taken all results of this one, and
@@ -85,6 +85,13 @@ class Run(Request, tag="run"):
     single: bool = True
 
 
+class Check(Request, tag="check"):
+    """Whether a run may have these parameters, at any time. Reply: None. Errors: bad_parameter, no_such_processor."""
+
+    processor: str
+    params: dict[str, Any]
+
+
 class ToCompute(msgspec.Struct, tag_field="m"):
     """Base of DATA from smpd."""
 
@@ -155,6 +162,6 @@ class Done(msgspec.Struct):
     device_bytes: int = 0
 
 
-AnyRequest = Setup | Run
+AnyRequest = Setup | Run | Check
 AnyToCompute = Objects | Chunk | Finish | OutputFreed
 AnyFromCompute = Freed | OutputBegin | OutputChunk | OutputEnd

@@ -24,6 +24,8 @@ from smpd.transfer.workers import Worker, WorkerHost, kill
 
 T = TypeVar("T")
 _FROM_COMPUTE = cast("type[computing.FromCompute]", computing.AnyFromCompute)
+_CHECK_S = 10.0
+_OF_A_CHECK = frozenset({"bad_parameter", "no_such_processor"})
 _AT_ONCE_BYTES = 64 << 10  # of a result: copied and hashed in 40 µs, half of what handing it to a thread takes
 
 
@@ -89,6 +91,23 @@ class Compute:
         async with self.host.use():
             assert self.ready is not None
             return self.ready
+
+    async def check(self, processor: str, params: dict[str, Any]) -> None:
+        """Ask the process whether a run may have these parameters; starts it if need be.
+
+        What else goes wrong is for the run to find, for which it may have passed.
+
+        Raises:
+            UsageError: ``bad_parameter``.
+            NotFoundError: ``no_such_processor``.
+        """
+        try:
+            async with self.host.use() as worker:
+                with contextlib.suppress(TimeoutError):
+                    await worker.caller.call(computing.Check(processor, params), type(None), timeout=_CHECK_S)
+        except SmpError as error:
+            if (found := believed(error)).code in _OF_A_CHECK:
+                raise found from error
 
     async def run(
         self, request: computing.Run, writer: BundleWriter, feed: Feed, *, again: bool = False

@@ -165,7 +165,10 @@ class Runner:
                 ahead = await held.enter_async_context(Ahead(pool, cut).running())
 
             if standard:
-                await self._arrive(job, pool, path, meter)
+                with one_error():
+                    async with anyio.create_task_group() as group:  # a mistake shows before all is sealed
+                        group.start_soon(compute.check, spec.processor, spec.params)
+                        await self._arrive(job, pool, path, meter)
                 source = await self._open_own(job, pool)
             else:
                 source = await self._open(job, pool, path, None if left.begun else early)

@@ -59,8 +59,24 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[One]:
         add_remote(machine, "gated", served)
         (folder / "volume.bin").write_bytes(np.random.default_rng(3).bytes(VOLUME))
         store.objects["volume.smp"] = sender.seal([folder / "volume.bin"], folder / "volume.smp").read_bytes()
+        add_remote(machine, "plain", served, mode="standard")
         yield One(machine, store)
         assert not faults(machine)
+
+
+def test_a_mistake_in_a_parameter_is_told_before_all_is_sealed(one):
+    """What comes in the clear is sealed first, which may take hours."""
+    one.store.objects["volume.bin"] = bytes(VOLUME)
+    one.store.hold_after(VOLUME // 4)
+    try:
+        with client(one.box) as ctl:
+            view = ctl.wait(ctl.submit(RunSpec("plain:volume.bin", "digest", {"widht": 1})).id)
+        assert view.error
+        assert view.error.code == "bad_parameter"
+        assert "no parameter 'widht'" in view.error.message
+        assert view.state == "failed"
+    finally:
+        one.store.release()
 
 
 @pytest.mark.parametrize("processor", ["", "digest"])

@@ -11,11 +11,12 @@ from typing import cast
 import anyio
 
 from smp_proto.aio import Channel, Exchange, close_all, decode
-from smp_proto.errors import IntegrityError, ProcessorError, ResourceError
+from smp_proto.errors import IntegrityError, ProcessorError, ResourceError, UsageError
 from smp_proto.serving import serve
 from smpd.links.computing import (
     AnyRequest,
     AnyToCompute,
+    Check,
     Chunk,
     Done,
     Finish,
@@ -48,8 +49,25 @@ async def handle(body: bytes, fds: list[int], exchange: Exchange) -> object:
             raise ResourceError("no_memory", "device cuda:0 cannot be opened: all of its memory is in use")
         return Ready("cpu", "fake", "0", False, {}, [])
     close_all(fds)
+    if isinstance(request, Check):
+        return await check(request.processor)
     assert isinstance(request, Run)
     return await run(request, exchange)
+
+
+async def check(act: str) -> object:
+    match act:
+        case "refuses":
+            raise UsageError("bad_parameter", "it has no parameter 'widht'\x1b[2J", details={"k": "v"})
+        case "accuses":
+            raise IntegrityError("corrupt", "the sender has forged it")
+        case "dies":
+            os._exit(1)
+        case "hangs":
+            await anyio.sleep_forever()
+        case "nonsense":
+            return 5
+    return None
 
 
 async def run(request: Run, exchange: Exchange) -> Done:

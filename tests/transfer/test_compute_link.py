@@ -4,9 +4,9 @@ import signal
 
 import anyio
 import pytest
-from transfer.compute_box import CHUNKS, SLOT, Computing, boxes, run
+from transfer.compute_box import CHUNKS, SLOT, Computing, boxes, feed, run
 
-from smp_proto.errors import IntegrityError, ProcessorError, ResourceError, SmpError
+from smp_proto.errors import IntegrityError, ProcessorError, ResourceError, SmpError, UsageError
 from smpd.links.computing import Done
 from smpd.metrics.counting import Metrics
 from smpd.transfer.health import HealthSettings
@@ -61,6 +61,35 @@ async def test_what_goes_wrong_ends_the_job_and_no_more(computing, act, code, me
         done, _ = await run(compute, "echo")
         assert done.outputs == 1
         assert compute.host.restarts == (0 if act in ("fails", "fails late", "early", "accuses") else 1)
+
+
+async def test_parameters_are_checked_before_a_run_and_beside_one(computing):
+    """What it refuses is told, as far as that is believed; it may be asked while it works."""
+    async with computing() as compute:
+        await compute.check("echo", {})
+        with pytest.raises(UsageError, match="no parameter 'widht'") as caught:
+            await compute.check("refuses", {"widht": 1})
+        assert caught.value.message.isprintable()
+        assert not caught.value.details
+
+        async def feeding(plain: PlainRing) -> None:
+            with pytest.raises(UsageError):
+                await compute.check("refuses", {})
+            await feed(plain)
+
+        done, _ = await run(compute, "echo", feeding)
+        assert done.outputs == 1
+        assert compute.host.restarts == 0
+
+
+@pytest.mark.parametrize("act", ["accuses", "dies", "hangs", "nonsense"])
+async def test_what_goes_wrong_with_a_check_is_for_the_run_to_find(computing, act, monkeypatch):
+    """It says nothing of the parameters, least of all that an object is not to be trusted."""
+    monkeypatch.setattr("smpd.transfer.device._CHECK_S", 0.2)
+    async with computing() as compute:
+        await compute.check(act, {})
+        done, _ = await run(compute, "echo")
+        assert done.outputs == 1
 
 
 async def test_a_device_that_others_fill(computing, monkeypatch):
