@@ -16,6 +16,7 @@ import msgspec
 from smp_proto import __version__
 from smp_proto.control import Hello
 from smp_proto.errors import DaemonError, ErrorBody, SmpError, UsageError
+from smp_proto.structs import decoder
 from smp_proto.wire import (
     BODY_MAX_BYTES,
     PROTOCOL_MAX,
@@ -23,7 +24,6 @@ from smp_proto.wire import (
     Frame,
     FrameDecoder,
     FrameType,
-    decoder,
     encode_frame,
 )
 from smpctl.address import START_HINT, connect

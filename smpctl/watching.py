@@ -7,6 +7,7 @@ import msgspec
 
 from smp_proto.control import Event, JobView, MetricFamily
 from smp_proto.errors import DaemonError, SmpError
+from smp_proto.structs import decoder
 
 RECONNECT_FIRST_S = 0.25
 RECONNECT_MAX_S = 5.0
@@ -22,9 +23,10 @@ def job_of(event: Event) -> JobView | None:
     if event.kind not in ("snapshot", "job"):
         return None
     try:
-        return msgspec.msgpack.decode(event.body, type=JobView)
+        view: JobView = decoder(JobView).decode(event.body)
     except (msgspec.MsgspecError, RecursionError) as error:
         raise DaemonError("protocol", f"an event does not fit the protocol: {error}") from None
+    return view
 
 
 def joined(parts: Iterable[MetricFamily]) -> list[MetricFamily]:

@@ -21,6 +21,7 @@ from smp_proto.control import (
 )
 from smp_proto.errors import AuditError, SmpError
 from smp_proto.sealed.keys import Identity, PublicIdentity
+from smp_proto.structs import learn_all
 from smpd.audit.kept import KeptLog
 from smpd.config import Config
 from smpd.configuring import load_config
@@ -72,6 +73,7 @@ _JOB_BYTES = 1 << 20  # a job whose size is not known yet is not begun with less
 
 def compose(config: Config, state: State, group: TaskGroup, read: Callable[[], Config] = load_config) -> Daemon:
     """The daemon of an open state; its workers live in ``group``, and ``read`` reads another configuration. Blocks."""
+    learn_all()
     reloading = Reloading(config, read)
     keys, database, audit, seal = state.keys, state.database, state.audit, state.seal
     spool = os.path.join(state.folder, "spool")

@@ -17,7 +17,8 @@ import msgspec
 
 from smp_proto.errors import DaemonError
 from smp_proto.memory import wipe_bytes
-from smp_proto.wire import FDS_MAX, Frame, FrameDecoder, FrameType, decoder, encode_frame
+from smp_proto.structs import decoder
+from smp_proto.wire import FDS_MAX, Frame, FrameDecoder, FrameType, encode_frame
 
 STALL_S = 30.0
 UNREAD_BYTES_MAX = 32 << 20

@@ -26,15 +26,6 @@ FDS_MAX = 64
 STREAM_MAX = 0xFFFF_FFFF
 _HEADER = PackedStruct(">IIBB")
 HEADER_BYTES = _HEADER.size
-_decoders: dict[Any, msgspec.msgpack.Decoder[Any]] = {}
-
-
-def decoder(kind: Any) -> msgspec.msgpack.Decoder[Any]:
-    """The decoder of bodies of one kind, made once: that takes a hundred times as long as to use it."""
-    found = _decoders.get(kind)
-    if found is None:
-        found = _decoders[kind] = msgspec.msgpack.Decoder(kind)
-    return found
 
 
 def encode_secret(body: Any) -> bytes:

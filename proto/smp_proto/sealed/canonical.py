@@ -8,6 +8,8 @@ from typing import TypeVar
 
 import msgspec
 
+from smp_proto.structs import decoder
+
 T = TypeVar("T")
 
 
@@ -18,7 +20,7 @@ def decode(kind: type[T], data: bytes) -> T:
         ValueError: the bytes are not the one encoding of a ``kind``. It does not quote them.
     """
     try:
-        value = msgspec.msgpack.decode(data, type=kind)
+        value: T = decoder(kind).decode(data)
         if msgspec.msgpack.encode(value) == data:
             return value
     except (msgspec.MsgspecError, RecursionError, ValueError, OverflowError):
