@@ -242,7 +242,8 @@ async def _look_back(daemon: Daemon) -> None:
         except SmpError as error:
             _log.error("audit log does not verify", code=error.code, reason=error.message)
             await anyio.sleep(_AUDIT_RETRY_S)
-        await anyio.sleep((_LOOK_BACK_SHARE - 1) * (anyio.current_time() - began))
+        else:
+            await anyio.sleep((_LOOK_BACK_SHARE - 1) * (anyio.current_time() - began))
 
 
 async def _clean_spool(daemon: Daemon) -> None:

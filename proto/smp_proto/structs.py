@@ -7,6 +7,7 @@ and none may decode what another is still learning: decoders are made under a lo
 there are threads.
 """
 
+import contextlib
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -31,7 +32,8 @@ def learn_all() -> frozenset[type]:
     with _learning:
         found = frozenset(_below(msgspec.Struct))
         for each in found:
-            msgspec.msgpack.Decoder(each)
+            with contextlib.suppress(TypeError, NameError):  # of one that cannot be decoded there is nothing to learn
+                msgspec.msgpack.Decoder(each)
         return found
 
 

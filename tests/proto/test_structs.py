@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 import whole as inside
 
@@ -47,6 +48,13 @@ def test_threads_that_meet_a_struct_at_once() -> None:
 def test_a_decoder_is_made_once() -> None:
     assert decoder(list[int]) is decoder(list[int])
     assert decoder(list[int]).decode(b"\x91\x05") == [5]
+
+
+def test_one_that_cannot_be_learnt_keeps_nobody_from_it() -> None:
+    """Somebody's struct may be there only to be written."""
+    bad = msgspec.defstruct("Bad", [("a", "list[Nowhere]")])
+    good = msgspec.defstruct("Good", [("a", int)])
+    assert {bad, good} <= learn_all()
 
 
 async def test_a_daemon_has_learnt_all_before_it_has_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
