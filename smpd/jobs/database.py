@@ -154,6 +154,7 @@ MIGRATIONS: tuple[str, ...] = (
     """,
 )
 
+_PAGE = 500  # rows
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 _DISK = {
     sqlite3.SQLITE_IOERR,
@@ -338,6 +339,18 @@ class Database:
         """Return all rows of a query, of what is committed."""
         with self._reading, self._named_errors():
             return self._reader.execute(sql, tuple(values)).fetchall()
+
+    def pages(self, sql: str, number: int) -> Iterator[tuple[Any, ...]]:
+        """The rows of a query of which there may be very many: never all of them are in memory.
+
+        Args:
+            sql: has no condition yet; a table's ``number`` is among what it selects.
+            number: where it is in a row.
+        """
+        last = -(1 << 63)
+        while rows := self.rows(f"{sql} WHERE number>? ORDER BY number LIMIT ?", (last, _PAGE)):
+            last = rows[-1][number]
+            yield from rows
 
     def close(self) -> None:
         """Checkpoint and close."""

@@ -88,12 +88,8 @@ class Records:
 
     def damaged(self) -> tuple[str, ...]:
         """Return the ids of jobs whose record does not open."""
-        found: list[str] = []
-        last = -1
-        while rows := self._db.rows(f"{SELECT} WHERE number>? ORDER BY number LIMIT ?", (last, _PAGE)):
-            found += self._read(rows)[1]
-            last = rows[-1][NUMBER]
-        return tuple(found)
+        rows = self._db.pages(SELECT, NUMBER)
+        return tuple(each for row in rows for each in self._read((row,))[1])
 
     @property
     def waiting(self) -> int:

@@ -165,10 +165,9 @@ class Runner:
                 ahead = await held.enter_async_context(Ahead(pool, cut).running())
 
             if standard:
-                with one_error():
-                    async with anyio.create_task_group() as group:  # a mistake shows before all is sealed
-                        group.start_soon(compute.check, spec.processor, spec.params)
-                        await self._arrive(job, pool, path, meter)
+                async with anyio.create_task_group() as group:  # a mistake in a parameter shows before all is sealed
+                    group.start_soon(compute.check, spec.processor, spec.params)
+                    await self._arrive(job, pool, path, meter)
                 source = await self._open_own(job, pool)
             else:
                 source = await self._open(job, pool, path, None if left.begun else early)

@@ -10,7 +10,7 @@ import os
 import re
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from smp_proto import durable
@@ -21,9 +21,9 @@ from smpd.jobs.database import Database
 from smpd.jobs.seal import StateSeal
 
 SUFFIX = ".smp"
-_PAGE = 1000  # rows
 
 _PROVED = "id, job, object_id, sender, size, entries, plain, created, removing"
+_SIZE = 4  # where the size is among them
 _SELECT_PROVED = f"SELECT {_PROVED}, proof FROM vault"  # noqa: S608 - the names above
 _ID = re.compile(r"[0-9a-v]{16}")
 _SELECT = "SELECT id, object_id, size, entries, sender, created, job FROM vault"
@@ -247,37 +247,30 @@ class Vault:
         """
         with self._db.transaction() as connection:
             self._prove(connection, "proof=x''")
-        unproved = []
-        for item_id, *rest, removing, proof in self._pages(f"{_PROVED}, proof", "1"):
-            if proof != self._proof((item_id, *rest, removing)):
-                unproved.append(item_id)
-            elif removing:  # a flipped bit must not delete anything
-                with contextlib.suppress(ResourceError):  # the disk still fails: it is left to the next start
-                    self._finish_removing(item_id)
         try:
             files = {entry.name: entry.stat(follow_symlinks=False).st_size for entry in os.scandir(self._path)}
         except OSError as error:
             raise disk_error(error, f"the vault {self._path}") from error
-        missing, damaged = [], []
-        for item_id, size in self._pages("id, size", "removing=0"):
-            found = files.pop(f"{item_id}{SUFFIX}", None)
-            if found is None:
-                missing.append(item_id)
-            elif found != size:
-                damaged.append(item_id)
+        missing, damaged, unproved = [], [], []
+        for _, proof, *row in self._db.pages(f"SELECT number, proof, {_PROVED} FROM vault", 0):  # noqa: S608 - ours
+            item_id, size, removing = str(row[0]), row[_SIZE], row[-1]
+            name = f"{item_id}{SUFFIX}"
+            if proof != self._proof(row):
+                unproved.append(item_id)
+            elif removing:  # a flipped bit must not delete anything
+                with contextlib.suppress(ResourceError):  # the disk still fails: it is left to the next start
+                    self._finish_removing(item_id)
+                    files.pop(name, None)
+            if not removing:
+                found = files.pop(name, None)
+                if found is None:
+                    missing.append(item_id)
+                elif found != size:
+                    damaged.append(item_id)
         self._strays = sorted(files)
         return Findings(
             orphans=self._strays, missing=sorted(missing), damaged=sorted(damaged), unproved=sorted(unproved)
         )
-
-    def _pages(self, columns: str, where: str) -> Iterator[tuple[Any, ...]]:
-        """These columns of all rows that are wanted; there may be very many, so not all are in memory at once."""
-        last = 0
-        sql = f"SELECT {columns}, number FROM vault WHERE {where} AND number>? ORDER BY number LIMIT {_PAGE}"  # noqa: S608
-        while rows := self._db.rows(sql, (last,)):
-            last = rows[-1][-1]
-            for row in rows:
-                yield row[:-1]
 
     def _proof(self, row: Sequence[Any]) -> bytes:
         """A keyed digest of a row's columns, as :data:`_PROVED` names them."""

@@ -92,6 +92,23 @@ async def test_what_goes_wrong_with_a_check_is_for_the_run_to_find(computing, ac
         assert done.outputs == 1
 
 
+async def test_a_process_that_does_not_start_is_for_the_run_to_find_too(computing, monkeypatch):
+    """It may start by then: the device is free again, or there is memory for another process."""
+
+    async def fails(*_: object, **__: object) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    async with computing() as compute:
+        with monkeypatch.context() as patched:
+            patched.setattr("smpd.transfer.workers.anyio.open_process", fails)
+            await compute.check("echo", {})
+        monkeypatch.setenv("FAKE_DEVICE", "full")
+        await compute.check("echo", {})
+        monkeypatch.setenv("FAKE_DEVICE", "")
+        done, _ = await run(compute, "echo")
+        assert done.outputs == 1
+
+
 async def test_a_device_that_others_fill(computing, monkeypatch):
     """A process that cannot open its device for want of memory is believed, and the job may be tried again."""
     async with computing() as compute:

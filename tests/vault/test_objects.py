@@ -206,6 +206,20 @@ def test_a_file_that_its_job_takes_after_all_is_no_stray(place: Place) -> None:
     assert place.vault.strays() == ["stray"]
 
 
+def test_ids_that_are_no_text_any_more_are_named_with_the_others(place: Place) -> None:
+    """A flipped bit can change what kind of value a column holds."""
+    for job in (JOB, OTHER):
+        place.adopt(place.part(), job)
+    with place.db.transaction() as connection:
+        connection.execute("UPDATE vault SET id=CAST(id AS BLOB) WHERE id=?", (JOB,))
+        connection.execute("UPDATE vault SET size=size+1")
+    (place.files / f"{OTHER}.smp").unlink()
+    found = place.vault.recover()
+    assert len(found.unproved) == len(found.missing) == 2
+    assert OTHER in found.unproved
+    assert OTHER in found.missing
+
+
 def test_recover_reports_and_touches_nothing(place: Place) -> None:
     """Files without rows, rows without files and files of another size are named; all stay as they are."""
     for job in (JOB, OTHER):
