@@ -15,6 +15,7 @@ import msgspec
 from smp_proto.audit.note import VerifierKey, iter_notes
 from smp_proto.errors import AuditError, IntegrityError, ResourceError, SmpError, StateError
 
+from .earlier import Earlier
 from .files import read_lines
 from .log import AuditLog
 from .opening import CHECKPOINTS_NAME, LOG_NAME
@@ -55,6 +56,7 @@ class KeptLog:
         self._unknown = ""  # why nothing says what was signed last of a log that has records
         self._after: SetAside | None = None  # the log before a new one, until that names it
         self._log: AuditLog | None = None
+        self._earlier: Earlier | None = None  # verifies what the opening passed over, while there is some of it
         self._changing = threading.Lock()
         self._open()
 
@@ -132,24 +134,42 @@ class KeptLog:
     @property
     def unseen(self) -> int:
         """Number of records that are still to be verified, see :meth:`look_back`."""
-        earlier = self._log.earlier if self._log else None
-        return earlier.size - earlier.verified if earlier else 0
+        return self._earlier.unseen if self._earlier else 0
 
     def look_back(self) -> None:
-        """As :meth:`AuditLog.look_back`, of a log that is not broken. One that shows itself to be is from then on."""
-        if (log := self._log) is not None:
+        """Verify another piece of what the opening of a long log passed over.
+
+        Raises:
+            AuditError: ``audit_broken``, as it is from then on. ``audit_unwritable`` where it cannot be read; the next
+                call begins anew.
+        """
+        log, earlier = self._log, self._earlier
+        if log is None or earlier is None:
+            return
+        try:
             with self._breaking(log):
-                log.look_back()
+                done = earlier.step()
+        except OSError as exc:
+            self._earlier = earlier.anew()
+            message, hint = f"the audit log in {self.directory} cannot be read: {exc}", "look at the kernel log"
+            raise AuditError("audit_unwritable", message, hint=hint) from exc
+        if done:
+            self._earlier = None
 
     @contextlib.contextmanager
     def _breaking(self, log: AuditLog) -> Iterator[None]:
+        """What shows in this block that the log is broken makes it so, and has its next opening verify all of it."""
         try:
             yield
         except AuditError as error:
             if error.code == "audit_broken":
-                with self._changing:
-                    self.broken, self._log = error, None
+                log.latch(error.message)
                 log.close()
+                with contextlib.suppress(SmpError):  # a full disk: the next one finds out again
+                    if (last := self._last.read()) is not None:
+                        self._last.keep(last.note)
+                with self._changing:
+                    self.broken, self._log, self._earlier = error, None, None
             raise
 
     def read(self, since: int, limit: int) -> list[bytes]:
@@ -201,6 +221,8 @@ class KeptLog:
             self.broken = error
             return
         self._log, self.broken = log, None
+        if last is not None and log.began is not None:
+            self._earlier = Earlier(self.directory, self.keys, last.note, log.began)
         if log.size:
             self._adopt(log)
             return

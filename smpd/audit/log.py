@@ -23,21 +23,22 @@ from cryptography.hazmat.primitives.hmac import HMAC
 from smp_proto import durable
 from smp_proto.audit.merkle import leaf_hash
 from smp_proto.audit.note import Checkpoint, VerifierKey, iter_notes, sign_note
-from smp_proto.audit.record import AuditRecord, FieldValue, encode_line, encode_lines, format_time
-from smp_proto.audit.verify import broken
+from smp_proto.audit.record import AuditRecord, FieldValue, encode_line, encode_lines, format_time, parse_line
+from smp_proto.audit.turns import ROTATION
+from smp_proto.audit.verify import Verified, broken
 from smp_proto.errors import AuditError, ResourceError, SmpError, UsageError
 from smp_proto.memory import wipe
 
 from .details import DETAILS_NAME, DetailKeys
 from .files import read_lines
 from .marks import MARK_RECORDS, Marks, read_from
-from .opening import CHECKPOINTS_NAME, LOG_NAME, Earlier, open_verified
+from .opening import CHECKPOINTS_NAME, LOG_NAME, open_verified
 from .remembered import Reached
-from .turns import Turns
 
 CHECKPOINT_RECORDS = 1000
 CHECKPOINT_S = 60.0
 _SELF = "smpd"
+_ROTATES = f'"{ROTATION}"'.encode()
 
 
 class _Entry:
@@ -52,7 +53,7 @@ class _Entry:
 
 
 class AuditLog:
-    """The audit log in one directory: opened or created, and all of it verified against its checkpoints.
+    """The audit log in one directory: opened or created, and verified against its checkpoints.
 
     Any thread may use it; every call may block.
 
@@ -73,7 +74,7 @@ class AuditLog:
             ResourceError.
 
     Attributes:
-        earlier: verifies what the opening of a long log passed over; None where it was whole.
+        began: from where on the last opening verified it; None where it was whole.
 
     Raises:
         AuditError: ``audit_unwritable`` from here and from each call that writes: the act must not be done.
@@ -110,7 +111,6 @@ class AuditLog:
         self._last = last
         self._reached = reached
         self._remember = remember
-        self.earlier: Earlier | None = None
         self._changed = threading.Condition()  # guards all that follows
         self._busy = False  # a leader is at work; only it touches the files and the tree
         self._failure = ""
@@ -125,9 +125,7 @@ class AuditLog:
         try:
             durable.make_folder(self.directory, 0o700)
             os.chmod(self.directory, 0o700)
-            dropped, began = self._load()
-            if began is not None and last is not None:
-                self.earlier = Earlier(self.directory, self._keys, last, began)
+            dropped = self._load()
             self._details = DetailKeys(self._path(DETAILS_NAME), detail_key)
         except (OSError, sqlite3.Error) as exc:
             self._files.close()
@@ -232,28 +230,12 @@ class AuditLog:
         """Have a checkpoint over the log as it is kept apart, also of an empty one."""
         self._lead(lambda: self._keep_apart(self._signed(), None))
 
-    def look_back(self) -> None:
-        """Verify another piece of what the opening passed over, and have :attr:`earlier` None after the last.
-
-        Raises:
-            AuditError: ``audit_broken``; the log is latched, and its next opening verifies all of it.
-                ``audit_unwritable`` where it cannot be read; the next call begins anew.
-        """
-        if (earlier := self.earlier) is None:
-            return
-        try:
-            if not earlier.step():
-                return
-        except OSError as exc:
-            self.earlier = earlier.anew()
-            message, hint = f"the audit log in {self.directory} cannot be read: {exc}", "look at the kernel log"
-            raise AuditError("audit_unwritable", message, hint=hint) from exc
-        except AuditError as error:
-            self._condemn(error.message)
-            raise
+    def latch(self, reason: str) -> None:
+        """Refuse from now on as after a failed write; nothing more is signed."""
         with self._changed:
-            self._marks.take(earlier.marks.all)
-            self.earlier = None
+            while self._busy:
+                self._changed.wait()
+            self._fail(reason)
 
     def hand_over(self, key: VerifierKey, sign: Callable[[bytes], bytes]) -> None:
         """Have another key sign from now on, which bears the same name; a signed record must have said so before."""
@@ -348,15 +330,6 @@ class AuditLog:
         if self._failure:
             raise self._unwritable(self._failure)
 
-    def _condemn(self, reason: str) -> None:
-        """Latch a log that is not what was signed, and have its next opening take nothing on trust."""
-        with self._changed:
-            while self._busy:
-                self._changed.wait()
-            self._fail(reason)
-        with contextlib.suppress(AuditError):  # a full disk, or it is closed: the next one finds out again
-            self._lead(lambda: self._keep_apart(self._last or self._signed(), None), failed=True)
-
     def _fail(self, reason: str) -> None:
         """Latch the log and turn away who waits; the caller holds the lock."""
         self._failure = reason
@@ -404,7 +377,8 @@ class AuditLog:
         with self._changed:
             for entry in self._flight:
                 self._marks.begins(self._tree.size, self._log_size)
-                self._turns.wrote(entry.line)
+                if _ROTATES in entry.line:
+                    self._turns.look_at(parse_line(entry.line))
                 self._tree.append(leaf_hash(entry.line[:-1]))
                 self._log_size += len(entry.line)
                 entry.synced = True
@@ -418,12 +392,11 @@ class AuditLog:
         if self._tree.size == self._covered:
             return
         note = self._signed()
+        self._turns.signed(self._keys[:1])
         # Its records are on the disk, so a crash before the next line does no harm.
-        verified = self._turns.signs(self._keys[0], self._tree)
-        self._keep_apart(note, Reached(verified, self._log_size, self._notes_size))
+        self._keep_apart(note, Reached(Verified.of(self._tree, self._turns), self._log_size, self._notes_size))
         self._notes.append(note)
         self._notes_size += len(note)
-        self._turns.signed()
         self._newest, self._covered, self._signed_at = note, self._tree.size, time.monotonic()
 
     def _signed(self) -> bytes:
@@ -436,22 +409,22 @@ class AuditLog:
 
     # --- opening ---
 
-    def _load(self, log_end: int | None = None, notes_end: int | None = None) -> tuple[int, Reached | None]:
-        """Open and verify the files; see :func:`open_verified`. Returns the bytes cut off, and where it began."""
+    def _load(self, log_end: int | None = None, notes_end: int | None = None) -> int:
+        """Open and verify the files; see :func:`open_verified`. Returns the bytes that were cut off."""
         opened = open_verified(self.directory, self._keys, self._last, log_end, notes_end, self._reached)
         verifier = opened.verifier
         self._files, self._log, self._notes = opened.files, opened.log, opened.notes
-        self._tree, self._turns, self._marks = verifier.tree, Turns(verifier), opened.marks
+        self._tree, self._turns, self._marks, self.began = verifier.tree, verifier.turns, opened.marks, opened.began
         self._log_size, self._notes_size = opened.log_size, opened.notes_size
         self._newest, self._covered, self._signed_at = opened.newest, verifier.covered, time.monotonic()
-        return opened.dropped, opened.began
+        return opened.dropped
 
     def _reload(self) -> None:
         if not self._failure:
             return
         acknowledged = self._tree.size, self._tree.root()
         self._files.close()
-        self._dropped, _ = self._load(self._log_size, self._notes_size)
+        self._dropped = self._load(self._log_size, self._notes_size)
         if (self._tree.size, self._tree.root()) != acknowledged:
             raise broken(self._tree.size, "the disk does not hold the records that were acknowledged")
         if not self._tree.size:

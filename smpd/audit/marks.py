@@ -1,7 +1,6 @@
 """Where in a log's file some of its records begin, so that one in the middle is found without reading all before it."""
 
 from bisect import bisect_right, insort
-from collections.abc import Iterable
 from itertools import islice
 from typing import NamedTuple
 
@@ -32,10 +31,6 @@ class Marks:
         """Take a mark in, wherever it belongs."""
         if self.before(mark.record) != mark:
             insort(self.all, mark)
-
-    def take(self, others: Iterable[Mark]) -> None:
-        """Take in those of another part of the log."""
-        self.all = sorted({*self.all, *others})
 
     def before(self, record: int) -> Mark:
         """The last mark that is not after a record."""

@@ -2,14 +2,12 @@
 
 A long log would keep a daemon from its work for minutes. Of one of more than :data:`WHOLE_RECORDS` only what came after
 the checkpoint that is kept apart is verified here. That is enough to write on: the tree over what came before is that
-checkpoint's, whatever the file says by now. :class:`Earlier` then verifies the rest of the file, a piece at a time.
+checkpoint's, whatever the file says by now. :class:`~smpd.audit.earlier.Earlier` then verifies the rest of the file.
 """
 
 import contextlib
 import os
 from collections.abc import Sequence
-from functools import partial
-from itertools import islice
 from typing import NamedTuple
 
 from smp_proto import durable
@@ -24,8 +22,7 @@ from .remembered import Reached
 LOG_NAME = "audit.jsonl"
 CHECKPOINTS_NAME = "checkpoints"
 WHOLE_RECORDS = 100_000  # takes half a second to a second
-PIECE_RECORDS = 1000  # takes some milliseconds, of which others wait for the interpreter
-_LAST = "the last checkpoint, as the database has it,"
+LAST = "the last checkpoint, as the database has it,"
 
 
 class Opened(NamedTuple):
@@ -45,56 +42,6 @@ class Opened(NamedTuple):
     notes_size: int
     newest: bytes
     dropped: int
-
-
-class Earlier:
-    """Verifies what :func:`open_verified` passed over.
-
-    Args:
-        directory: of the log.
-        keys: that may have signed.
-        last: the checkpoint from where on the log was verified.
-        reached: how far it was then.
-
-    Attributes:
-        size: number of records to verify.
-        marks: of those that were.
-        anew: makes one that begins again.
-    """
-
-    def __init__(self, directory: str, keys: Sequence[VerifierKey], last: bytes, reached: Reached) -> None:
-        self.size = reached.verified.size
-        self.marks = Marks()
-        self.anew = partial(Earlier, directory, keys, last, reached)
-        log_path, notes_path = _paths(directory)
-        notes = iter_notes(read_lines(notes_path, 0, reached.notes_bytes))
-        self._begin = partial(LogVerifier, notes, keys, last, _LAST)
-        self._verifier: LogVerifier | None = None
-        self._lines = read_lines(log_path, 0, reached.log_bytes)
-        self._offset = 0
-
-    @property
-    def verified(self) -> int:
-        """How many records were."""
-        return self._verifier.tree.size if self._verifier else 0
-
-    def step(self) -> bool:
-        """Verify a piece; True when it was the last.
-
-        Raises:
-            AuditError: ``audit_broken``.
-            OSError: as it came.
-        """
-        verifier = self._verifier = self._verifier or self._begin()
-        piece = list(islice(self._lines, PIECE_RECORDS))
-        for line in piece:
-            self._offset = _feed(verifier, line, self.marks, self._offset)
-        if piece and self.verified < self.size:
-            return False
-        verifier.finish()
-        if self.verified != self.size or next(self._lines, None) is not None:
-            raise broken(self.size, f"where {self.size} records were signed there are more")
-        return True
 
 
 def open_verified(
@@ -121,7 +68,7 @@ def open_verified(
         AuditError: ``audit_broken``.
         OSError: as it came.
     """
-    log_path, notes_path = _paths(directory)
+    log_path, notes_path = paths(directory)
     with contextlib.ExitStack() as stack:
         log = stack.enter_context(contextlib.closing(AppendFile(log_path)))
         notes = stack.enter_context(contextlib.closing(AppendFile(notes_path)))
@@ -132,14 +79,13 @@ def open_verified(
                 notes_size, newest = notes_size + len(note), note
         if reached is not None and reached.verified.size <= WHOLE_RECORDS:
             reached = None
-        marks = Marks()
-        if reached is not None:
-            try:
-                verifier, log_size = _verify(directory, keys, last, log_end, notes_size, marks, reached)
-            except (AuditError, KeyFileError, ValueError):  # all of it will show which record is bad
-                reached, marks = None, Marks()
-        if reached is None:
-            verifier, log_size = _verify(directory, keys, last, log_end, notes_size, marks)
+        try:
+            verifier, marks, log_size = _verify(directory, keys, last, log_end, notes_size, reached)
+        except (AuditError, KeyFileError, ValueError):
+            if reached is None:
+                raise
+            reached = None  # all of it will show which record is bad
+            verifier, marks, log_size = _verify(directory, keys, last, log_end, notes_size, None)
         if not verifier.may_sign(keys[0]):
             raise broken(verifier.covered, "the key that signed the log last did not hand it over to the box's")
         dropped = log.cut(log_size) + notes.cut(notes_size)
@@ -153,32 +99,27 @@ def _verify(
     last: bytes | None,
     log_end: int | None,
     notes_size: int,
-    marks: Marks,
-    reached: Reached | None = None,
-) -> tuple[LogVerifier, int]:
-    """Verify the files, or what came after a checkpoint; the verifier, and how many bytes of the log count."""
-    log_path, notes_path = _paths(directory)
+    reached: Reached | None,
+) -> tuple[LogVerifier, Marks, int]:
+    """Verify the files, or what came after a checkpoint; the verifier, marks, and how many bytes of the log count."""
+    log_path, notes_path = paths(directory)
     begin, notes_begin, after = (reached.log_bytes, reached.notes_bytes, reached.verified) if reached else (0, 0, None)
     if notes_begin > notes_size or begin > (os.path.getsize(log_path) if log_end is None else log_end):
         raise ValueError("the files are shorter than they were")
-    verifier = LogVerifier(iter_notes(read_lines(notes_path, notes_begin, notes_size)), keys, last, _LAST, after)
-    if reached:
-        marks.add(Mark(verifier.tree.size, begin))
+    verifier = LogVerifier(iter_notes(read_lines(notes_path, notes_begin, notes_size)), keys, last, LAST, after)
+    marks = Marks()
+    marks.add(Mark(verifier.tree.size, begin))
     lines, size = read_lines(log_path, begin, log_end), begin
     for line in lines:
         if not line.endswith(b"\n") and not any(b"\n" in rest for rest in lines):
             break
-        size = _feed(verifier, line, marks, size)
+        marks.begins(verifier.tree.size, size)
+        verifier.feed(line)
+        size += len(line)
     verifier.finish()
-    return verifier, size
+    return verifier, marks, size
 
 
-def _feed(verifier: LogVerifier, line: bytes, marks: Marks, offset: int) -> int:
-    """Verify a line that begins at an offset; returns where it ends."""
-    marks.begins(verifier.tree.size, offset)
-    verifier.feed(line)
-    return offset + len(line)
-
-
-def _paths(directory: str) -> tuple[str, str]:
+def paths(directory: str) -> tuple[str, str]:
+    """Of the log and its checkpoints."""
     return os.path.join(directory, LOG_NAME), os.path.join(directory, CHECKPOINTS_NAME)

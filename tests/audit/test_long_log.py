@@ -15,7 +15,7 @@ from smp_proto.audit.note import VerifierKey, iter_notes, peek_checkpoint
 from smp_proto.audit.record import parse_line
 from smp_proto.audit.verify import LogVerifier
 from smp_proto.errors import AuditError
-from smpd.audit import opening
+from smpd.audit import earlier, opening
 from smpd.audit.kept import KeptLog
 from smpd.audit.log import AuditLog
 from smpd.jobs.database import Database
@@ -28,7 +28,7 @@ PIECE = 500
 @pytest.fixture(autouse=True)
 def _none_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(opening, "WHOLE_RECORDS", 0)
-    monkeypatch.setattr(opening, "PIECE_RECORDS", PIECE)
+    monkeypatch.setattr(earlier, "PIECE_RECORDS", PIECE)
 
 
 @pytest.fixture
@@ -315,11 +315,10 @@ def test_what_is_kept_is_what_a_verifier_knows(tmp_path: Path, open_log: Any, la
         verified, verifier = reached.verified, whole.up_to(reached.verified.size)
         assert verified.roots == verifier.tree.roots
         assert Tree.of(verified.size, verified.roots).root() == verifier.tree.root()
-        assert verified.signer == str(verifier.signers[-1])
-        assert verified.successors == tuple(map(str, verifier.next_keys()[0]))
-        assert verified.checkpoints == verifier.checkpoints_ok - 1
+        assert verified.signer == str(verifier.turns.signers[-1])
+        assert verified.successors == tuple(map(str, verifier.turns.successors))
         assert reached.log_bytes == sum(map(len, whole.lines[: verified.size]))
-        assert reached.notes_bytes == sum(map(len, whole.notes[: verified.checkpoints]))
+        assert reached.notes_bytes == sum(map(len, whole.notes[: verifier.checkpoints_ok - 1]))
     assert kept
 
 

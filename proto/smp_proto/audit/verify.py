@@ -14,9 +14,9 @@ from smp_proto.errors import AuditError, KeyFileError, UsageError
 from .merkle import Tree, inclusion_path, leaf_hash, root_of, verify_inclusion
 from .note import Checkpoint, VerifierKey, peek_checkpoint, signers
 from .record import AuditRecord, parse_line
+from .turns import Turns
 
 MAX_FINDINGS = 100
-ROTATION = "key.rotate"
 
 
 class AuditReport(msgspec.Struct, frozen=True):
@@ -58,28 +58,17 @@ class Verified(msgspec.Struct, frozen=True):
         roots: of the perfect subtrees over them, see :class:`~smp_proto.audit.merkle.Tree`.
         signer: the key of that checkpoint, as text.
         successors: the keys that may sign after it, as text.
-        checkpoints: how many of the log's own there were.
     """
 
     size: int
     roots: tuple[bytes, ...]
     signer: str
-    successors: tuple[str, ...] = ()
-    checkpoints: int = 0
+    successors: tuple[str, ...]
 
-
-def named_key(record: AuditRecord) -> tuple[str, VerifierKey] | None:
-    """Which key, as text, says in this record that another may sign from there on, and which; None where none does.
-
-    Raises:
-        AuditError: ``audit_broken``; what it names is no key.
-    """
-    if record.event != ROTATION or record.outcome:
-        return None
-    try:
-        return str(record.fields.get("former")), VerifierKey.parse(str(record.fields.get("verifier")))
-    except KeyFileError as exc:
-        raise broken(record.seq, f"record {record.seq} names a key that is none: {exc.message}") from exc
+    @classmethod
+    def of(cls, tree: Tree, turns: Turns) -> "Verified":
+        """What a checkpoint that was signed just now says of a tree."""
+        return cls(tree.size, tree.roots, str(turns.signers[-1]), tuple(map(str, turns.successors)))
 
 
 class LogVerifier:
@@ -94,6 +83,7 @@ class LogVerifier:
         outside: a signed checkpoint that was held where the log's keeper could not change it.
         called: what errors call that one.
         after: what was verified before; the lines are those that follow, and so are the checkpoints, but for that one.
+            They are counted from there.
 
     Raises:
         AuditError: ``audit_broken``, here and in each method; ``details["record"]`` is the first bad record.
@@ -108,14 +98,14 @@ class LogVerifier:
         called: str = "the outside checkpoint",
         after: Verified | None = None,
     ) -> None:
-        after = after or Verified(0, (), "")
-        self.tree = Tree.of(after.size, after.roots)
-        self.checkpoints_ok = after.checkpoints
-        self.covered = 0  # the checkpoint is perhaps not yet among the log's own
-        self.signers = [VerifierKey.parse(after.signer)] if after.signer else []
+        self.tree = Tree.of(after.size, after.roots) if after else Tree()
+        self.checkpoints_ok = 0
+        self.covered = 0  # also after: that checkpoint is perhaps not yet among the log's own
         self._keys = tuple(keys)
-        self._named: list[tuple[str, VerifierKey]] = []  # as of named_key: no checkpoint covers that record yet
-        self._successors = list(map(VerifierKey.parse, after.successors))
+        self.turns = Turns(keys)
+        if after:
+            signed, named = ([VerifierKey.parse(each) for each in some] for some in ([after.signer], after.successors))
+            self.turns = Turns(keys, signed, named)
         self._notes = iter(checkpoints)
         self._time = ""
         self._findings: list[str] = []
@@ -147,19 +137,12 @@ class LogVerifier:
                 raise broken(size, f"the log ends after {size} records, but {name} covers {note.says.size}")
         if self.covered < size:
             self._find(f"records {self.covered} to {size - 1} are covered by no checkpoint yet")
-        findings, signers = tuple(self._findings), tuple(map(str, self.signers))
+        findings, signers = tuple(self._findings), tuple(map(str, self.turns.signers))
         return AuditReport(size, self.tree.root(), self.checkpoints_ok, self.covered, findings, signers)
-
-    def next_keys(self) -> tuple[list[VerifierKey], list[tuple[str, VerifierKey]]]:
-        """The keys that may sign after the last signer, and what :func:`named_key` found that is not covered yet."""
-        return list(self._successors), list(self._named)
 
     def may_sign(self, key: VerifierKey) -> bool:
         """Whether the log's next checkpoint may be by this key."""
-        return key in self._allowed()
-
-    def _allowed(self) -> tuple[VerifierKey, ...]:
-        return (self.signers[-1], *self._successors) if self.signers else self._keys
+        return key in self.turns.allowed
 
     def _look_at(self, record: AuditRecord) -> None:
         number = record.seq
@@ -173,9 +156,12 @@ class LogVerifier:
         if record.event == "audit.begin":
             after, covered = record.fields.get("after"), record.fields.get("covered")
             self._find(f"record {number}: this log comes after a broken one, set aside as {after}, {covered} signed")
-        if (named := named_key(record)) is not None:
-            self._named.append(named)
-            self._find(f"record {number}: {record.actor} had a new key made, which may sign from there on: {named[1]}")
+        try:
+            key = self.turns.look_at(record)
+        except KeyFileError as exc:
+            raise broken(number, f"record {number} names a key that is none: {exc.message}") from exc
+        if key is not None:
+            self._find(f"record {number}: {record.actor} had a new key made, which may sign from there on: {key}")
 
     def _peek(self, note: bytes, name: str) -> Checkpoint:
         try:
@@ -188,7 +174,7 @@ class LogVerifier:
 
     def _verify(self, note: "_Note", name: str) -> tuple[VerifierKey, ...]:
         """Who signed it, of those who may: of the log's own checkpoints its key then; of another also one before."""
-        may = self._allowed() if name != self._called else (*self._keys, *self.signers, *self._successors)
+        may = self.turns.allowed if name != self._called else self.turns.known
         try:
             return signers(note.data, may)
         except AuditError as exc:
@@ -207,7 +193,7 @@ class LogVerifier:
         while self._next is not None and self._next.says.size <= size:
             by = self._verify(self._next, self._own())
             self._match(self._next.says, self._own(), self.covered)
-            self._signed_by(by)
+            self.turns.signed(by)
             self.covered = size
             self.checkpoints_ok += 1
             self._next = self._advance()
@@ -215,14 +201,6 @@ class LogVerifier:
             self._verify(outside, self._called)
             self._match(outside.says, self._called, 0)
             self._outside = None
-
-    def _signed_by(self, keys: tuple[VerifierKey, ...]) -> None:
-        """A checkpoint matched: what its signer named before it may follow."""
-        if not self.signers or self.signers[-1] not in keys:
-            self.signers.append(keys[0])
-            self._successors = []
-        self._successors += [key for former, key in self._named if former == str(self.signers[-1])]
-        self._named = []
 
     def _match(self, checkpoint: Checkpoint, name: str, since: int) -> None:
         size = self.tree.size
