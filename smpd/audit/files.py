@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from smp_proto import durable
 from smp_proto.audit.record import MAX_LINE_BYTES
+from smp_proto.errors import AuditError
 
 
 class AppendFile:
@@ -45,6 +46,15 @@ class AppendFile:
     def close(self) -> None:
         """Release the file and its lock."""
         os.close(self._fd)
+
+
+def unwritable(directory: str, reason: str) -> AuditError:
+    """``audit_unwritable``, for the log in a directory."""
+    return AuditError(
+        "audit_unwritable",
+        f"the audit log in {directory} cannot be written: {reason}",
+        hint="free space on its disk or repair it; the log then reopens and goes on",
+    )
 
 
 def read_lines(path: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:

@@ -12,13 +12,8 @@ import os
 import sqlite3
 import threading
 import time
-from base64 import b64encode
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
-
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.hmac import HMAC
 
 from smp_proto import durable
 from smp_proto.audit.merkle import leaf_hash
@@ -26,14 +21,14 @@ from smp_proto.audit.note import Checkpoint, VerifierKey, iter_notes, sign_note
 from smp_proto.audit.record import AuditRecord, FieldValue, encode_line, encode_lines, format_time, parse_line
 from smp_proto.audit.turns import ROTATION
 from smp_proto.audit.verify import Verified, broken
-from smp_proto.errors import AuditError, ResourceError, SmpError, UsageError
+from smp_proto.errors import AuditError, ResourceError, SmpError
 from smp_proto.memory import wipe
 
-from .details import DETAILS_NAME, DetailKeys
-from .files import read_lines
+from .files import read_lines, unwritable
 from .marks import MARK_RECORDS, Marks, read_from
 from .opening import CHECKPOINTS_NAME, LOG_NAME, open_verified
 from .remembered import Reached
+from .subjects import Subjects
 
 CHECKPOINT_RECORDS = 1000
 CHECKPOINT_S = 60.0
@@ -62,7 +57,7 @@ class AuditLog:
         sign: Ed25519 over what it is given, 64 bytes.
         key: the public key that belongs to ``sign``; its name is the log's origin.
         pseudonym_key: HMAC key for subjects, 32 bytes; wiped at once.
-        detail_key: seals the data keys of details, 32 bytes; the log takes it over and wipes it when closed.
+        detail_key: seals the data keys of details, 32 bytes; the log takes it over and wipes it when closed, or not opened.
         clock: seconds since the epoch, for the records only.
         earlier_keys: keys that signed older checkpoints.
         checkpoint_records: sign after so many records.
@@ -101,9 +96,6 @@ class AuditLog:
         self.directory = os.path.abspath(directory)
         self._sign = sign
         self._keys = (key, *earlier_keys)
-        self._pseudonyms: HMAC | None = HMAC(pseudonym_key, SHA256())
-        wipe(pseudonym_key)
-        self._detail_key = detail_key
         self._clock = clock
         self._checkpoint_records = checkpoint_records
         self._checkpoint_s = checkpoint_s
@@ -126,10 +118,14 @@ class AuditLog:
             durable.make_folder(self.directory, 0o700)
             os.chmod(self.directory, 0o700)
             dropped = self._load()
-            self._details = DetailKeys(self._path(DETAILS_NAME), detail_key)
-        except (OSError, sqlite3.Error) as exc:
+            self._subjects = Subjects(self.directory, pseudonym_key, detail_key)
+        except BaseException as exc:
             self._files.close()
-            raise self._unwritable(str(exc)) from exc
+            wipe(pseudonym_key)
+            wipe(detail_key)
+            if isinstance(exc, OSError | sqlite3.Error):
+                raise self._unwritable(str(exc)) from exc
+            raise
         if dropped:
             with contextlib.suppress(AuditError):  # a full disk: the log is latched, and retry() records it
                 self._record_recovery("a torn line at start", dropped)
@@ -156,16 +152,8 @@ class AuditLog:
         return self._failure
 
     def pseudonym(self, name: str) -> str:
-        """What stands for an object's name: HMAC-SHA-256 in hex.
-
-        Raises:
-            AuditError: ``audit_unwritable``, when the log is closed.
-        """
-        if self._pseudonyms is None:
-            raise self._unwritable("it is closed")
-        mac = self._pseudonyms.copy()  # unlike hmac.digest() it keeps the interpreter lock, which is dear to get back
-        mac.update(name.encode("utf-8", "surrogateescape"))
-        return mac.finalize().hex()
+        """As :meth:`Subjects.pseudonym`."""
+        return self._subjects.pseudonym(name)
 
     def append(
         self,
@@ -194,8 +182,8 @@ class AuditLog:
         Raises:
             UsageError: ``bad_request``, when the record cannot be encoded, or a detail has no subject.
         """
-        names = [self.pseudonym(each) if each else "" for each in subjects or (subject,)]
-        blobs = [] if detail is None else [self._sealed(name, detail) for name in names]
+        names = [self._subjects.pseudonym(each) if each else "" for each in subjects or (subject,)]
+        blobs = [] if detail is None else [self._subjects.sealed(name, detail) for name in names]
         with self._changed:
             self._refuse_if_failed()
             first = self._tree.size + len(self._flight) + len(self._queue)
@@ -255,15 +243,12 @@ class AuditLog:
     def shred(self, subject: str, *, actor: str) -> int:
         """Record, then destroy the data key of a subject: its details so far can never be read again."""
         seq = self.append("detail.shred", actor=actor, subject=subject)
-        try:
-            self._details.destroy(self.pseudonym(subject))
-        except sqlite3.Error as exc:
-            raise self._unwritable(f"the detail keys: {exc}") from exc
+        self._subjects.shred(subject)
         return seq
 
     def detail(self, record: AuditRecord) -> dict[str, Any] | None:
         """As :meth:`DetailKeys.of`."""
-        return self._details.of(record)
+        return self._subjects.detail(record)
 
     def read(self, since: int, limit: int) -> list[bytes]:
         """Up to ``limit`` lines, newlines included, from record ``since`` on; only what is on the disk."""
@@ -298,33 +283,13 @@ class AuditLog:
                 self._closed = True
                 self._fail("it is closed")
                 self._files.close()
-                self._details.close()
-                self._pseudonyms = None
-                wipe(self._detail_key)
-
-    def _sealed(self, subject: str, detail: dict[str, Any]) -> str:
-        try:
-            if not subject:
-                raise ValueError("it has no subject")
-            return b64encode(self._details.seal(subject, detail)).decode()
-        except (TypeError, ValueError) as exc:
-            raise UsageError(
-                "bad_request",
-                f"the detail of an audit record cannot be written: {exc}",
-                hint="name the subject it is about, and give JSON values",
-            ) from exc
-        except (sqlite3.Error, InvalidTag) as exc:
-            raise self._unwritable(f"{DETAILS_NAME}: {str(exc) or 'a data key does not open'}") from exc
+                self._subjects.close()
 
     def _path(self, name: str) -> str:
         return os.path.join(self.directory, name)
 
     def _unwritable(self, reason: str) -> AuditError:
-        return AuditError(
-            "audit_unwritable",
-            f"the audit log in {self.directory} cannot be written: {reason}",
-            hint="free space on its disk or repair it; the log then reopens and goes on",
-        )
+        return unwritable(self.directory, reason)
 
     def _refuse_if_failed(self) -> None:
         if self._failure:

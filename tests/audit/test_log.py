@@ -228,3 +228,14 @@ def test_concurrent_appends_share_syncs_and_keep_order(
         assert sorted(seq for seq, _ in got) == list(range(20))
         assert [record.fields["n"] for record in parsed(log)] == [n for _, n in sorted(got)]
         assert verify_log(log.read(0, 100), [log.checkpoint()], (key,)).covered == 20
+
+
+def test_keys_of_a_log_that_does_not_open_are_wiped(open_log, tmp_path):
+    """Whoever opened it has no use for them any more."""
+    with open_log() as log:
+        log.append("a.b", actor="a")
+    (tmp_path / "audit" / "audit.jsonl").write_bytes(b"")
+    pseudonym_key, detail_key = bytearray(b"p" * 32), bytearray(b"d" * 32)
+    with pytest.raises(AuditError):
+        open_log(pseudonym_key=pseudonym_key, detail_key=detail_key)
+    assert not any(pseudonym_key + detail_key)
