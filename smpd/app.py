@@ -35,7 +35,7 @@ from smpd.verbs.daemon import Daemon
 _log = structlog.get_logger("smpd")
 _AUDIT_RETRY_S = 10.0
 _TRIM_S = 11.0
-_LOOK_BACK_SHARE = 5  # one part of the time
+_LOOK_BACK_SHARE = 5  # takes one part in so many of the time
 _CLOSE_S = 30.0  # for all that comes after the last job
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -240,7 +240,7 @@ async def _look_back(daemon: Daemon) -> None:
         try:
             await anyio.to_thread.run_sync(daemon.audit.look_back)
         except SmpError as error:
-            _log.error("audit log does not verify", code=error.code, reason=error.message)
+            _log.error("older records of the audit log are not verified", code=error.code, reason=error.message)
             await anyio.sleep(_AUDIT_RETRY_S)
         else:
             await anyio.sleep((_LOOK_BACK_SHARE - 1) * (anyio.current_time() - began))

@@ -73,7 +73,7 @@ _JOB_BYTES = 1 << 20  # a job whose size is not known yet is not begun with less
 
 def compose(config: Config, state: State, group: TaskGroup, read: Callable[[], Config] = load_config) -> Daemon:
     """The daemon of an open state; its workers live in ``group``, and ``read`` reads another configuration. Blocks."""
-    learn_all()
+    learn_all()  # before there are threads that could meet one at once
     reloading = Reloading(config, read)
     keys, database, audit, seal = state.keys, state.database, state.audit, state.seal
     spool = os.path.join(state.folder, "spool")

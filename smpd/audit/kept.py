@@ -163,13 +163,13 @@ class KeptLog:
             yield
         except AuditError as error:
             if error.code == "audit_broken":
-                log.latch(error.message)
-                log.close()
-                with contextlib.suppress(SmpError):  # a full disk: the next one finds out again
-                    if (last := self._last.read()) is not None:
-                        self._last.keep(last.note)
                 with self._changing:
+                    log.latch(error.message)
                     self.broken, self._log, self._earlier = error, None, None
+                    log.close()
+                    with contextlib.suppress(SmpError):  # a full disk: the next one finds out again
+                        if (last := self._last.read()) is not None:
+                            self._last.keep(last.note)
             raise
 
     def read(self, since: int, limit: int) -> list[bytes]:

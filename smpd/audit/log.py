@@ -57,7 +57,7 @@ class AuditLog:
         sign: Ed25519 over what it is given, 64 bytes.
         key: the public key that belongs to ``sign``; its name is the log's origin.
         pseudonym_key: HMAC key for subjects, 32 bytes; wiped at once.
-        detail_key: seals the data keys of details, 32 bytes; the log takes it over and wipes it when closed, or not opened.
+        detail_key: seals the data keys of details, 32 bytes; the log takes it over, and wipes it at its end.
         clock: seconds since the epoch, for the records only.
         earlier_keys: keys that signed older checkpoints.
         checkpoint_records: sign after so many records.

@@ -14,6 +14,7 @@ from smp_proto.audit import verify as verifying
 from smp_proto.audit.merkle import leaf_hash, root_of
 from smp_proto.audit.note import Checkpoint, VerifierKey, iter_notes, open_checkpoint, sign_note
 from smp_proto.audit.record import AuditRecord, FieldValue, encode_line, parse_line
+from smp_proto.audit.turns import Turns
 from smp_proto.errors import AuditError, DaemonError
 from smpctl import Client
 from smpctl.cli import cli
@@ -263,11 +264,11 @@ def _finished(verifier: verifying.LogVerifier) -> verifying.AuditReport:
     return _finish(verifier)
 
 
-def _named(verifier: verifying.LogVerifier) -> tuple[VerifierKey, ...]:
-    return (*_allowed(verifier), *(key for _, key in verifier._named))
+def _named(turns: Turns) -> tuple[VerifierKey, ...]:
+    return (*_allowed(turns), *(key for _, key in turns._named))
 
 
-_allowed = verifying.LogVerifier._allowed
+_allowed = Turns.allowed
 _finish = verifying.LogVerifier.finish
 _match = verifying.LogVerifier._match
 
@@ -281,7 +282,7 @@ EXPERIMENT = Experiment(
     plants={
         "the outside checkpoint is not compared": lambda: replaced(verifying.LogVerifier, "_match", _only_own),
         "an end that is missing is not missed": lambda: replaced(verifying.LogVerifier, "finish", _finished),
-        "whom a record names may sign": lambda: replaced(verifying.LogVerifier, "_allowed", _named),
+        "whom a record names may sign": lambda: replaced(Turns, "allowed", _named),
     },
     planted_trials=EVERY - 1,
 )

@@ -49,12 +49,10 @@ class Turns:
         self.successors += [key for former, key in self._named if former == str(self.signers[-1])]
         self._named = []
 
-    @property
     def allowed(self) -> tuple[VerifierKey, ...]:
         """The keys that the next checkpoint may be by."""
         return (self.signers[-1], *self.successors) if self.signers else self._keys
 
-    @property
     def known(self) -> tuple[VerifierKey, ...]:
         """All of them, those before included."""
         return (*self._keys, *self.signers, *self.successors)

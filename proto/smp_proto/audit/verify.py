@@ -142,7 +142,7 @@ class LogVerifier:
 
     def may_sign(self, key: VerifierKey) -> bool:
         """Whether the log's next checkpoint may be by this key."""
-        return key in self.turns.allowed
+        return key in self.turns.allowed()
 
     def _look_at(self, record: AuditRecord) -> None:
         number = record.seq
@@ -174,7 +174,7 @@ class LogVerifier:
 
     def _verify(self, note: "_Note", name: str) -> tuple[VerifierKey, ...]:
         """Who signed it, of those who may: of the log's own checkpoints its key then; of another also one before."""
-        may = self.turns.allowed if name != self._called else self.turns.known
+        may = self.turns.allowed() if name != self._called else self.turns.known()
         try:
             return signers(note.data, may)
         except AuditError as exc:
