@@ -242,7 +242,8 @@ class RangeUnit:
             return None
         self._spooled = True
         self._source.evidence.has(start, end)
-        self._tally.resumed(end - start)
+        if expected is not None:  # else it was sealed here just now
+            self._tally.resumed(end - start)
         return leaves
 
     async def _from_remote(self, lane: Lane | None, plain: memoryview | None, asked: int) -> bytes:

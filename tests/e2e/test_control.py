@@ -79,6 +79,14 @@ def test_a_mistake_in_a_parameter_is_told_before_all_is_sealed(one):
         one.store.release()
 
 
+def test_what_was_sealed_just_now_was_not_here_already(one):
+    """A person is told of what an earlier attempt left, and of nothing else."""
+    one.store.objects["volume.bin"] = bytes(VOLUME)
+    with client(one.box) as ctl:
+        view = done(ctl.wait(ctl.submit(RunSpec("plain:volume.bin", "digest")).id))
+    assert (view.transfer.fetched_bytes, view.transfer.resumed_bytes) == (VOLUME, 0)
+
+
 @pytest.mark.parametrize("processor", ["", "digest"])
 def test_pause_and_resume(one, processor):
     """A paused job keeps what it fetched and lets others run; resumed, it fetches only the rest."""
