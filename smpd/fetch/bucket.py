@@ -58,8 +58,8 @@ class Place(NamedTuple):
         return cls(Origin.of(presigned), url.path.removesuffix("k"), region)
 
     def path_of(self, key: str) -> str:
-        """The path of an object's URL, percent-encoded as botocore does."""
-        return self.path + quote(key, safe="/~")
+        """The path of an object's URL, percent-encoded as botocore does; with no key, of the bucket's."""
+        return self.path + quote(key, safe="/~") if key else self.path.removesuffix("/") or "/"
 
 
 def timestamp(value: str) -> datetime:

@@ -5,15 +5,16 @@ from collections.abc import AsyncGenerator
 from functools import partial
 from typing import Any
 
-from smp_proto.control import SIZE_MAX, ObjectInfo, S3Config, S3Secret
+from smp_proto.control import ObjectInfo, S3Config, S3Secret
 from smp_proto.errors import RemoteError, SmpError, UsageError
 from smpd.fetch.bucket import Bucket, timestamp
 from smpd.fetch.events import Notifications
 from smpd.fetch.exchange import Answer, Suffix, Unspoken, Wanted
 from smpd.fetch.http import trusting
+from smpd.fetch.listing import Lister, object_info
 from smpd.fetch.moving import Mover
 from smpd.fetch.patience import while_moving
-from smpd.fetch.pins import bare_etag, etag_pin, parse_pin
+from smpd.fetch.pins import bare_etag, parse_pin
 from smpd.fetch.remote import PLAINLY, Outcome, Progress, Writing, is_same, tail_of, taken, unreachable
 from smpd.fetch.upload import OBJECT_MAX_BYTES, PART_BYTES, Uploader
 from smpd.links.fetching import Deadlines, Seen
@@ -32,6 +33,7 @@ class S3Remote:
         self._root = config.prefix.strip("/") + "/" if config.prefix.strip("/") else ""
         tls = trusting(config.ca_pem, secure=not config.endpoint.startswith("http:"))
         self._bucket = Bucket(config, secret, connections, deadlines, tls)
+        self._lister = Lister(self._bucket, self._root)
         self._uploader = Uploader(self._bucket, connections, deadlines)
         self._mover = Mover(self, self._bucket, self._root, deadlines)
         self._by_client = False
@@ -60,48 +62,11 @@ class S3Remote:
         return self._info(path, head["ContentLength"], head.get("ETag", ""), head.get("LastModified"))
 
     def _info(self, path: str, size: int, etag: str, modified: Any) -> ObjectInfo:
-        if not 0 <= size <= SIZE_MAX:
-            raise RemoteError("remote_failed", f"{self._bucket.where} says that an object has {size} bytes")
-        return ObjectInfo(path, size, etag_pin(size, etag), modified.timestamp() if modified else 0.0)
+        return object_info(self._bucket.where, path, size, etag, modified.timestamp() if modified else 0.0)
 
-    async def walk(self, prefix: str, recursive: bool, after: str = "") -> AsyncGenerator[ObjectInfo, None]:
+    def walk(self, prefix: str, recursive: bool, after: str = "") -> AsyncGenerator[ObjectInfo, None]:
         """See :class:`smpd.fetch.remote.Remote`."""
-        more: dict[str, Any] = {} if recursive else {"Delimiter": "/"}
-        if after:
-            more["StartAfter"] = self._root + after
-        marked, pages = "", 0
-        while True:
-            page = await self._bucket.steps.do(
-                partial(self._bucket.call, "list_objects_v2", Prefix=self._root + prefix, **more)
-            )
-            try:
-                found = self._listed(page, prefix)
-            except (KeyError, TypeError, AttributeError) as error:
-                raise RemoteError("remote_failed", f"{self._bucket.where} sent a listing that is none") from error
-            for entry in found:
-                yield entry
-            if not page.get("IsTruncated"):
-                return
-            token, pages = page.get("NextContinuationToken"), pages + 1
-            if not token or token == marked:  # what is behind it would go unseen, or the same come for ever
-                raise RemoteError(
-                    "remote_failed", f"{self._bucket.where} does not come to the end of a listing", retryable=False
-                )
-            if not pages & (pages - 1):  # a token of which page 1, 2, 4, 8 ...: any circle meets one of them
-                marked = token
-            more["ContinuationToken"] = token
-
-    def _listed(self, page: dict[str, Any], prefix: str) -> list[ObjectInfo]:
-        found = [ObjectInfo(folder["Prefix"], 0) for folder in page.get("CommonPrefixes", ())]
-        for entry in page.get("Contents", ()):
-            if not entry["Key"].endswith("/"):  # a folder's marker
-                info = self._info(entry["Key"], entry["Size"], entry.get("ETag", ""), entry.get("LastModified"))
-                found.append(info)
-        for info in found:
-            if not info.path.startswith(self._root + prefix):
-                raise RemoteError("remote_failed", f"{self._bucket.where} listed an object that was not asked for")
-            info.path = info.path.removeprefix(self._root)
-        return sorted(found, key=lambda info: info.path.encode())
+        return self._lister.walk(prefix, recursive, after)
 
     async def tail(self, path: str, into: memoryview) -> ObjectInfo:
         """See :class:`smpd.fetch.remote.Remote`. One request, where the server knows suffix ranges."""

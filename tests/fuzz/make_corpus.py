@@ -179,6 +179,15 @@ def from_servers() -> dict[str, list[bytes]]:
             (404).to_bytes(2, "big") + b"NoSuchKey\n",
             (403).to_bytes(2, "big") + b"RequestTimeTooSkewed\n",
         ],
+        "listing": [
+            b'<?xml version="1.0"?><ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><IsTruncated>true</IsTruncated>'
+            b"<NextContinuationToken>t</NextContinuationToken><EncodingType>url</EncodingType><Contents><Key>a%2Fb+c</Key><Size>5</Size>"
+            b"<LastModified>2026-11-26T15:00:00.000Z</LastModified><ETag>&quot;x&quot;</ETag><Owner><ID>1</ID></Owner></Contents>"
+            b"<CommonPrefixes><Prefix>d%2F</Prefix></CommonPrefixes></ListBucketResult>",
+            b"<ListBucketResult><Contents><Key>a</Key><Size>-1</Size></Contents></ListBucketResult>",
+            b'<!DOCTYPE x [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;&a;">]><ListBucketResult><Name>&b;&b;</Name></ListBucketResult>',
+            b"<Error><Code>SlowDown</Code></Error>",
+        ],
         "listing-time": [
             b"2026-11-26T15:00:00.000Z", b"Fri, 31 Dec 1999 23:59:59 GMT", b"1700000000", b"2026-13-45T99:00:00Z", b"0001-01-01T00:00:00Z",
         ],

@@ -60,6 +60,17 @@ def refusal() -> Parse:
     return parse
 
 
+def listing() -> Parse:
+    """A page of a listing."""
+    from smpd.fetch.listing import parse_page
+
+    def parse(data: bytes) -> None:
+        if page := parse_page(data):
+            assert all(isinstance(each.key, str) and isinstance(each.size, int) for each in page.objects)
+
+    return parse
+
+
 def listing_time() -> Parse:
     """A time in a listing."""
     from smpd.fetch.bucket import timestamp

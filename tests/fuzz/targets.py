@@ -82,6 +82,7 @@ TARGETS = [
     Target("verifier-key", sealed.verifier_key, _KEY),
     Target("audit-line", sealed.audit_line, {"ValueError": "", "MsgspecError": ""}),
     Target("refusal", remote.refusal, {}),
+    Target("listing", remote.listing, {"ValueError": ""}),
     Target("listing-time", remote.listing_time, {"ValueError": ""}),
     Target("notification", remote.notification, {}),
     Target("pin", remote.pin, {"UsageError": "bad_request"}),
