@@ -72,9 +72,8 @@ class StateSeal:
         if self._digests is None:
             raise StateError("wrong_state", "the state key was wiped")
         mac = self._digests.copy()
-        for part in parts:
-            data = part.encode()
-            mac.update(len(data).to_bytes(8, "big") + data)
+        # In one go: a listing of a hundred thousand objects makes two of these for each.
+        mac.update(b"".join([len(data).to_bytes(8, "big") + data for data in map(str.encode, parts)]))
         return mac.finalize()
 
     def wipe(self) -> None:
