@@ -1,7 +1,6 @@
 """Runs a daemon: starts what :mod:`smpd.composing` put together, and takes it down in order."""
 
 import contextlib
-import gc
 import os
 import signal
 import socket
@@ -21,7 +20,7 @@ from smpd.host.descriptors import bounded, raise_limit
 from smpd.host.folders import ensure_dir, lock_state
 from smpd.host.logs import configure_logs
 from smpd.host.notify import Notifier
-from smpd.host.process import ignore, trim_memory
+from smpd.host.process import collect_seldom, ignore, trim_memory
 from smpd.host.sockets import bind_socket, inherited_sockets
 from smpd.jobs.job import Job
 from smpd.jobs.salvage import Salvaged
@@ -71,7 +70,7 @@ async def _serve(
 ) -> None:
     async with anyio.create_task_group() as workers:
         daemon = await anyio.to_thread.run_sync(compose, config, state, workers, read)
-        gc.freeze()  # what lives for ever is not looked through again in the middle of a transfer
+        collect_seldom()
         try:
             await _serve_until_told(config, state, daemon, notifier, hung_up)
         finally:

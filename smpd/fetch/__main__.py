@@ -1,6 +1,5 @@
 """``python -m smpd.fetch FD``: the process at the other end of smpd's socketpair."""
 
-import gc
 import importlib.util
 import logging
 import os
@@ -12,6 +11,7 @@ import anyio
 
 from smp_proto.aio import Channel
 from smpd.fetch.service import Service
+from smpd.host.process import collect_seldom
 from smpd.links.starting import link_fd, usage
 from smpd.walls.sandbox import Kernel, Sandbox
 
@@ -30,8 +30,7 @@ async def run(fd: int, kernel: Kernel) -> None:
                     group.cancel_scope.cancel()
 
             group.start_soon(stop)
-            # The libraries' own objects are not looked through again while ranges wait.
-            await Service(kernel, gc.freeze).run(channel)
+            await Service(kernel, collect_seldom).run(channel)
             group.cancel_scope.cancel()
 
 

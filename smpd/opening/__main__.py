@@ -10,6 +10,7 @@ import anyio
 from smp_proto.aio import Channel
 from smp_proto.errors import DaemonError
 from smp_proto.serving import serve
+from smpd.host.process import collect_seldom
 from smpd.links.starting import link_fd, usage
 from smpd.opening.server import Server
 from smpd.walls.sandbox import Kernel, Sandbox
@@ -17,6 +18,7 @@ from smpd.walls.sandbox import Kernel, Sandbox
 
 async def run(fd: int, kernel: Kernel) -> None:
     """Serve the link on ``fd`` until it closes."""
+    collect_seldom()
     channel, server = Channel(socket.socket(fileno=fd)), Server(kernel)
     try:
         await serve(channel, server.handle, unexpected=server.log)

@@ -242,3 +242,10 @@ def test_cpu_seconds_are_of_the_whole_process() -> None:
         process.communicate(b"\n")
     assert cpu_seconds(pid) == 0.0
     assert cpu_seconds(0) == 0.0
+
+
+def test_what_lives_is_not_looked_through_again():
+    """Nor are young objects, but now and then; in a process of its own, since this one is not to keep that."""
+    code = "import gc; from smpd.host.process import collect_seldom as f; f(); print(gc.get_threshold(), gc.get_freeze_count() > 1000)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
+    assert done.stdout == "(10000, 10, 10) True\n"
