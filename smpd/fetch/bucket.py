@@ -1,4 +1,4 @@
-"""A bucket's client: aiobotocore resolves and signs all but bodies; what is asked goes over connections of our own."""
+"""A bucket: aiobotocore resolves and signs all but bodies and listings; all goes over connections of our own."""
 
 import contextlib
 import functools
