@@ -49,11 +49,19 @@ class Print(NamedTuple):
         return cls(found.st_size, found.st_mtime_ns, found.st_ino)
 
 
+_NOTHING = (Print(-1, 0, 0), "")  # what no file is
+
+
 class Sent(msgspec.Struct):
-    """What is known of one file: by target, as what it is there, and for whom; how often its jobs were cancelled."""
+    """What is known of one file: by target, as what it is there, and for whom; how often its jobs were cancelled.
+
+    ``turn`` is another one whenever something arrived, and for a file that comes back after it was removed. Else the
+    daemon would answer with the job of the time before, which is done.
+    """
 
     there: dict[str, tuple[Print, str]] = {}
     cancelled: int = 0
+    turn: str = ""
 
 
 class Kept(msgspec.Struct):
@@ -203,6 +211,10 @@ class Mirror:
         self._waiting = deque[Sending]()
         files = self._state.kept.files
         found = dict(self._walk())
+        fresh = found.keys() - files.keys()
+        files.update((name, Sent(turn=_turn())) for name in fresh)
+        if fresh:
+            self._state.save()  # before anything is sent: who is killed sends it by the same job
         try:
             for name, (file, now) in found.items():
                 wants = [target for target in self._targets if self._lacks(name, target, now)]
@@ -216,7 +228,12 @@ class Mirror:
             if delete and files and not found:
                 self._note(f"{self._state.kept.folder} is empty, perhaps not mounted: nothing is removed")
                 delete = False
-            for name in [each for each in files if each not in found]:
+            gone = [name for name in files if name not in found]
+            if delete and gone:  # who is killed within that, and has the file again, is to send it again
+                for name in gone:
+                    files[name].there = dict.fromkeys(files[name].there, _NOTHING)
+                self._state.save()
+            for name in gone:
                 self._gone(name, delete=delete)
         finally:
             self._state.save()
@@ -233,8 +250,7 @@ class Mirror:
                     yield file.name, (file, Print.of(file.path))
 
     def _lacks(self, name: str, target: str, now: Print) -> bool:
-        sent = self._state.kept.files.get(name)
-        return sent is None or sent.there.get(target) != (now, self._readers)
+        return self._state.kept.files[name].there.get(target) != (now, self._readers)
 
     def location(self, target: str, name: str) -> str:
         """Where the object of a file is."""
@@ -246,9 +262,9 @@ class Mirror:
     def _send(self, name: str, file: LocalFile, now: Print, wants: list[str]) -> None:
         if len(self._waiting) >= IN_FLIGHT:
             self._settle()
-        sent = self._state.kept.files.get(name) or Sent()
+        sent = self._state.kept.files[name]
         places = [self.location(target, name) for target in wants]
-        facts = [self._state.kept.key, name, now, places, self._readers, sent.cancelled]
+        facts = [self._state.kept.key, name, now, places, self._readers, sent.cancelled, sent.turn]
         key = f"mirror/{hashlib.sha256(msgspec.json.encode(facts)).hexdigest()[:32]}"
         try:
             job = self._client.put(
@@ -257,8 +273,11 @@ class Mirror:
         except NotFoundError as error:
             if error.code != "no_such_file":
                 raise
-            return  # it went, or is not to be read: the next round sees
-        self._state.kept.files[name] = sent
+            if os.path.lexists(file.path):  # else it went: the next round sees
+                self._note(f"{name} is not sent: {error.message}")
+                self._result.failed += 1
+                self._result.exit_code = error.exit_code
+            return
         self._waiting.append(Sending(name, now, dict(zip(wants, [job.id, *job.also], strict=True))))
 
     def _settle(self) -> None:
@@ -276,6 +295,7 @@ class Mirror:
                 good = False
             else:
                 sent.there[target] = (sending.now, self._readers)
+                sent.turn = _turn()
         self._result.sent += good
         self._result.failed += not good
         self._state.save(now=False)
@@ -289,6 +309,9 @@ class Mirror:
 
     def _gone(self, name: str, *, delete: bool) -> None:
         sent = self._state.kept.files[name]
+        if not sent.there:  # nothing of it arrived
+            del self._state.kept.files[name]
+            return
         if not delete:
             self._result.gone += 1
             return
@@ -303,6 +326,10 @@ class Mirror:
             del sent.there[target]
         del self._state.kept.files[name]
         self._result.removed += 1
+
+
+def _turn() -> str:
+    return secrets.token_hex(8)
 
 
 class Sending(NamedTuple):

@@ -6,7 +6,7 @@ from typing import get_args
 import click
 
 from smp_proto.control import Priority
-from smp_proto.errors import DaemonError, UsageError
+from smp_proto.errors import DaemonError, NotFoundError, ResourceError, UsageError
 from smpctl.commands.syncs import seconds
 from smpctl.commands.transfer import recipients
 from smpctl.session import Session, location, verb
@@ -59,7 +59,7 @@ def mirror(
         while True:
             try:
                 done = found.round(delete=delete, settled=watch)
-            except DaemonError as error:
+            except (DaemonError, NotFoundError, ResourceError) as error:  # a folder went, a disk is full: it may pass
                 if once:
                     raise
                 note(f"{error.message}; tried again in {pause_s:.0f} s")

@@ -10,7 +10,7 @@ from smp_proto.control import ObjectInfo
 from smp_proto.errors import IntegrityError, NotFoundError, RemoteError, SmpError
 from smpd.fetch.bucket import Bucket
 from smpd.fetch.pins import parse_pin
-from smpd.fetch.remote import Outcome, Remote, changed, taken
+from smpd.fetch.remote import Outcome, Remote, changed, is_copy, taken
 from smpd.links.fetching import END_BYTES, Deadlines
 
 COPY_MAX_BYTES = 5 << 30  # CopyObject takes no more (S3 API reference); larger ones are copied in parts
@@ -47,9 +47,9 @@ class Mover:
                     return "replaced"
                 raise taken(target) from error
             copy = await self._remote.stat(target)
-        if not await self._same(info, copy):
-            if not made:
-                raise taken(target)
+        if not made and not await self._is_ours(info, copy):
+            raise taken(target)
+        if made and not await self._same(info, copy):
             await self.delete(target, copy.pin)  # of a version that came in between: the server ignores conditions
             return "replaced"
         try:
@@ -70,7 +70,8 @@ class Mover:
         if info.pin != pin:
             raise changed(path)
         etag, key = parse_pin(pin)[1], self._root + path
-        if self._conditional and not etag.startswith("W/"):
+        conditional = self._conditional and not etag.startswith("W/")
+        if conditional:
             try:
                 with contextlib.suppress(NotFoundError):
                     await self._bucket.call("delete_object", path, Key=key, IfMatch=f'"{etag}"')
@@ -79,7 +80,8 @@ class Mover:
                 if error.details.get("status") not in (400, 501):
                     raise
         await self._bucket.call("delete_object", path, Key=key)
-        self._conditional = False
+        if conditional:  # it was the condition that the server did not know
+            self._conditional = False
 
     async def _look(self, path: str) -> ObjectInfo | None:
         try:
@@ -89,8 +91,17 @@ class Mover:
                 raise
             return None
 
+    async def _is_ours(self, info: ObjectInfo, there: ObjectInfo) -> bool:
+        """Whether what is at the target was brought there before, and not by somebody else since it was looked at."""
+        if info.pin == there.pin:
+            return True
+        try:
+            return await is_copy(self._remote, info, there)
+        except IntegrityError:  # one of the two changed meanwhile
+            return False
+
     async def _same(self, info: ObjectInfo, copy: ObjectInfo) -> bool:
-        """Whether one is a copy of the other.
+        """Whether what the server has just copied is a copy.
 
         A copy of what came in parts, or was encrypted by the server, has another ETag; then size and end tell.
         """

@@ -21,6 +21,7 @@ ANEW = "smpctl remote remove NAME, smpctl remote add NAME ..."
 BATCH_OBJECTS = 256
 BATCH_PATH_BYTES = 512 << 10
 LISTED_MAX_BYTES = 64 << 10  # of a path; folders lie deeper than a path may be that is asked for
+COMPARED_BYTES = 4 << 20
 _UNSPEAKABLE = re.compile(r"\\x[89a-f][0-9a-f]")  # of a name that is not UTF-8, as it is listed
 
 Progress = Callable[[int], Awaitable[None]]
@@ -133,6 +134,24 @@ async def is_same(remote: Remote, path: str, fd: int, size: int) -> tuple[str, b
             raise
         return "", False
     return info.pin, info.size == size and end == await read_source(fd, len(end), size - len(end))
+
+
+async def is_copy(remote: Remote, one: ObjectInfo, other: ObjectInfo) -> bool:
+    """Whether two objects hold the same, told by all of it: what tells less may be true of two scans.
+
+    Raises:
+        IntegrityError: ``source_changed``; one of them is another by now.
+    """
+    if one.size != other.size:
+        return False
+    buffers = [memoryview(bytearray(min(one.size, COMPARED_BYTES))) for _ in range(2)]
+    for start in range(0, one.size, COMPARED_BYTES):
+        pieces = [buffer[: one.size - start] for buffer in buffers]
+        for info, piece in zip((one, other), pieces, strict=True):
+            await remote.read(info.path, info.pin, start, piece)
+        if pieces[0] != pieces[1]:
+            return False
+    return True
 
 
 def check_path(path: str, *, prefix: bool = False) -> None:

@@ -19,6 +19,7 @@ from smpd.fetch.remote import (
     Progress,
     Writing,
     changed,
+    is_copy,
     is_listed,
     missing_root,
     no_file,
@@ -249,8 +250,7 @@ class SftpRemote:
         async with self._client(path) as (line, sftp):
             if (found := await self._pin(line, sftp, path)) != pin:
                 return "replaced" if found else "gone"
-            if (there := await self._pin(line, sftp, target)) and there != pin:
-                raise taken(target)
+            there = await self._pin(line, sftp, target)
             if not there:  # a server that renames by link and unlink may have died between them
                 if folder := posixpath.dirname(self._full(target)):
                     await self._within(line, sftp.makedirs(folder, exist_ok=True))
@@ -259,8 +259,11 @@ class SftpRemote:
                     with contextlib.suppress(asyncssh.SFTPFailure, asyncssh.SFTPFileAlreadyExists):
                         await self._within(line, sftp.rename(self._full(target), self._full(path)))
                     return "replaced"
-        if there:
-            await self.delete(path, pin)
+                return "moved"
+        # Two files may be of one size and second: what is there is ours only if it holds the same.
+        if there != pin or not await is_copy(self, await self.stat(path), await self.stat(target)):
+            raise taken(target)
+        await self.delete(path, pin)
         return "moved"
 
     def watch(self, prefix: str, queue: str) -> AsyncGenerator[Seen, None]:

@@ -1,5 +1,6 @@
 """The syncs as they are kept: their specs, whose they are, and how far a listing is. All calls block."""
 
+import contextlib
 import time
 from collections.abc import Callable
 
@@ -70,17 +71,21 @@ class Standings:
         return self._read()[1]
 
     def _read(self) -> tuple[list[Standing], dict[str, int]]:
+        # A damaged cell may have become one of another type.
         rows = self._db.rows(
-            "SELECT number, name, created, state, listings, polled, place, body FROM syncs ORDER BY name"
+            """SELECT number, name, ifnull(CAST(created AS REAL), 0.0), state, ifnull(CAST(listings AS INTEGER), 0),
+            ifnull(CAST(polled AS REAL), 0.0), place, body FROM syncs ORDER BY name"""
         )
         found, damaged = list[Standing](), dict[str, int]()
         for number, name, created, state, listings, polled, place, body in rows:
             try:
                 kept = msgspec.msgpack.decode(self._seal.open(body, f"sync {name}"), type=_Kept)
-                path = self._seal.open(place, f"sync place {number}").decode() if place else ""
             except (IntegrityError, msgspec.MsgspecError):
                 damaged[str(name)] = number
                 continue
+            path = ""
+            with contextlib.suppress(IntegrityError):  # then the listing at hand begins anew, and nothing is lost
+                path = self._seal.open(place, f"sync place {number}").decode() if place else ""
             found.append(Standing(number, kept.spec, kept.owner, created, state, listings, polled, path))
         return found, damaged
 

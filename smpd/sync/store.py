@@ -161,7 +161,7 @@ class SyncStore(Standings):
         return self._whole(self._db.rows(sql, (number, *states, limit)))
 
     def tries(self, row: int) -> int:
-        """How many jobs an object's version has had that failed."""
+        """How many jobs an object's version has had that failed, or found it gone."""
         found = self._db.rows("SELECT tries FROM sync_objects WHERE number=?", (row,))
         return int(found[0][0]) if found else 0
 
@@ -198,7 +198,8 @@ class SyncStore(Standings):
         newer = f"CASE WHEN version=job_version THEN ? ELSE {_NEXT} END"
         found = "CASE WHEN version=job_version THEN found ELSE ? END"
         job = "CASE WHEN version=job_version THEN job ELSE '' END"
-        self._update(row, f"state={newer}, found={found}, job={job}, tries=0", state, now)
+        tries = f"CASE WHEN version=job_version THEN {'tries+1' if state == 'gone' else '0'} ELSE 0 END"
+        self._update(row, f"state={newer}, found={found}, job={job}, tries={tries}", state, now)
 
     def fail(self, row: int, state: str, error: ErrorBody | None, *, due: float = 0.0, delay: float = 0.0) -> None:
         """An object's job did not end well; a newer version that was seen meanwhile has its turn all the same.

@@ -149,6 +149,8 @@ class Syncs:
                 await anyio.to_thread.run_sync(
                     self._store.set_state, number, "paused" if action == "pause" else "active"
                 )
+                if watcher.gone.is_set():  # it could not be removed, and nothing has worked for it since
+                    watcher = self._begin(await anyio.to_thread.run_sync(self._store.get, name))
                 watcher.paused = action == "pause"
                 watcher.look()
             elif action == "retry":

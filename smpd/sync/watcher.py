@@ -13,7 +13,7 @@ import anyio
 import structlog
 
 from smp_proto.control import FINAL_STATES, SyncView
-from smp_proto.errors import ErrorBody, NotFoundError, SmpError, StateError
+from smp_proto.errors import ErrorBody, IntegrityError, NotFoundError, SmpError, StateError
 from smpd.jobs.job import Job, new_job_id
 from smpd.sync.after import Afterwards
 from smpd.sync.listener import Listener
@@ -234,7 +234,7 @@ class Watcher:
         return bool(later)
 
     async def _start_what_fits(self) -> None:
-        while len(self._flying) < self.standing.spec.max_in_flight:
+        while not self.paused and len(self._flying) < self.standing.spec.max_in_flight:
             # Back-fill and live objects take turns, so that neither waits for the end of the other.
             self._turn = not self._turn
             look = partial(self._store.next, live=self._turn)
@@ -261,7 +261,7 @@ class Watcher:
         await self._begin(found, found.job)
         try:
             await self._world.resume(found.job)
-        except NotFoundError:
+        except (NotFoundError, IntegrityError):  # it is not there, or its record is damaged, so that it never runs
             return False
         except StateError:
             job = await self._world.job(found.job)
@@ -306,6 +306,13 @@ class Watcher:
                     await _thread(self._store.finish, found.number, "done")
                 else:
                     await _thread(self._store.again, found.number)
+            except IntegrityError as error:
+                # Its record is damaged, which keeps no other out. What it delivered, if it did, is for a person to see.
+                self._flying.discard(found.number)
+                if found.state == "delivered":
+                    await _thread(self._store.fail, found.number, "quarantined", error.body())
+                else:
+                    await self._failed(found.number, error.body())
 
     async def _take_in(self, row: int, job: Job) -> None:
         """A job ended: so does its object's turn."""
@@ -316,8 +323,9 @@ class Watcher:
             await _thread(self._store.finish, row, "done")
             self._done_at.append(self._clock())
         elif code in ("no_such_object", "source_changed"):
-            # It left, or was replaced: what is there now is another version, and the next listing names it.
-            await _thread(self._store.finish, row, "gone")
+            await self._left(row, job.error)
+        elif code == "target_changed":  # somebody else's object is there: whether it is replaced is for a person to say
+            await _thread(self._store.fail, row, "quarantined", job.error)
         elif job.state == "failed":
             await self._failed(row, job.error)
         else:
@@ -325,6 +333,16 @@ class Watcher:
             await _thread(self._store.fail, row, "quarantined", error)
         self._flying.discard(row)
         self._changed()
+
+    async def _left(self, row: int, error: ErrorBody | None) -> None:
+        """It left, or was replaced: what is there now is another version, and the next listing names it.
+
+        A server may go on naming what it does not have. Then it waits for a person.
+        """
+        if await _thread(self._store.tries, row) + 1 >= TRIES:
+            await _thread(self._store.fail, row, "quarantined", error)
+        else:
+            await _thread(self._store.finish, row, "gone")
 
     async def _failed(self, row: int, error: ErrorBody | None) -> None:
         tries = await _thread(self._store.tries, row)

@@ -21,7 +21,7 @@ import msgspec
 from smp_proto.aio import aside
 from smp_proto.control import PutSpec, Result, RunSpec
 from smp_proto.durable import part_name
-from smp_proto.errors import NotFoundError, SmpError, StateError
+from smp_proto.errors import NotFoundError, RemoteError, SmpError, StateError
 from smpd.host.space import disk_errors
 from smpd.jobs.deliveries import Delivery
 from smpd.jobs.job import Job
@@ -105,7 +105,7 @@ class Courier:
             meter.begin("upload", size)
             await self._upload(job, pool, path, fd, size, meter, delivery)
         except SmpError as error:
-            raise naming(error, result.target) from error
+            raise naming(_of_target(error), result.target) from error
         finally:
             os.close(fd)
 
@@ -217,6 +217,14 @@ class Courier:
         name, path = parse_location(target, prefix=True)
         own = is_prefix(path)
         return await self._box.remote(name), f"{path}{job.id}.smp" if own else path, own
+
+
+def _of_target(error: SmpError) -> SmpError:
+    """That a target is not there is no word on the source: whoever follows that would take it for gone."""
+    if error.code != "no_such_object":
+        return error
+    hint = "see whether a file lies where a folder is to be, and whether the server takes this name"
+    return RemoteError("remote_failed", f"it cannot be written there: {error.message}", hint=hint, retryable=False)
 
 
 def _target(job: Job) -> str:

@@ -90,6 +90,7 @@ class Questions:
             async for batch in batches:
                 if batch.busy_s:
                     self.gate.busy(batch.busy_s)
+                if not batch.objects:  # nor is one to be believed to send no empty one
                     continue
                 yield batch.objects
                 await self._limits.asks(request, 0)

@@ -25,7 +25,7 @@ from smp_proto.control import (
     TrustRemove,
     TrustView,
 )
-from smp_proto.errors import StateError
+from smp_proto.errors import IntegrityError, StateError
 from smp_proto.sealed.keys import PublicIdentity
 from smpd.control.actor import Actor
 from smpd.control.permissions import Need
@@ -64,7 +64,8 @@ async def remote_test(daemon: Daemon, actor: Actor, request: RemoteTest, exchang
 
 async def remote_remove(daemon: Daemon, actor: Actor, request: RemoteRemove, exchange: Exchange) -> None:
     """Forget a remote that no open job uses."""
-    await anyio.to_thread.run_sync(daemon.remotes.view, request.name)
+    with contextlib.suppress(IntegrityError):  # one whose record is damaged can be removed, which is what is advised
+        await anyio.to_thread.run_sync(daemon.remotes.view, request.name)
     users = await anyio.to_thread.run_sync(_users, daemon, request.name)
     if users:
         raise StateError(

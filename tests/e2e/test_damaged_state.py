@@ -1,6 +1,8 @@
 """A damaged state: the daemon starts, says what is lost and what to type, and a broken audit log waits for an admin."""
 
+import contextlib
 import os
+import sqlite3
 import tarfile
 from pathlib import Path
 
@@ -73,6 +75,19 @@ def test_lost_jobs_are_named(machine: Box) -> None:
     with client(machine) as caller:
         assert "set aside as smpd.db.damaged-" in " ".join(check.text for check in caller.doctor())
         assert [record["event"] for record in events(caller)].count("state.salvaged") == 1
+
+
+def test_a_damaged_remote(machine: Box, tmp_path: Path) -> None:
+    """It can be removed and added again, as doctor says."""
+    machine.start()
+    machine.ctl("remote", "add", "ward", f"file://{tmp_path}")
+    assert machine.stop() == 0
+    with contextlib.closing(sqlite3.connect(machine.state / "smpd.db")) as db, db:
+        db.execute("UPDATE remotes SET body=x'00' WHERE name='ward'")
+    machine.start()
+    assert "the record of remote ward is damaged" in machine.ctl("doctor", check=False).stdout.decode()
+    machine.ctl("remote", "remove", "ward")
+    machine.ctl("remote", "add", "ward", f"file://{tmp_path}")
 
 
 def test_a_broken_audit_log(machine: Box) -> None:

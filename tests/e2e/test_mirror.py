@@ -1,12 +1,15 @@
 """A folder kept sealed in buckets, end to end: two remotes, one sealing, only what changed."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from box import Box, box
+from faulty import until
 from scene import client, faults, spool_empties
 from servers import rclone_s3
 
@@ -14,6 +17,7 @@ from smp_proto.control import LocalConfig
 from smp_proto.errors import NotFoundError, StateError, UsageError
 from smp_proto.sealed.bundle import BundleReader
 from smp_proto.sealed.keys import Identity, PublicIdentity
+from smpctl.files import LocalFile
 from smpctl.mirroring import Mirror, Mirrored, State
 
 
@@ -105,6 +109,74 @@ def test_what_is_gone_goes_when_asked(sender: Sender) -> None:
     assert sender.mirror(delete=True).removed == 0
 
 
+def test_what_comes_back_is_sent_again(sender: Sender) -> None:
+    """Also where it is as it was: the daemon still has the job that was done before it was removed, or replaced."""
+    back, away = sender.folder / "back.bin", sender.folder.parent / "away.bin"
+    sender.write("back.bin", b"one")
+    first = back.stat()
+    sender.mirror()
+    back.rename(away)
+    assert sender.mirror(delete=True).removed == 1
+    away.rename(back)
+    assert sender.mirror().sent == 1
+    for place in sender.places.values():
+        assert sender.opened(place / "in")["back.bin"] == b"one"
+    for content, at in ((b"two", first.st_mtime_ns + 1), (b"one", first.st_mtime_ns)):
+        back.write_bytes(content)
+        os.utime(back, ns=(at, at))
+        assert sender.mirror().sent == 1
+        for place in sender.places.values():
+            assert sender.opened(place / "in")["back.bin"] == content
+
+
+def test_killed_while_it_removes(sender: Sender, tmp_path: Path) -> None:
+    """What is remembered at that moment does not say that the object is there."""
+    file = tmp_path / "f" / "a"
+    file.parent.mkdir()
+    file.write_bytes(b"1")
+    (tmp_path / "f" / "b").write_bytes(b"2")
+    public, home = sender.reader.public.text(), tmp_path / "home"
+    left: dict[Path, bytes] = {}
+    with client(sender.box) as ctl:
+        with State(str(tmp_path / "f"), str(home)) as state:
+            mirror = Mirror(ctl, state, ["attic:killed/"], [public])
+            assert mirror.round().sent == 2
+            file.rename(tmp_path / "away")
+            remove = ctl.rm
+
+            def removing(location: str) -> None:
+                remove(location)
+                left.update((path, path.read_bytes()) for path in home.glob("*.json"))
+
+            ctl.rm = removing  # type: ignore[method-assign]
+            assert mirror.round(delete=True).removed == 1
+        for path, data in left.items():
+            path.write_bytes(data)
+        (tmp_path / "away").rename(file)
+        with State(str(tmp_path / "f"), str(home)) as state:
+            assert Mirror(ctl, state, ["attic:killed/"], [public]).round().sent == 1
+    assert sender.opened(sender.places["attic"] / "killed") == {"a": b"1", "b": b"2"}
+
+
+def test_one_that_may_not_be_read_is_told_of(tmp_path: Path, sender: Sender, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is counted as failed; root may read anything, so the file's own opening refuses."""
+    (tmp_path / "f").mkdir()
+    (tmp_path / "f" / "a").write_bytes(b"1")
+    notes: list[str] = []
+
+    def refuse(file: LocalFile) -> tuple[int, int]:
+        raise NotFoundError("no_such_file", f"{file.path} cannot be read: permission denied")
+
+    with client(sender.box) as ctl, State(str(tmp_path / "f"), str(tmp_path / "home")) as state:
+        mirror = Mirror(ctl, state, ["attic:closed/"], [sender.reader.public.text()], note=notes.append)
+        with monkeypatch.context() as patch:
+            patch.setattr(LocalFile, "open", refuse)
+            found = mirror.round()
+        assert (found.sent, found.failed, found.exit_code) == (0, 1, NotFoundError.exit_code)
+        assert "cannot be read" in notes[0]
+        assert mirror.round().sent == 1
+
+
 def test_one_remote_that_is_full_of_trouble(sender: Sender) -> None:
     """The other has what it is to have; the next round sends to the first alone."""
     attic = sender.places["attic"]
@@ -113,7 +185,7 @@ def test_one_remote_that_is_full_of_trouble(sender: Sender) -> None:
     (attic / "in").write_bytes(b"no folder")
     sender.write("late.bin", b"late")
     found = sender.mirror()
-    assert (found.sent, found.failed, found.exit_code) == (0, 1, 5)
+    assert (found.sent, found.failed, found.exit_code) == (0, 1, 6)
     (attic / "in").unlink()
     (attic / "elsewhere").rename(attic / "in")
     found = sender.mirror()
@@ -175,6 +247,26 @@ def test_a_file_that_is_being_written_waits(sender: Sender, tmp_path: Path) -> N
 def interrupted(*_: object) -> None:
     """Ctrl-C."""
     raise KeyboardInterrupt
+
+
+def test_it_goes_on_watching(sender: Sender, tmp_path: Path) -> None:
+    """Whatever a round breaks at may have passed by the next: here the folder is away for a while."""
+    folder = tmp_path / "f"
+    folder.mkdir()
+    command = [sys.executable, "-m", "smpctl", "mirror", folder, "attic:away/", "--to", sender.key, "--watch"]
+    with subprocess.Popen([*command, "--every", "1s"], env=sender.box.env, stderr=subprocess.PIPE) as process:
+        try:
+            assert process.stderr is not None
+            (folder / "a").write_bytes(b"1")
+            until(lambda: process.poll() is not None or list(sender.places["attic"].glob("away/*.smp")))
+            folder.rename(tmp_path / "unmounted")
+            assert b"does not exist; tried again in 1 s" in process.stderr.readline()
+            (tmp_path / "unmounted").rename(folder)
+            (folder / "b").write_bytes(b"2")
+            until(lambda: process.poll() is not None or len(list(sender.places["attic"].glob("away/*.smp"))) == 2)
+            assert process.poll() is None
+        finally:
+            process.terminate()
 
 
 def test_names_and_damage(sender: Sender, tmp_path: Path) -> None:

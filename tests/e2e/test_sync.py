@@ -140,6 +140,22 @@ def test_into_the_vault_and_away(machine, tmp_path: Path) -> None:
     running.ctl("sync", "remove", "ward")
 
 
+def test_what_the_target_has_not_is_no_word_on_the_source(machine, tmp_path: Path) -> None:
+    """A result that cannot be written is a failure, which is shown, and not an object that left."""
+    running, sender = machine
+    (tmp_path / "root" / "out").mkdir(parents=True)
+    (tmp_path / "root" / "out" / "a").write_text("where a folder is to be")
+    running.ctl("remote", "add", "blocked", f"file://{tmp_path / 'root'}")
+    place = Place(running, sender, tmp_path / "root", "blocked")
+    place.arrive("a/b.smp", b"1")
+    running.ctl("sync", "add", "blocked", "blocked:in/", "--run", "digest", "--to", "blocked:out/", "--every", "1s")
+    with client(running) as ctl:
+        until(ctl, "blocked", lambda view: view.failed == 1)
+        (trouble,) = ctl.sync_show("blocked").troubles
+        assert (trouble.path, trouble.error.code if trouble.error else "") == ("in/a/b.smp", "remote_failed")
+    running.ctl("sync", "remove", "blocked")
+
+
 def test_a_bucket_tells(machine, tmp_path: Path) -> None:
     """An object that a notification names is taken without a listing; of one whose message is lost the listing knows."""
     running, sender = machine

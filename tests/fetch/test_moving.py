@@ -1,5 +1,7 @@
 """Moving an object within its remote: nothing is replaced, nothing is lost, and only the version meant is moved."""
 
+import os
+
 import anyio
 import pytest
 from fetch_link import Link, fetch_in_process, fetch_process
@@ -9,6 +11,7 @@ from smp_proto.control import LocalConfig, ObjectInfo
 from smp_proto.errors import SmpError
 from smpd.fetch import local, moving, sftp
 from smpd.fetch.s3 import S3Remote
+from smpd.links.fetching import Deadlines
 
 SERVERS = ["rclone", "moto", "go_sftp", "openssh", "local"]
 
@@ -65,6 +68,20 @@ async def test_what_was_copied_is_not_copied_again(server: Served) -> None:
         await link.write("again/b", b"one")
         assert await link.move("again/a", info.pin, "again/b") == "moved"
         assert await paths(link, "again/") == ["again/b"]
+
+
+async def test_one_that_looks_alike_is_somebody_elses(server: Served) -> None:
+    """Of one size, one end and one second: scans are so. It is not taken for a copy, and the source stays."""
+    pad = bytes(65 << 10)
+    async with fetch_process(server.config, server.secret) as link:
+        for name in ("a", "b"):
+            await link.write(f"alike/{name}", name.encode() + pad)
+            if server.config.__struct_config__.tag != "s3":
+                assert server.path is not None
+                os.utime(server.path / "alike" / name, (1_700_000_000, 1_700_000_000))
+        info = await link.stat("alike/a")
+        assert await code_of(link, "alike/a", info.pin, "alike/b") == "target_changed"
+        assert [(await content(link, f"alike/{name}"))[:1] for name in ("a", "b")] == [b"a", b"b"]
 
 
 async def test_replaced_between_the_look_and_the_copy(moto: Served, monkeypatch) -> None:
@@ -143,3 +160,21 @@ async def test_a_link_is_not_moved(tmp_path) -> None:
         info = await link.stat("link")
         assert await code_of(link, "link", info.pin, "done/link") == "bad_name"
         assert await code_of(link, "a", info.pin, "../out") == "bad_name"
+
+
+async def test_a_weak_tag_says_nothing_of_the_server() -> None:
+    """It cannot be a condition; other objects are deleted under one all the same."""
+    pins = {"weak": 'etag:1:W/"x"', "strong": "etag:1:y"}
+    asked: list[str] = []
+
+    class Known:
+        async def stat(self, path: str) -> ObjectInfo:
+            return ObjectInfo(path, 1, pins[path])
+
+        async def call(self, _method: str, path: str, **parameters: str) -> None:
+            asked.append(f"{path} {parameters.get('IfMatch', '')}")
+
+    mover = moving.Mover(Known(), Known(), "", Deadlines())  # type: ignore[arg-type]
+    for path in ("weak", "strong"):
+        await mover.delete(path, pins[path])
+    assert asked == ["weak ", 'strong "y"']

@@ -101,3 +101,50 @@ async def test_a_state_that_is_none(machine: Machine) -> None:
         damage(machine, "state", "'nfw'")
         await syncs.control("s", "resume")
         assert (await machine.settled(2)).done == 6
+
+
+async def test_a_job_whose_record_is_damaged(machine: Machine) -> None:
+    """It keeps no other out; its object is told of, and has another job later."""
+    machine.hold = True
+    async with machine.running() as syncs:
+        await syncs.add(spec(max_in_flight=2), "ann(1)")
+        await machine.until(lambda view: view.in_flight == 2)
+        with machine.db.transaction() as connection:
+            connection.execute("UPDATE jobs SET spec=x'00' WHERE number=1")
+    machine.hold = False
+    async with machine.running() as syncs:
+        await machine.until(lambda view: view.done == 5)
+        (trouble,) = (await syncs.shown("s")).troubles
+        assert (trouble.path, trouble.state, trouble.error.code) == ("in/0.smp", "failed", "corrupt")
+        await syncs.control("s", "retry")
+        await machine.until(lambda view: view.done == 6)
+    assert machine.results == dict.fromkeys(machine.bucket.objects.items(), 1)
+
+
+async def test_how_far_a_listing_was(machine: Machine) -> None:
+    """That alone is no reason to forget a sync, and to have everything done once more: it lists from the start."""
+    machine.bucket.stop_after = 1
+    async with machine.running() as syncs:
+        await syncs.add(spec(), "ann(1)")
+        await machine.bucket.held.wait()
+        await machine.until(lambda view: view.done == 3)
+        with machine.db.transaction() as connection:
+            connection.execute("UPDATE syncs SET place=x'00'")
+    machine.bucket.stop_after = None
+    async with machine.running() as syncs:
+        await machine.until(lambda view: view.done == 6)
+    assert machine.results == dict.fromkeys(machine.bucket.objects.items(), 1)
+
+
+@pytest.mark.parametrize("column", ["created", "listings", "polled"])
+async def test_a_number_of_a_sync_that_is_none(machine: Machine, column: str) -> None:
+    """One flipped bit makes an empty text of the number 1; it keeps no daemon from starting."""
+    async with machine.running() as syncs:
+        await syncs.add(spec(), "ann(1)")
+        await machine.settled(1)
+        with machine.db.transaction() as connection:
+            connection.execute(f"UPDATE syncs SET {column}=''")
+    machine.bucket.objects["in/new.smp"] = "1"
+    async with machine.running() as syncs:
+        view = await machine.until(lambda view: view.done == 7)
+        assert isinstance(view.created + view.last_poll, float)

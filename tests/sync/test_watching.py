@@ -1,6 +1,7 @@
 """Every object version becomes one job, whatever happens in between."""
 
 import random
+import threading
 from collections import Counter
 
 import anyio
@@ -8,7 +9,15 @@ import pytest
 from sync.world import Bucket, Machine, nothing, spec
 
 from smp_proto.control import ObjectInfo, SyncView
-from smp_proto.errors import DeniedError, IntegrityError, ProcessorError, RemoteError, ResourceError, StateError
+from smp_proto.errors import (
+    DeniedError,
+    IntegrityError,
+    NotFoundError,
+    ProcessorError,
+    RemoteError,
+    ResourceError,
+    StateError,
+)
 from smpd.sync.rules import RETRY_MAX_S, TRIES, Rules
 
 
@@ -171,6 +180,42 @@ async def test_replaced_while_it_was_queued(machine):
     assert machine.results == {("in/00.smp", "1"): 1, ("in/01.smp", "2"): 1}
 
 
+async def test_named_and_never_there(machine):
+    """A listing that goes on naming what nobody can get does not make work for ever; the object waits for a person."""
+    fill(machine.bucket, 1)
+    asked = []
+
+    def missing(path):
+        asked.append(path)
+        return NotFoundError("no_such_object", "it is not there")
+
+    machine.outcome = missing
+    async with machine.running() as syncs:
+        await syncs.add(spec(), "ann(1)")
+        await machine.settled(1)
+        for _ in range(2 * TRIES):
+            await machine.again()
+        view = (await syncs.shown("s")).sync
+        assert (len(asked), view.quarantined) == (TRIES, 1)
+        machine.outcome = lambda path: None
+        machine.bucket.objects["in/00.smp"] = "2"
+        assert (await machine.again()).done == 1
+
+
+async def test_somebody_elses_object_at_the_target(machine):
+    """It is not replaced because time passes: a person says so."""
+    fill(machine.bucket, 1)
+    machine.outcome = lambda path: StateError("target_changed", "something is there")
+    async with machine.running() as syncs:
+        await syncs.add(spec(processor="digest", target="out:r/"), "ann(1)")
+        await machine.settled(1)
+        machine.outcome = lambda path: None
+        machine.now += RETRY_MAX_S
+        assert (await machine.again()).quarantined == 1
+        await syncs.control("s", "retry")
+        await machine.until(lambda view: view.done == 1)
+
+
 async def test_no_more_in_flight_than_asked(machine):
     """Jobs there are at once are bounded."""
     fill(machine.bucket, 20)
@@ -287,6 +332,31 @@ async def test_pause_and_resume_outlive_a_restart(machine):
         assert (view.state, view.next_poll) == ("paused", 0.0)
         await syncs.control("s", "resume")
         assert (await machine.settled(2)).done == 3
+
+
+async def test_paused_while_jobs_are_made(machine):
+    """Once that is acknowledged no other is made, though there is room."""
+    fill(machine.bucket, 6)
+    machine.hold = True
+    submit, acknowledged, turned = machine.submit, anyio.Event(), threading.Event()
+    async with machine.running() as syncs:
+        next_due = syncs._store.next_due
+
+        def looked(number):  # for when to look again: all that was to be started is
+            if acknowledged.is_set():
+                turned.set()
+            return next_due(number)
+
+        async def pausing(*args, **kwargs):
+            job = await submit(*args, **kwargs)
+            await syncs.control("s", "pause")
+            acknowledged.set()
+            return job
+
+        syncs._store.next_due, machine.submit = looked, pausing
+        await syncs.add(spec(max_in_flight=6), "ann(1)")
+        assert await anyio.to_thread.run_sync(turned.wait, 30)
+        assert len(machine.journal.list()) == 1
 
 
 async def test_paused_within_a_listing(machine):
@@ -489,6 +559,9 @@ async def test_one_that_cannot_be_removed_now_can_be_later(machine, monkeypatch)
             with pytest.raises(ResourceError):
                 await syncs.control("s", "remove")
         assert [(view.spec.name, view.state) for view in await syncs.views()] == [("s", "paused")]
+        machine.bucket.objects["in/1.smp"] = "1"
+        await syncs.control("s", "resume")  # it works again
+        await machine.until(lambda view: view.done == 2)
         await syncs.control("s", "remove")
         assert await syncs.views() == []
         await syncs.add(spec(), "ann(1)")

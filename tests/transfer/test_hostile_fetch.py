@@ -1,5 +1,8 @@
 """What a fetch process says once a server has taken it over: it is not believed about what is not its own."""
 
+import contextlib
+from unittest.mock import AsyncMock, Mock
+
 import anyio
 import pytest
 
@@ -8,6 +11,7 @@ from smp_proto.errors import CODES, DaemonError, IntegrityError, RemoteError, Re
 from smpd.links import fetching
 from smpd.transfer import arriving
 from smpd.transfer.bounds import believed_of_fetch
+from smpd.transfer.questions import Questions
 
 OF_DATA = {code for code, known in CODES.items() if known.family is IntegrityError and code != "source_changed"}
 
@@ -52,6 +56,25 @@ def test_sizes_and_paths_are_bounded(message):
             decode(encode(body), kind)
     with pytest.raises(DaemonError):
         decode(encode(fetching.Progress(SIZE_MAX + 1)), fetching.Progress)
+
+
+async def test_a_batch_of_nothing_is_none():
+    """Whoever takes a listing in may look at the last object of each batch."""
+    found = ObjectInfo("a", 1, "pin")
+
+    class Asked(Questions):
+        def __init__(self):
+            self.processes = Mock()
+            self._limits = Mock(asks=AsyncMock())
+            self.gate = Mock()
+
+        @contextlib.asynccontextmanager
+        async def _ask(self, *_arguments, **_options):
+            said = [fetching.Listed([]), fetching.Listed([], 1.0), fetching.Listed([found])]
+            ended = [*((each, []) for each in said), anyio.EndOfStream()]
+            yield Mock(), Mock(receive=AsyncMock(side_effect=ended), send=AsyncMock())
+
+    assert [batch async for batch in Asked().list("")] == [[found]]
 
 
 async def test_a_listing_without_end_is_given_up(monkeypatch):
