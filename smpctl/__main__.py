@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import click
 
@@ -24,6 +25,7 @@ def main(args: Sequence[str] | None = None) -> None:
         for number in (signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) is signal.SIG_DFL:  # else half a file in the clear would stay behind
                 signal.signal(number, _end)
+        _let_remarks_fail()
     arguments = list(sys.argv[1:] if args is None else args)
     sys.exit(_run(arguments))
 
@@ -36,7 +38,7 @@ def _end(number: int, _frame: object) -> None:
 def _run(arguments: list[str]) -> int:
     as_json = "--json" in arguments
     try:
-        _open_streams()
+        _open_streams(as_json)
         code = _called(arguments, as_json)
         sys.stdout.flush()
     except BrokenPipeError:
@@ -87,7 +89,7 @@ def _invoked(arguments: list[str]) -> int:
     return code if isinstance(code, int) else 0
 
 
-def _open_streams() -> None:
+def _open_streams(as_json: bool) -> None:
     """Have all three standard streams, so that no file of ours comes to be one, and any text can be written.
 
     Raises:
@@ -99,8 +101,41 @@ def _open_streams() -> None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - until the end
     if closed:
         raise UsageError("bad_request", "standard output is closed", hint="if nothing is to be seen: > /dev/null")
-    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
-        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        if as_json:
+            sys.stdout.reconfigure(encoding="utf-8")  # RFC 8259, section 8.1
+        if sys.stdout.errors == "strict":
+            sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
+
+
+class _Remarks(io.RawIOBase):
+    """Standard error, where what cannot be written is lost."""
+
+    def writable(self) -> bool:
+        """Yes."""
+        return True
+
+    def fileno(self) -> int:
+        """That of standard error."""
+        return 2
+
+    def isatty(self) -> bool:
+        """Whether a person looks."""
+        return os.isatty(2)
+
+    def write(self, data: Any, /) -> int:
+        """As much as goes; what never will counts as written."""
+        try:
+            return os.write(2, data)
+        except OSError:
+            return len(data)
+
+
+def _let_remarks_fail() -> None:
+    """Have a disk that is full, or a reader that went, stop nothing that only remarks on its way."""
+    if isinstance(sys.stderr, io.TextIOWrapper) and sys.stderr.fileno() == 2:
+        encoding, errors = sys.stderr.encoding, sys.stderr.errors
+        sys.stderr = io.TextIOWrapper(io.BufferedWriter(_Remarks()), encoding, errors, line_buffering=True)
 
 
 def _unwritable(error: OSError) -> int:

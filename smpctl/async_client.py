@@ -2,8 +2,10 @@
 
 import contextlib
 import os
+import socket
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
@@ -16,7 +18,7 @@ from smp_proto import control as c
 from smp_proto.aio import Caller, Channel, Exchange
 from smp_proto.errors import DaemonError, SmpError
 from smpctl.address import connect
-from smpctl.async_connection import greet, hold, message_of, messages
+from smpctl.async_connection import greet, hold, in_thread, message_of, messages
 from smpctl.client import (
     ANSWER_TIMEOUT_S,
     SLOW_TIMEOUT_S,
@@ -68,7 +70,7 @@ class AsyncClient:
         assert self._group is not None, "use it as: async with AsyncClient() as client"
         async with self._connecting:
             if self._caller is None or self._hello is None or not self._caller.alive:
-                sock = await anyio.to_thread.run_sync(connect, self._path)
+                sock = await in_thread(connect, self._path, undo=socket.socket.close)
                 channel = Channel(sock)
                 try:
                     self._hello = await greet(channel)
@@ -113,6 +115,30 @@ class AsyncClient:
                         await anyio.sleep(pause_after(error, until))
         except TimeoutError:
             raise too_slow(timeout) from None
+
+    async def _again(self, act: Callable[[], Awaitable[T]]) -> T:
+        """Do it once more where the daemon wants to be asked more rarely, which it says before anything else."""
+        until = time.monotonic() + ANSWER_TIMEOUT_S
+        while True:
+            try:
+                return await act()
+            except DaemonError as error:
+                await anyio.sleep(pause_after(error, until))
+
+    async def _stream(self, request: Any, kind: type[T], timeout: float = ANSWER_TIMEOUT_S) -> AsyncGenerator[T, None]:
+        """Every part of an answer as it comes."""
+        until, begun = time.monotonic() + ANSWER_TIMEOUT_S, False
+        while True:
+            try:
+                async with self._open(request) as exchange:
+                    async for part in messages(exchange, kind, timeout):
+                        begun = True
+                        yield part
+                return
+            except DaemonError as error:
+                if begun:
+                    raise
+                await anyio.sleep(pause_after(error, until))
 
     # ── the box ──
 
@@ -170,12 +196,15 @@ class AsyncClient:
         also: Iterable[str] = (),
     ) -> c.JobView:
         """Hand files over to be sealed and uploaded; returns once they are sealed in the spool."""
+        named = list(files)
+        request = c.Submit(c.PutSpec(target, recipients, list(also)), key or new_key(), priority)
+        return await self._again(partial(self._hand_over, request, named, progress))
+
+    async def _hand_over(self, request: c.Submit, files: Paths, progress: Progress | None) -> c.JobView:
         handing = iter(turns := await anyio.to_thread.run_sync(Handing, files, progress))
-        async with self._open(
-            c.Submit(c.PutSpec(target, recipients, list(also)), key or new_key(), priority)
-        ) as exchange:
+        async with self._open(request) as exchange:
             with contextlib.suppress(anyio.EndOfStream):
-                while (turn := await anyio.to_thread.run_sync(next, handing, None)) is not None:
+                while (turn := await in_thread(next, handing, None, undo=_close_turn)) is not None:
                     message, fd = turn
                     try:
                         await exchange.send(message, [fd])
@@ -278,8 +307,9 @@ class AsyncClient:
 
     async def ls(self, location: str, *, recursive: bool = True) -> AsyncGenerator[c.ObjectInfo, None]:
         """Yield the objects below ``REMOTE:PREFIX``."""
-        async with self._open(c.ListObjects(location, recursive)) as exchange:
-            async for batch in messages(exchange, c.Objects, SLOW_TIMEOUT_S):
+        listing = self._stream(c.ListObjects(location, recursive), c.Objects, SLOW_TIMEOUT_S)
+        async with contextlib.aclosing(listing) as parts:
+            async for batch in parts:
                 for found in batch.objects:
                     yield found
 
@@ -346,12 +376,12 @@ class AsyncClient:
         thread = anyio.to_thread.run_sync
         await thread(check_apart, items)
         landing = Landing(dest, overwrite=overwrite)
-        await thread(landing.__enter__)
+        await in_thread(landing.__enter__, undo=lambda entered: entered.__exit__())
         try:
             await thread(landing.plan, [entry.name for entries in items.values() for entry in entries])
             for item, batch in batches(items):
                 with opening(item):
-                    await self._fill(landing, item, batch)
+                    await self._again(partial(self._fill, landing, item, batch))
             await thread(landing.commit, {entry.name: entry.size for entries in items.values() for entry in entries})
         finally:
             with anyio.CancelScope(shield=True):
@@ -360,7 +390,7 @@ class AsyncClient:
     async def _fill(self, landing: Landing, item: str, batch: list[c.EntryView]) -> None:
         async with self._open(c.VaultOpen(item)) as exchange:
             for entry in batch:
-                fd = await anyio.to_thread.run_sync(landing.create, entry.name)
+                fd = await in_thread(landing.create, entry.name, undo=os.close)
                 try:
                     await exchange.send(c.OpenInto(entry.name, last=entry is batch[-1]), [fd])
                 finally:
@@ -413,30 +443,33 @@ class AsyncClient:
 
         ``newest``: of the checkpoints only the newest one.
         """
-        lines: list[bytes] = []
-        checkpoints: list[str] = []
-        async with self._open(c.AuditRead(since, newest=newest)) as exchange:
-            async for batch in messages(exchange, c.AuditLines):
-                lines.extend(batch.lines)
-                checkpoints.extend(batch.checkpoints)
-            proof = await exchange.result(c.AuditProof)
-        proof.checkpoints = checkpoints + proof.checkpoints
-        return lines, proof
+
+        async def read() -> tuple[list[bytes], c.AuditProof]:
+            async with self._open(c.AuditRead(since, newest=newest)) as exchange:
+                batches = [batch async for batch in messages(exchange, c.AuditLines)]
+                proof = await exchange.result(c.AuditProof)
+            proof.checkpoints = [note for batch in batches for note in batch.checkpoints] + proof.checkpoints
+            return [line for batch in batches for line in batch.lines], proof
+
+        return await self._again(read)
 
     async def metrics(self) -> list[c.MetricFamily]:
         """Every metric of the daemon, of remotes and syncs those that one may see."""
-        async with self._open(c.MetricsRequest()) as exchange:
-            parts = [part async for part in messages(exchange, c.MetricFamily)]
-            await exchange.result(type(None))
-        return joined(parts)
+        return joined([part async for part in self._stream(c.MetricsRequest(), c.MetricFamily)])
 
     async def audit_renew(self, reason: str) -> c.AuditRenewed:
         """Have an audit log that is broken set aside, and a new one begun."""
-        return await self._call(c.AuditRenew(reason), c.AuditRenewed)
+        return await self._call(c.AuditRenew(reason), c.AuditRenewed, SLOW_TIMEOUT_S)
 
     async def audit_lines(self, since: int = 0, *, last: int = 0) -> AsyncGenerator[bytes, None]:
         """Yield the records alone, for a log that is too large to hold; with ``last`` so many of the last."""
-        async with self._open(c.AuditRead(since, last, newest=True)) as exchange:
-            async for batch in messages(exchange, c.AuditLines):
+        reading = self._stream(c.AuditRead(since, last, newest=True), c.AuditLines)
+        async with contextlib.aclosing(reading) as parts:
+            async for batch in parts:
                 for line in batch.lines:
                     yield line
+
+
+def _close_turn(turn: tuple[c.PutFile, int] | None) -> None:
+    if turn is not None:
+        os.close(turn[1])

@@ -1,11 +1,13 @@
 """What the client for anyio does with its connection: greet the daemon, hold the connection, take messages from it."""
 
 import contextlib
-from collections.abc import AsyncGenerator
-from typing import TypeVar
+import threading
+from collections.abc import AsyncGenerator, Callable
+from typing import Any, TypeVar
 
 import anyio
 import anyio.abc
+import anyio.to_thread
 
 from smp_proto import control as c
 from smp_proto.aio import Caller, Channel, Exchange, close_all, encode
@@ -52,6 +54,42 @@ async def messages(exchange: Exchange, kind: type[T], timeout: float = ANSWER_TI
         except anyio.EndOfStream:
             return
         yield message
+
+
+async def in_thread(call: Callable[..., T], *args: Any, undo: Callable[[T], object]) -> T:
+    """Run a call in a thread to its end, and undo what it gave where nobody is there any more to take it.
+
+    A task of asyncio can be cancelled by asyncio itself, by ``asyncio.timeout`` say, of which no scope of anyio keeps
+    anything; what the thread opened would then never be closed.
+    """
+    lock, ended = threading.Lock(), threading.Event()
+    begun = gone = False
+    came: list[T] = []
+
+    def run() -> T | None:
+        nonlocal begun
+        with lock:
+            if gone:
+                return None
+            begun = True
+        try:
+            came.append(call(*args))
+        finally:
+            ended.set()
+        return came[0]
+
+    try:
+        await anyio.to_thread.run_sync(run)
+    except BaseException:
+        with lock:
+            gone = True
+        if begun:
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(ended.wait)
+        for each in came:
+            undo(each)
+        raise
+    return came[0]
 
 
 async def message_of(exchange: Exchange, kind: type[T]) -> T:

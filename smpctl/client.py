@@ -3,13 +3,17 @@
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Literal, Self, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from smp_proto import control as c
 from smp_proto.errors import DaemonError, SmpError
 from smpctl.connection import Connection, Exchange
 from smpctl.files import LocalFile, batches, wanted_entries
 from smpctl.watching import Cursor, job_of, joined, pause_after
+
+if TYPE_CHECKING:
+    from smpctl.landing import Landing
 
 ANSWER_TIMEOUT_S = 60.0
 SLOW_TIMEOUT_S = 300.0  # starts a compute process, or waits for someone else's server
@@ -62,12 +66,34 @@ class Client:
         return self._ask(request, lambda exchange: exchange.result(kind), timeout)
 
     def _ask(self, request: Any, take: Callable[[Exchange], T], timeout: float | None) -> T:
+        def ask() -> T:
+            with self._open(request, timeout) as exchange:
+                return take(exchange)
+
+        return self._again(ask, timeout)
+
+    def _again(self, act: Callable[[], T], timeout: float | None = None) -> T:
+        """Do it once more where the daemon wants to be asked more rarely, which it says before anything else."""
         until = time.monotonic() + (timeout or ANSWER_TIMEOUT_S)
         while True:
             try:
-                with self._open(request, timeout) as exchange:
-                    return take(exchange)
+                return act()
             except DaemonError as error:
+                time.sleep(pause_after(error, until))
+
+    def _stream(self, request: Any, kind: type[T], timeout: float | None = ANSWER_TIMEOUT_S) -> Iterator[T]:
+        """Every part of an answer as it comes."""
+        until, begun = time.monotonic() + ANSWER_TIMEOUT_S, False
+        while True:
+            try:
+                with self._open(request, timeout) as exchange:
+                    for part in exchange.messages(kind):
+                        begun = True
+                        yield part
+                return
+            except DaemonError as error:
+                if begun:
+                    raise
                 time.sleep(pause_after(error, until))
 
     def _parts(self, request: Any, kind: type[T], timeout: float | None = ANSWER_TIMEOUT_S) -> list[T]:
@@ -98,10 +124,7 @@ class Client:
 
     def metrics(self) -> list[c.MetricFamily]:
         """Every metric of the daemon, of remotes and syncs those that one may see."""
-        with self._open(c.MetricsRequest()) as exchange:
-            parts = list(exchange.messages(c.MetricFamily))
-            exchange.result(type(None))
-        return joined(parts)
+        return joined(self._stream(c.MetricsRequest(), c.MetricFamily))
 
     def box_key(self) -> c.PublicKey:
         """The public key of the box, to seal for it."""
@@ -153,19 +176,24 @@ class Client:
         """
         from smpctl.handing import Handing  # noqa: PLC0415 - only a put pays for it
 
-        handing = Handing(files, progress)
+        named = list(files)
         request = c.Submit(c.PutSpec(target, recipients, list(also)), key or new_key(), priority)
-        with self._open(request, None) as exchange:
-            for message, fd in handing:
-                try:
-                    exchange.send(message, [fd])
-                finally:
-                    os.close(fd)
-                while handing.must_wait and (sealing := exchange.receive(c.Sealing)) is not None:
+
+        def hand_over() -> c.JobView:
+            handing = Handing(named, progress)
+            with self._open(request, None) as exchange:
+                for message, fd in handing:
+                    try:
+                        exchange.send(message, [fd])
+                    finally:
+                        os.close(fd)
+                    while handing.must_wait and (sealing := exchange.receive(c.Sealing)) is not None:
+                        handing.sealed(sealing)
+                for sealing in exchange.messages(c.Sealing):
                     handing.sealed(sealing)
-            for sealing in exchange.messages(c.Sealing):
-                handing.sealed(sealing)
-            return exchange.result(c.JobView)
+                return exchange.result(c.JobView)
+
+        return self._again(hand_over)
 
     def jobs(self, states: Iterable[c.JobState] = (), *, limit: int = 100, begins: str = "") -> list[c.JobView]:
         """Jobs, newest first; with ``begins`` those whose id begins so."""
@@ -266,9 +294,8 @@ class Client:
 
     def ls(self, location: str, *, recursive: bool = True) -> Iterator[c.ObjectInfo]:
         """Yield the objects below ``REMOTE:PREFIX``."""
-        with self._open(c.ListObjects(location, recursive), SLOW_TIMEOUT_S) as exchange:
-            for batch in exchange.messages(c.Objects):
-                yield from batch.objects
+        for batch in self._stream(c.ListObjects(location, recursive), c.Objects, SLOW_TIMEOUT_S):
+            yield from batch.objects
 
     # ── syncs ──
 
@@ -354,15 +381,19 @@ class Client:
         with Landing(dest, overwrite=overwrite) as landing:
             landing.plan(entry.name for entries in items.values() for entry in entries)
             for item, batch in batches(items):
-                with opening(item), self._open(c.VaultOpen(item), None) as exchange:
-                    for entry in batch:
-                        fd = landing.create(entry.name)
-                        try:
-                            exchange.send(c.OpenInto(entry.name, last=entry is batch[-1]), [fd])
-                        finally:
-                            os.close(fd)
-                    exchange.result(c.Entries)
+                with opening(item):
+                    self._again(partial(self._fill, landing, item, batch))
             landing.commit({entry.name: entry.size for entries in items.values() for entry in entries})
+
+    def _fill(self, landing: "Landing", item: str, batch: list[c.EntryView]) -> None:
+        with self._open(c.VaultOpen(item), None) as exchange:
+            for entry in batch:
+                fd = landing.create(entry.name)
+                try:
+                    exchange.send(c.OpenInto(entry.name, last=entry is batch[-1]), [fd])
+                finally:
+                    os.close(fd)
+            exchange.result(c.Entries)
 
     def vault_remove(self, id: str) -> None:  # noqa: A002
         """Delete an item."""
@@ -413,15 +444,14 @@ class Client:
 
         ``newest``: of the checkpoints only the newest one.
         """
-        lines: list[bytes] = []
-        checkpoints: list[str] = []
-        with self._open(c.AuditRead(since, newest=newest)) as exchange:
-            for batch in exchange.messages(c.AuditLines):
-                lines.extend(batch.lines)
-                checkpoints.extend(batch.checkpoints)
+
+        def read(exchange: Exchange) -> tuple[list[bytes], c.AuditProof]:
+            batches = list(exchange.messages(c.AuditLines))
             proof = exchange.result(c.AuditProof)
-        proof.checkpoints = checkpoints + proof.checkpoints
-        return lines, proof
+            proof.checkpoints = [note for batch in batches for note in batch.checkpoints] + proof.checkpoints
+            return [line for batch in batches for line in batch.lines], proof
+
+        return self._ask(c.AuditRead(since, newest=newest), read, ANSWER_TIMEOUT_S)
 
     def audit_renew(self, reason: str) -> c.AuditRenewed:
         """Have an audit log that is broken set aside, and a new one begun."""
@@ -429,9 +459,8 @@ class Client:
 
     def audit_lines(self, since: int = 0, *, last: int = 0) -> Iterator[bytes]:
         """Yield the records alone, for a log that is too large to hold; with ``last`` so many of the last."""
-        with self._open(c.AuditRead(since, last, newest=True)) as exchange:
-            for batch in exchange.messages(c.AuditLines):
-                yield from batch.lines
+        for batch in self._stream(c.AuditRead(since, last, newest=True), c.AuditLines):
+            yield from batch.lines
 
 
 def new_key() -> str:

@@ -7,6 +7,7 @@ the user it runs as may see. One request is answered at a time, and one that is 
 import contextlib
 import signal
 import socket
+import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from types import FrameType
 from typing import Self
@@ -90,8 +91,25 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Server
     server_version, sys_version = "smp", ""
 
+    def setup(self) -> None:
+        """Have an end to waiting for the whole request; ``timeout`` is for each byte of it."""
+        super().setup()
+        self._late = threading.Timer(_PATIENCE_S, self._drop)
+        self._late.daemon = True
+        self._late.start()
+
+    def finish(self) -> None:
+        """Wait for nothing more."""
+        self._late.cancel()
+        super().finish()
+
+    def _drop(self) -> None:
+        with contextlib.suppress(OSError):
+            self.connection.shutdown(socket.SHUT_RDWR)
+
     def do_GET(self) -> None:
         """Ask the daemon, and answer."""
+        self._late.cancel()
         if self.path.partition("?")[0] != PATH:
             self._answer(404, "text/plain; charset=utf-8", f"the metrics are at {PATH}\n")
             return

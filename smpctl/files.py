@@ -9,6 +9,7 @@ from typing import NamedTuple
 from smp_proto.control import EntryView
 from smp_proto.durable import is_part
 from smp_proto.errors import NotFoundError, ResourceError, SmpError, UsageError
+from smp_proto.sealed.entries import NameSet
 
 FILES_PER_OPEN = 200  # a connection may have 256 descriptors that nobody took yet
 HEAD_BYTES = 132  # enough for the magic of every media type, DICOM's being the last
@@ -62,6 +63,7 @@ def collect(
     if not files:
         raise UsageError("bad_request", "there is no file in what was named", hint="name at least one file")
     seen: dict[str, str] = {}
+    together = NameSet()
     for file in files:
         try:
             file.name.encode()
@@ -71,6 +73,11 @@ def collect(
         if seen.setdefault(file.name, file.path) != file.path:
             message = f"{seen[file.name]} and {file.path} would both be named {file.name}"
             raise UsageError("bad_request", message, hint="name the folder above them instead")
+        try:
+            together.add(file.name)
+        except ValueError as error:
+            message = f"{file.path!a} cannot be sealed as {file.name!a}: {error}"
+            raise UsageError("bad_name", message, hint="rename it") from None
     return files
 
 
@@ -89,15 +96,22 @@ def _below(path: str, skipped: Callable[[str], None]) -> Iterator[LocalFile]:
         raise UsageError("bad_request", f"{path} is {what}", hint="name the file that it stands for")
 
 
-def walk(folder: str, prefix: str, skipped: Callable[[str], None]) -> Iterator[LocalFile]:
-    """The files below a folder, in order, their names after ``prefix``; arguments and errors as :func:`collect`."""
+def walk(folder: str, prefix: str, skipped: Callable[[str], None], *, living: bool = False) -> Iterator[LocalFile]:
+    """The files below a folder, in order, their names after ``prefix``; arguments and errors as :func:`collect`.
+
+    Of a folder that is ``living`` others may go while it is walked; those that do are left out.
+    """
     waiting = _listed(folder, prefix)
     while waiting:
         name, entry = waiting.pop()
         if is_part(entry.name):
             continue  # what an export that was killed left there is no file of anybody's
         if entry.is_dir(follow_symlinks=False):
-            waiting += _listed(entry.path, name)
+            try:
+                waiting += _listed(entry.path, name)
+            except NotFoundError:
+                if not living or os.path.lexists(entry.path):
+                    raise
         elif entry.is_file(follow_symlinks=False):
             yield LocalFile(name, entry.path)
         else:

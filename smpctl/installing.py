@@ -262,11 +262,11 @@ def carry_out(step: Step, options: Options) -> str:
 
 def _write(file: File, options: Options) -> str:
     path = os.path.join(options.root, file.path)
-    with contextlib.suppress(OSError), open(path, encoding="utf-8") as there:
-        if there.read() == file.text:
+    with contextlib.suppress(OSError), open(path, "rb") as there:
+        if there.read() == file.text.encode():
             return "is there"
-        if file.keep:
-            return "is kept"
+    if file.keep and os.path.lexists(path):  # also one that cannot be read, or a link to what is not mounted yet
+        return "is kept"
     folder, name = os.path.split(path)
     before = os.umask(0o022)
     try:

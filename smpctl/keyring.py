@@ -62,9 +62,9 @@ class Keyring:
             KeyFileError: ``key_invalid`` for a file that is none.
         """
         with suppress(FileNotFoundError):
-            names = sorted(os.listdir(self.folder))
-            found = [os.path.splitext(name) for name in names if _NAME.fullmatch(name)]
-            return [self._load(stem, ending) for stem, ending in found if ending in (".key", ".pub")]
+            found = map(os.path.splitext, sorted(os.listdir(self.folder)))
+            keys = [(stem, ending) for stem, ending in found if ending in (".key", ".pub") and _NAME.fullmatch(stem)]
+            return [self._load(stem, ending) for stem, ending in keys]
         return []
 
     def find(self, name: str) -> Key | None:
@@ -85,10 +85,10 @@ class Keyring:
         """
         if (key := self.find(text)) is not None:
             return key.public
+        if text == BOX and client is not None:  # before a file: somebody may have put one where we work
+            return PublicIdentity.parse(client.box_key().text)
         if os.path.exists(text) and not os.path.isdir(text):  # a pipe, too
             return public_key_in(read_key_file(text), text)
-        if text == BOX and client is not None:
-            return PublicIdentity.parse(client.box_key().text)
         hint = "see your keys with: smpctl keys list; add one with: smpctl keys import FILE --name NAME"
         raise NotFoundError("no_such_key", f"{text} is neither a key of yours nor a file", hint=hint)
 

@@ -39,6 +39,8 @@ class Landing:
         self._stage = -1
         self._stage_name = ""
         self._parts: dict[str, str] = {}
+        self._inodes: dict[str, int] = {}
+        self._made = 0
 
     def __enter__(self) -> Self:
         try:
@@ -90,7 +92,8 @@ class Landing:
         """A descriptor for a new, empty file that will be ``name``; the caller closes it."""
         *folders, _last = name.split("/")
         os.close(self._descend(folders, make=True))
-        part = str(len(self._parts))
+        part = str(self._made)  # made anew, a file has another: what was begun before goes with the stage
+        self._made += 1
         try:
             fd = os.open(part, _NEW_FILE, 0o600, dir_fd=self._stage)
         except OSError as error:
@@ -107,18 +110,24 @@ class Landing:
         Raises:
             IntegrityError: ``truncated``; a file is not as long as it should be. None keeps its name then.
             ResourceError: ``disk_full``, ``disk_failed``.
+
+        What fails or is interrupted takes the names away again, but for those that replaced a file.
         """
         try:
             self._commit(sizes)
         except OSError as error:
+            self._undo()
             raise disk_error(self._dest, error) from None
+        except BaseException:
+            self._undo()
+            raise
 
     def _commit(self, sizes: dict[str, int]) -> None:
         touched: set[tuple[str, ...]] = {()}
         for name, part in self._parts.items():
             folders = name.split("/")[:-1]
             touched.update(tuple(folders[:depth]) for depth in range(1, len(folders) + 1))
-            _settle(self._stage, part, name, sizes[name])
+            self._inodes[name] = _settle(self._stage, part, name, sizes[name])
         for name, part in self._parts.items():
             self._name(name, part)
         for folders_touched in touched:
@@ -131,6 +140,20 @@ class Landing:
             durable.sync_folder(os.path.dirname(os.path.abspath(self._dest)))
         self._folders.clear()
         self._made_dest = False
+
+    def _undo(self) -> None:
+        """Take back the names that were given. What was replaced is not to be had any more, so there they stay."""
+        if self._overwrite:
+            return
+        for name, inode in self._inodes.items():
+            *folders, last = name.split("/")
+            with suppress(OSError, SmpError):
+                parent = self._descend(folders, make=False)
+                try:
+                    if os.lstat(last, dir_fd=parent).st_ino == inode:  # not what somebody else put there
+                        os.unlink(last, dir_fd=parent)
+                finally:
+                    os.close(parent)
 
     def __exit__(self, *_: object) -> None:
         if self._stage >= 0:
@@ -231,14 +254,16 @@ def opening(item: str) -> Iterator[None]:
         raise
 
 
-def _settle(stage: int, part: str, name: str, size: int) -> None:
+def _settle(stage: int, part: str, name: str, size: int) -> int:
+    """Make the content of a file durable; its inode."""
     fd = os.open(part, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=stage)
     try:
-        found = os.fstat(fd).st_size
-        if found != size:
-            message = f"{name} came out as {found} bytes instead of {size}"
+        found = os.fstat(fd)
+        if found.st_size != size:
+            message = f"{name} came out as {found.st_size} bytes instead of {size}"
             raise IntegrityError("truncated", message, hint="try again; nothing was kept")
         durable.sync(fd)
+        return found.st_ino
     finally:
         os.close(fd)
 

@@ -240,7 +240,8 @@ class Mirror:
         return self._result
 
     def _walk(self) -> Iterator[tuple[str, tuple[LocalFile, Print]]]:
-        for file in walk(self._state.kept.folder, "", lambda path: self._note(f"left out {path}: a link or no file")):
+        left_out = lambda path: self._note(f"left out {path}: a link or no file")  # noqa: E731
+        for file in walk(self._state.kept.folder, "", left_out, living=True):
             if durable.is_part(os.path.basename(file.name)):
                 continue
             if not valid_entry_name(file.name):  # nor is one that is not UTF-8
@@ -270,11 +271,11 @@ class Mirror:
             job = self._client.put(
                 [file], places[0], self._recipients, key=key, priority=self._priority, also=places[1:]
             )
-        except NotFoundError as error:
-            if error.code != "no_such_file":
+        except (NotFoundError, IntegrityError) as error:
+            if error.code not in ("no_such_file", "source_changed"):
                 raise
             if os.path.lexists(file.path):  # else it went: the next round sees
-                self._note(f"{name} is not sent: {error.message}")
+                self._note(f"{file.path} is not sent: {error.message}")
                 self._result.failed += 1
                 self._result.exit_code = error.exit_code
             return

@@ -4,6 +4,7 @@ input or the terminal, never from the command line or the environment.
 
 import base64
 import os
+import re
 import sys
 import tomllib
 from typing import Literal, NamedTuple, cast
@@ -51,7 +52,7 @@ def parse_url(url: str, options: RemoteOptions) -> AnyRemoteConfig:
         parts = urlsplit(url)
         port = parts.port
     except ValueError:
-        raise UsageError("bad_request", f"{url} is no URL", hint=f"one of {EXAMPLES}") from None
+        raise UsageError("bad_request", f"{_shown(url)} is no URL", hint=f"one of {EXAMPLES}") from None
     if parts.scheme:
         # A folder, bucket or host may be meant to hold them; cut off, it would be another one.
         for sign, code in (("#", "%23"), ("?", "%3F")):
@@ -86,13 +87,18 @@ def _s3(bucket: str, prefix: str, options: RemoteOptions) -> S3Config:
         raise UsageError("bad_request", "the URL names no bucket", hint="s3://BUCKET/PREFIX")
     if options.endpoint and not _is_endpoint(options.endpoint):
         hint = "for example: --endpoint https://s3.example.org"
-        raise UsageError("bad_request", f"{options.endpoint} is no endpoint", hint=hint)
+        raise UsageError("bad_request", f"{_shown(options.endpoint)} is no endpoint", hint=hint)
     config = S3Config(bucket, prefix, options.endpoint, profile=options.profile)
     config.region = options.region or config.region
     config.addressing = cast(Literal["auto", "path", "virtual"], options.addressing or "auto")
     if options.ca_file:
         config.ca_pem = _text(options.ca_file, "certificate")
     return config
+
+
+def _shown(url: str) -> str:
+    """A URL that is none, without what may be a password in it."""
+    return re.sub(r"(//[^/@:]*):.*@", r"\1:…@", url)
 
 
 def _is_endpoint(url: str) -> bool:

@@ -76,19 +76,20 @@ class Cursor:
         Raises:
             SmpError: the error itself, when it is not to be resumed from or the daemon is away for too long.
         """
-        if not self._resume or error.code not in ("lagged", "daemon_down") or not error.retryable:
+        if not self._resume or error.code not in ("lagged", "daemon_down", "rate_limited") or not error.retryable:
             raise error
         if error.code == "lagged":
             # Too old even from where we were told to go on: begin again with a snapshot.
             self._lags += 1
             if self._lags > 2:
                 raise error
-            told = error.details.get("since")
-            self.since = told if self._lags == 1 and isinstance(told, int) else 0
+            since = error.details.get("since")
+            self.since = since if self._lags == 1 and isinstance(since, int) else 0
             return 0.0
         if self._waited_s >= self._patience_s:
             raise error
-        delay = self._delay_s
+        told = error.details.get("retry_after")
+        delay = max(self._delay_s, told) if isinstance(told, int | float) else self._delay_s
         self._waited_s += delay
         self._delay_s = min(RECONNECT_MAX_S, delay * 2)
         return delay

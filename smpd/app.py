@@ -24,7 +24,7 @@ from smpd.host.process import collect_seldom, ignore, trim_memory
 from smpd.host.sockets import bind_socket, inherited_sockets
 from smpd.jobs.job import Job
 from smpd.jobs.salvage import Salvaged
-from smpd.state import State, lost_jobs, open_state
+from smpd.state import State, lost_jobs, open_state, revived_senders
 from smpd.telling import Telling, probe_device
 from smpd.transfer.refusing import Refusals
 from smpd.verbs import handlers
@@ -184,6 +184,8 @@ async def _record_start(daemon: Daemon, *, created: bool, salvaged: Salvaged | N
     key_id = daemon.public.key_id.hex()
     if daemon.audit.broken:
         _log.error("audit log is broken: nothing that needs a record is done", reason=daemon.audit.broken.message)
+        if salvaged is not None:  # nobody can tell later: the log that knows them is set aside then
+            daemon.notes += map(_lost, await anyio.to_thread.run_sync(lost_jobs, daemon.audit, daemon.box.journal))
         return
     if created:
         await daemon.box.audit("key.create", actor="smpd", key_id=key_id)
@@ -191,9 +193,17 @@ async def _record_start(daemon: Daemon, *, created: bool, salvaged: Salvaged | N
         rows: dict[str, Any] = {f"kept_{table}": count for table, count in salvaged.rows.items()}
         await daemon.box.audit("state.salvaged", actor="smpd", set_aside=salvaged.aside, **rows)
         for job in await anyio.to_thread.run_sync(lost_jobs, daemon.audit, daemon.box.journal):
-            daemon.notes.append(f"job {job} was lost with the damaged database: submit it again")
+            daemon.notes.append(_lost(job))
             await daemon.box.audit("job.lost", actor="smpd", job=job)
+        for name in await anyio.to_thread.run_sync(revived_senders, daemon.audit, daemon.trust):
+            await daemon.box.audit("trust.remove", actor="smpd", subject=name)
+            await anyio.to_thread.run_sync(daemon.trust.remove, name)
+            daemon.notes.append(f"that sender {name} was removed was lost with the damaged database: removed again")
     await daemon.box.audit("daemon.start", actor="smpd", key_id=key_id, version=__version__, boot_id=daemon.boot_id)
+
+
+def _lost(job: str) -> str:
+    return f"job {job} was lost with the damaged database: submit it again"
 
 
 async def _trim_when_idle(daemon: Daemon) -> None:
@@ -214,7 +224,10 @@ async def _trim_when_idle(daemon: Daemon) -> None:
 
 
 async def _mend(daemon: Daemon) -> None:
-    """Make the reserve whole when there is space, and after a failure of the audit log try until the disk holds it."""
+    """Make the reserve whole when there is space, and sign what is due.
+
+    After a failure of the audit log try until the disk holds it.
+    """
     owed: set[int] = set()
     while True:
         await anyio.sleep(min(_AUDIT_RETRY_S, daemon.config.audit.checkpoint_s))
@@ -223,6 +236,8 @@ async def _mend(daemon: Daemon) -> None:
             if mended := bool(daemon.audit.failure and not daemon.audit.broken):
                 await anyio.to_thread.run_sync(daemon.audit.retry)
                 _log.info("audit log mended")
+            elif not daemon.audit.broken:
+                await anyio.to_thread.run_sync(daemon.audit.checkpoint_if_due)
             # Whoever wrote a record meanwhile may have mended it before this did.
             pending = {ending.number for ending in daemon.box.journal.endings.pending()}
             if mended or (owed & pending and not daemon.audit.failure):

@@ -245,6 +245,8 @@ def _notes(
         f"the record of sync {name} is damaged: smpctl sync remove {name}, then add it again"
         for name in syncs.damaged()
     ]
+    if count := journal.endings.damaged:
+        notes.append(f"of {count} jobs the note of their end was damaged: smpctl audit tail does not tell of that end")
     return notes + [f"the record of job {job} is damaged" for job in journal.damaged()]
 
 

@@ -6,7 +6,7 @@ What is damaged keeps the daemon from as little as can be: it is set aside, neve
 import contextlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -14,7 +14,7 @@ import structlog
 
 from smp_proto import durable
 from smp_proto.audit.note import VerifierKey
-from smp_proto.audit.record import parse_line
+from smp_proto.audit.record import AuditRecord, parse_line
 from smp_proto.errors import ResourceError, SmpError
 from smpd.audit.details import DAMAGED
 from smpd.audit.kept import KeptLog
@@ -32,6 +32,7 @@ from smpd.jobs.salvage import Salvaged, finish_swap, salvage, set_aside
 from smpd.jobs.seal import StateSeal
 from smpd.vault.checkpoint import LastCheckpoint
 from smpd.vault.keys import BoxKeys, load_keys
+from smpd.vault.trust import TrustStore
 from smpd.walls.sandbox import code_folders
 
 _LINES = 1000
@@ -176,14 +177,30 @@ def _notes(state: State) -> list[str]:
 def lost_jobs(audit: KeptLog, journal: Journal) -> list[str]:
     """The jobs that the audit log knows to be unfinished and the journal does not know at all; blocking."""
     unfinished: dict[str, None] = {}
+    for record in _records(audit, b'"event":"job.'):
+        if record.event == "job.submit":
+            unfinished[record.job] = None
+        elif record.event in ("job.done", "job.cancelled", "job.lost"):
+            unfinished.pop(record.job, None)
+    known = journal.ids()
+    return [job for job in unfinished if job and job not in known]
+
+
+def revived_senders(audit: KeptLog, trust: TrustStore) -> list[str]:
+    """The senders who are believed although the audit log says last of them that they were removed; blocking."""
+    last: dict[str, str] = {}
+    for record in _records(audit, b'"event":"trust.'):
+        if record.event in ("trust.add", "trust.remove"):
+            last[record.subject] = record.event
+    names = [view.name for view in trust.list() if not view.removed]
+    return [name for name in names if last.get(audit.pseudonym(name)) == "trust.remove"]
+
+
+def _records(audit: KeptLog, holding: bytes) -> Iterator[AuditRecord]:
+    """The records whose line holds this: there may be millions of others."""
     since = 0
     while lines := audit.read(since, _LINES):
         since += len(lines)
-        for line in lines:
-            record = parse_line(line)
-            if record.event == "job.submit":
-                unfinished[record.job] = None
-            elif record.event in ("job.done", "job.cancelled", "job.lost"):
-                unfinished.pop(record.job, None)
-    known = journal.ids()
-    return [job for job in unfinished if job and job not in known]
+        for line in (line for line in lines if holding in line):
+            with contextlib.suppress(ValueError):  # in the part of a long log that is verified after the start
+                yield parse_line(line)

@@ -57,6 +57,10 @@ class Channel:
         sock: the connected socket.
         stall_s: seconds after which a peer that reads nothing is given up and the connection shut down.
         unread_bytes_max: what a peer can make us hold of what it sent.
+
+    Attributes:
+        descriptors: whether the peer may hand any over. Else the kernel drops them, and they are never ours: to close
+            one asks its file system (FLUSH of FUSE, of NFS), which may answer never.
     """
 
     def __init__(
@@ -64,6 +68,7 @@ class Channel:
     ) -> None:
         sock.setblocking(False)
         self.socket = sock
+        self.descriptors = True
         self._stall_s = stall_s
         self._decoder = FrameDecoder()
         self._ready: deque[Frame] = deque()
@@ -143,9 +148,8 @@ class Channel:
                 self._reads = 0
                 await anyio.lowlevel.checkpoint()
             try:
-                data, ancillary, flags, _ = self.socket.recvmsg(
-                    _RECEIVE_BYTES, socket.CMSG_SPACE(FDS_MAX * _INT_BYTES), socket.MSG_CMSG_CLOEXEC
-                )
+                room = socket.CMSG_SPACE(FDS_MAX * _INT_BYTES) if self.descriptors else 0
+                data, ancillary, flags, _ = self.socket.recvmsg(_RECEIVE_BYTES, room, socket.MSG_CMSG_CLOEXEC)
             except (BlockingIOError, InterruptedError):
                 self._reads = 0
                 await self._readable()

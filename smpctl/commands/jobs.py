@@ -14,6 +14,7 @@ from smpctl.session import Session, VerbGroup, shortest, verb
 from smpctl.watching import job_of
 
 _BAR = 32
+_NUMBER_MAX = 100  # digits
 
 
 @verb()
@@ -189,7 +190,7 @@ def events(session: Session, since: str) -> None:
 
     The daemon keeps the last 4,096 changes since it started.
     """
-    number, ago_s = (int(since), 0.0) if since.isdecimal() else (0, seconds(since))
+    number, ago_s = (int(since), 0.0) if since.isdecimal() and len(since) < _NUMBER_MAX else (0, seconds(since))
     for event in session.client.watch(number, ago_s=ago_s):
         session.show(_builtin(event), partial(click.echo, _event(event)))
 

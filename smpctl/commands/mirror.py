@@ -6,7 +6,7 @@ from typing import get_args
 import click
 
 from smp_proto.control import Priority
-from smp_proto.errors import DaemonError, NotFoundError, ResourceError, UsageError
+from smp_proto.errors import DaemonError, NotFoundError, ResourceError, SmpError, UsageError
 from smpctl.commands.syncs import seconds
 from smpctl.commands.transfer import recipients
 from smpctl.session import Session, location, verb
@@ -59,8 +59,9 @@ def mirror(
         while True:
             try:
                 done = found.round(delete=delete, settled=watch)
-            except (DaemonError, NotFoundError, ResourceError) as error:  # a folder went, a disk is full: it may pass
-                if once:
+            except SmpError as error:  # a folder went, a disk is full: it may pass
+                passes = error.retryable or isinstance(error, DaemonError | NotFoundError | ResourceError)
+                if once or not passes:
                     raise
                 note(f"{error.message}; tried again in {pause_s:.0f} s")
             else:

@@ -12,6 +12,7 @@ from smpctl.commands.transfer import parameters, recipients
 from smpctl.render import ago, duration, facts, moment, plain, table
 from smpctl.session import Session, VerbGroup, location
 
+_DIGITS_MAX = 10  # nobody waits for longer, and no clock can tell
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86_400.0}
 
 
@@ -127,7 +128,7 @@ def seconds(text: str) -> float:
         UsageError: ``bad_request``.
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|min|h|d|)", text.strip())
-    if not found:
+    if not found or len(found[1]) > _DIGITS_MAX:
         raise UsageError("bad_request", f"{text} is no time", hint="for example: 30s, 5m, 1h")
     return float(found[1]) * _UNITS[found[2]]
 

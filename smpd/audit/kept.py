@@ -7,7 +7,6 @@ import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
 from typing import Any
 
 import msgspec
@@ -18,6 +17,7 @@ from smp_proto.errors import AuditError, IntegrityError, ResourceError, SmpError
 from .earlier import Earlier
 from .files import read_lines
 from .log import AuditLog
+from .marks import Marks, read_from
 from .opening import CHECKPOINTS_NAME, LOG_NAME
 from .remembered import Memory, Remembered
 from .renewal import SetAside, last_set_aside, set_aside
@@ -58,6 +58,8 @@ class KeptLog:
         self._log: AuditLog | None = None
         self._earlier: Earlier | None = None  # verifies what the opening passed over, while there is some of it
         self._changing = threading.Lock()
+        self._looking = threading.Lock()
+        self._marks = Marks()  # of a broken log, which does not change
         self._open()
 
     def __enter__(self) -> "KeptLog":
@@ -86,6 +88,10 @@ class KeptLog:
         """Why the log refuses to write, or empty."""
         return self._log.failure if self._log else self._refusal().message
 
+    def pseudonym(self, name: str) -> str:
+        """As :meth:`AuditLog.pseudonym`; ``audit_broken`` for a broken log."""
+        return self._whole().pseudonym(name)
+
     def append(self, event: str, **fields: Any) -> int:
         """As :meth:`AuditLog.append`; ``audit_broken`` for a broken log."""
         return self._whole().append(event, **fields)
@@ -93,6 +99,10 @@ class KeptLog:
     def checkpoint(self) -> bytes:
         """As :meth:`AuditLog.checkpoint`; ``audit_broken`` for a broken log."""
         return self._whole().checkpoint()
+
+    def checkpoint_if_due(self) -> None:
+        """As :meth:`AuditLog.checkpoint_if_due`; ``audit_broken`` for a broken log."""
+        self._whole().checkpoint_if_due()
 
     def rotate(
         self, key: VerifierKey, sign: Callable[[bytes], bytes], commit: Callable[[], None], *, actor: str, **fields: Any
@@ -176,7 +186,14 @@ class KeptLog:
         """Up to ``limit`` lines from record ``since`` on; of a broken log the lines as they are."""
         if self._log is not None:
             return self._log.read(since, limit)
-        return list(islice(read_lines(f"{self.directory}/{LOG_NAME}"), since, since + limit))
+        path = f"{self.directory}/{LOG_NAME}"
+        with self._looking:
+            mark = self._marks.before(since)
+        found, following = read_from(path, mark, os.path.getsize(path), since, limit)
+        if found:  # who reads on from here does not begin anew
+            with self._looking:
+                self._marks.add(following)
+        return found
 
     def checkpoints(self) -> list[bytes]:
         """All checkpoints, oldest first, as signed notes; of a broken log as they are."""
@@ -220,7 +237,7 @@ class KeptLog:
                 raise
             self.broken = error
             return
-        self._log, self.broken = log, None
+        self._log, self.broken, self._marks = log, None, Marks()
         if last is not None and log.began is not None:
             self._earlier = Earlier(self.directory, self.keys, last.note, log.began)
         if log.size:

@@ -61,7 +61,7 @@ class AuditLog:
         clock: seconds since the epoch, for the records only.
         earlier_keys: keys that signed older checkpoints.
         checkpoint_records: sign after so many records.
-        checkpoint_s: sign after so many seconds, at the next record or :meth:`checkpoint`.
+        checkpoint_s: sign after so many seconds, at the next record or :meth:`checkpoint_if_due`.
         make_room: called before something is written, to see that there is room for it.
         last: the newest checkpoint, where it was kept apart from the log: the log must hold it.
         reached: how far the log was then, see :mod:`smpd.audit.opening`.
@@ -213,6 +213,11 @@ class AuditLog:
         """Sign a checkpoint if there are records without one; return the newest (empty for an empty log)."""
         self._lead(self._write_checkpoint)
         return self._newest
+
+    def checkpoint_if_due(self) -> None:
+        """Sign a checkpoint if there are records that have none for as long as ``checkpoint_s`` says."""
+        if self.unsigned and time.monotonic() - self._signed_at >= self._checkpoint_s:
+            self.checkpoint()
 
     def remember(self) -> None:
         """Have a checkpoint over the log as it is kept apart, also of an empty one."""

@@ -73,10 +73,11 @@ def open_verified(
         log = stack.enter_context(contextlib.closing(AppendFile(log_path)))
         notes = stack.enter_context(contextlib.closing(AppendFile(notes_path)))
         durable.sync_folder(directory)
-        notes_size, newest = 0, b""
+        read, notes_size, newest = 0, 0, b""
         for note in iter_notes(read_lines(notes_path, 0, notes_end)):
-            if note.endswith(b"\n") and b"\n\n" in note[:-1]:
-                notes_size, newest = notes_size + len(note), note
+            read += len(note)
+            if note.endswith(b"\n") and b"\n\n" in note[:-1]:  # one before it that is not whole is damage, not a rest
+                notes_size, newest = read, note
         if reached is not None and reached.verified.size <= WHOLE_RECORDS:
             reached = None
         try:

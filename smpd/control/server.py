@@ -30,7 +30,7 @@ from smpd.control.accounts import UserDatabase
 from smpd.control.actor import Actor, Peer, RoleGroups, actor_of, is_worker, peer_of
 from smpd.control.limits import Limits, Sparing
 from smpd.control.permissions import Permissions
-from smpd.control.roles import REQUESTS, denied, require
+from smpd.control.roles import RANK, REQUESTS, denied, require
 from smpd.metrics.counting import Metrics
 
 Handler = Callable[[Actor, Any, Exchange], Awaitable[Any]]
@@ -188,9 +188,11 @@ class ControlServer:
 
     async def _connection(self, sock: socket.socket, peer: Peer) -> None:
         channel = Channel(sock, stall_s=self._config.stall_s, unread_bytes_max=CLIENT_UNREAD_BYTES_MAX)
+        channel.descriptors = False  # nobody has a use for them yet, and a viewer has none at all
         try:
             with anyio.CancelScope() as scope:
                 actor = await self._welcome(channel, peer, scope)
+                channel.descriptors = RANK[actor.role] >= RANK["operator"]
                 await serve(
                     channel,
                     functools.partial(self._answer, actor),

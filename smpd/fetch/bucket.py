@@ -306,10 +306,12 @@ class Bucket:
         Raises:
             Unspoken: the client may follow where this points.
         """
-        if answer.status in (301, 307, 308):
+        found = _CODE.search(answer.body)
+        code = found[1].decode() if found else ""
+        # By the second AWS says that the bucket is in another region, where a name leads to the right server already.
+        if answer.status in (301, 307, 308) or code == "AuthorizationHeaderMalformed":
             raise Unspoken
-        code = _CODE.search(answer.body)
-        return refusal(answer.status, code[1].decode() if code else "", answer.headers, self.where, path)
+        return refusal(answer.status, code, answer.headers, self.where, path)
 
     async def aclose(self) -> None:
         """Close both kinds of connections."""

@@ -16,6 +16,7 @@ from smpd.fetch.pins import bare_etag
 from smpd.fetch.remote import changed, unreachable
 
 REFUSAL_MAX_BYTES = 64 << 10
+INTERIM_MAX = 1000  # answers of status 1xx; a server that says no more than that is waited for as long as it moves
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})", re.ASCII)
 # A part of what RFC 9112 allows: visible ASCII, no folded lines, an answer with a body. h11 gets the rest.
 _HEAD = re.compile(rb"HTTP/1\.1 (20[06])(?: [ -~]*+)?\r\n((?:[-!#$%&'*+.^_`|~0-9A-Za-z]++:[ -~]*+\r\n)++)\r\n")
@@ -166,6 +167,7 @@ class Exchange:
         self._answer: Answer | None = None
         self._error: Exception | None = None
         self._heard = False
+        self._interim = 0
         self.done = False
         self.stale = False
         self.in_body = False
@@ -217,6 +219,10 @@ class Exchange:
             self._refusal += event.data
             if len(self._refusal) > self._keep_bytes:
                 self._overflow()
+        elif isinstance(event, h11.InformationalResponse):
+            self._interim += 1
+            if self._interim > INTERIM_MAX:
+                self.fail(RemoteError("remote_failed", "the server says that it goes on, and nothing else"))
         elif isinstance(event, h11.EndOfMessage):
             self._finish(clean=parser.our_state is h11.DONE and parser.trailing_data == (b"", False))
         return event is not h11.NEED_DATA and event is not h11.PAUSED

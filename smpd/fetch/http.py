@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import math
 import ssl
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
@@ -12,8 +13,9 @@ import anyio
 from smp_proto.errors import RemoteError, UsageError
 from smpd.fetch.connection import Body, Connection
 from smpd.fetch.crowd import Crowd
+from smpd.fetch.dialling import dial
 from smpd.fetch.exchange import REFUSAL_MAX_BYTES, Answer, Exchange, Suffix, Wanted
-from smpd.fetch.remote import ANEW, unreachable
+from smpd.fetch.remote import ANEW, first_error, unreachable
 from smpd.links.fetching import Deadlines
 
 Head = bytes | Callable[[], Awaitable[bytes]]
@@ -108,7 +110,7 @@ class Pool:
         async with self._crowd:
             asked = anyio.current_time()
             while True:
-                connection, reused = (await self._connect(), False) if fresh else await self._take()
+                connection, reused = (await self._anew(), False) if fresh else await self._take()
                 exchange = make()
                 try:
                     sent = head if isinstance(head, bytes) else await head()
@@ -125,8 +127,8 @@ class Pool:
                 self._give(connection)
                 if answer.status in _NO_ROOM:
                     self._crowd.refused(asked)
-                elif body is None:
-                    self._crowd.answered(connection.answered_s)
+                else:  # how long an answer takes to begin says nothing where a body goes before it
+                    self._crowd.answered(connection.answered_s if body is None else math.inf)
                 return answer
 
     async def probe(self) -> dict[str, str]:
@@ -136,6 +138,12 @@ class Pool:
             facts = connection.facts
             self._give(connection)
             return facts
+
+    async def _anew(self) -> Connection:
+        """A connection that nothing was asked over, in place of one that is idle: else each would be one more."""
+        if self._idle:
+            self._idle.pop(0).abort()
+        return await self._connect()
 
     async def _take(self) -> tuple[Connection, bool]:
         while self._idle:
@@ -151,9 +159,12 @@ class Pool:
     async def _connect(self) -> Connection:
         secure, host, port = self.origin
         try:
-            with anyio.fail_after(self._deadlines.connect_s):
+            with anyio.fail_after(self._deadlines.connect_s), first_error():
                 _, connection = await asyncio.get_running_loop().create_connection(
-                    lambda: Connection(self._deadlines), host, port, ssl=self._tls() if secure else None
+                    lambda: Connection(self._deadlines),
+                    sock=await dial(host, port),
+                    ssl=self._tls() if secure else None,
+                    server_hostname=host if secure else None,
                 )
         except (OSError, TimeoutError) as error:
             raise connect_error(error, str(self.origin)) from error

@@ -27,8 +27,10 @@ def refusal(status: int, code: str, headers: Mapping[str, str], where: str, path
     what = f"{path} in {where}" if path else where
     if status in (412, 416) or code in ("PreconditionFailed", "InvalidRange"):
         return changed(path)
-    if status == 404 or code in ("NoSuchBucket", "NoSuchKey"):
-        error: SmpError = missing(path, where) if path and code != "NoSuchBucket" else missing_root(where)
+    if code == "NoSuchUpload":  # a rule of the bucket aborted it, or who cleared up; it says nothing of the object
+        error: SmpError = RemoteError("remote_failed", f"{where} let go of an upload of {path} before it was whole")
+    elif status == 404 or code in ("NoSuchBucket", "NoSuchKey"):
+        error = missing(path, where) if path and code != "NoSuchBucket" else missing_root(where)
     elif status in (429, 503) or code in _BUSY or code.startswith("Throttl"):
         error = RemoteError("remote_busy", f"{where} asked us to slow down")
         error.details["retry_after"] = retry_after(headers.get("retry-after", ""))

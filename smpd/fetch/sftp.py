@@ -11,7 +11,7 @@ from asyncssh import constants as protocol
 
 from smp_proto.control import ObjectInfo, SftpConfig, SftpSecret
 from smp_proto.durable import part_name
-from smp_proto.errors import RemoteError, SmpError
+from smp_proto.errors import RemoteError
 from smpd.fetch.pins import stat_pin
 from smpd.fetch.remote import (
     PLAINLY,
@@ -157,11 +157,16 @@ class SftpRemote:
         if name.encode() != called:  # also of a folder, so that whoever asks for it is told
             size, mtime = attrs.size or 0, attrs.mtime or 0
             return [ObjectInfo(f"{folder}{name}", size, stat_pin(size, int(mtime) * _SECOND_NS), mtime)]
-        if attrs.type == protocol.FILEXFER_TYPE_DIRECTORY:
-            return [ObjectInfo(f"{folder}{name}/", 0)]
-        with contextlib.suppress(*_ABSENT, SmpError):  # a link that leads nowhere or to a folder
+        full = self._full(folder + name)
+        with contextlib.suppress(
+            *_ABSENT, *_DENIED
+        ):  # gone, or a link that leads nowhere, to a folder, or out of bounds
+            if attrs.type == protocol.FILEXFER_TYPE_UNKNOWN or None in (attrs.size, attrs.mtime):
+                attrs = await self._within(line, sftp.lstat(full))  # in a listing a server may leave out what it tells
+            if attrs.type == protocol.FILEXFER_TYPE_DIRECTORY:
+                return [ObjectInfo(f"{folder}{name}/", 0)]
             if attrs.type == protocol.FILEXFER_TYPE_SYMLINK:
-                attrs = await self._within(line, sftp.stat(self._full(folder + name)))
+                attrs = await self._within(line, sftp.stat(full))
             return [_info(folder + name, attrs)]
         return []
 
@@ -174,7 +179,7 @@ class SftpRemote:
         temporary = posixpath.join(folder, how.part or part_name())
         async with self._client(path) as (line, sftp):
             if folder:
-                await self._within(line, sftp.makedirs(folder, exist_ok=True))
+                await self._make_folder(line, sftp, folder)
             try:
                 await self._send(line, sftp, temporary, fd, size, progress)
                 await self._publish(line, sftp, temporary, path, how.replaces)
@@ -186,6 +191,13 @@ class SftpRemote:
         if info.size != size:
             raise taken(path)
         return info
+
+    async def _make_folder(self, line: Line, sftp: asyncssh.SFTPClient, folder: str) -> None:
+        """Make a folder that is not there; who may write to one need not be let make any."""
+        try:
+            await self._within(line, sftp.stat(folder))
+        except _ABSENT:
+            await self._within(line, sftp.makedirs(folder, exist_ok=True))
 
     async def _send(
         self, line: Line, sftp: asyncssh.SFTPClient, path: str, fd: int, size: int, progress: Progress
@@ -253,7 +265,7 @@ class SftpRemote:
             there = await self._pin(line, sftp, target)
             if not there:  # a server that renames by link and unlink may have died between them
                 if folder := posixpath.dirname(self._full(target)):
-                    await self._within(line, sftp.makedirs(folder, exist_ok=True))
+                    await self._make_folder(line, sftp, folder)
                 await self._within(line, sftp.rename(self._full(path), self._full(target)))
                 if await self._pin(line, sftp, target) != pin:
                     with contextlib.suppress(asyncssh.SFTPFailure, asyncssh.SFTPFileAlreadyExists):

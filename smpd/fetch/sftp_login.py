@@ -8,6 +8,7 @@ import asyncssh
 
 from smp_proto.control import SftpConfig, SftpSecret
 from smp_proto.errors import RemoteError, UsageError
+from smpd.fetch.dialling import dial
 from smpd.fetch.remote import ANEW, unreachable
 from smpd.links.fetching import Deadlines
 
@@ -83,6 +84,7 @@ class Login:
                 connection = await asyncssh.connect(
                     self._config.host,
                     self._config.port,
+                    sock=await dial(self._config.host, self._config.port),
                     config=None,
                     username=self._config.user,
                     password=self._secret.password or None,

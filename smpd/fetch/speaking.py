@@ -76,7 +76,7 @@ class Speaker:
         answer = await self._pool_of(origin).ask(
             method, head, body or None, answer_s=_current().answer_s, keep_bytes=PAGE_MAX_BYTES
         )
-        return AioAWSResponse(url, answer.status, answer.headers, _Kept(answer.body))
+        return _kept(url, answer.status, answer.headers, answer.body)
 
 
 class _Kept:
@@ -87,6 +87,39 @@ class _Kept:
 
     async def read(self) -> bytes:
         return self._body
+
+
+def declares_entities(body: bytes) -> bool:
+    """Whether XML declares a type, by which some MiB become GiB, or may: NUL is of UTF-16, which would hide that.
+
+    No S3 server does either, but a proxy's page may say that it is HTML.
+    """
+    return b"<!DOCTYPE" in body or b"\0" in body
+
+
+def _kept(url: str, status: int, headers: Mapping[str, str], body: bytes) -> AioAWSResponse:
+    """An answer with its body.
+
+    Raises:
+        RemoteError: ``remote_failed``, it is one that botocore is not to read. Of a refusal the body is left out.
+    """
+    if declares_entities(body) and not body.lstrip().startswith(b"{"):  # JSON of a queue may hold any text
+        if status < 300:
+            raise RemoteError("remote_failed", f"{_server(url)} sent an answer that cannot be read")
+        body = b""
+    return AioAWSResponse(url, status, headers, _Kept(body))
+
+
+async def _whole(answer: AioAWSResponse) -> AioAWSResponse:
+    """An answer of aiohttp's with its body, which is not to be streamed: it would be read whatever its length."""
+    body = bytearray()
+    async for part in answer.raw.content.iter_any():
+        body += part
+        if len(body) > PAGE_MAX_BYTES:
+            answer.raw.close()
+            text = f"{_server(answer.url)} sent an answer that is longer than {PAGE_MAX_BYTES} bytes"
+            raise RemoteError("remote_failed", text)
+    return _kept(answer.url, answer.status_code, answer.headers, bytes(body))
 
 
 def session_over(speaker: Speaker, tls: Trust) -> type[AIOHTTPSession]:
@@ -104,7 +137,11 @@ def session_over(speaker: Speaker, tls: Trust) -> type[AIOHTTPSession]:
             body = request.body or b""
             proxied = self._proxy_config.proxy_url_for(request.url) is not None
             if request.stream_output or proxied or not isinstance(body, bytes | bytearray):
+                streamed, request.stream_output = request.stream_output, True  # what is kept is read here
                 answer: AioAWSResponse = await super().send(request)
+                request.stream_output = streamed
+                if not streamed or answer.status_code >= 300:  # else botocore reads all of a refusal
+                    answer = await _whole(answer)
             else:
                 answer = await speaker.send(request.method, request.url, request.headers, bytes(body))
             _count_redirect(answer)

@@ -57,9 +57,9 @@ class Uploader:
         except NotFoundError as error:
             if "IfMatch" not in condition or error.code != "no_such_object":
                 raise
-            return await self._upload(path, key, fd, size, progress, how, {"IfNoneMatch": "*"})  # it went meanwhile
+            return await self.upload(path, key, fd, size, progress, how._replace(replaces=""))  # it went meanwhile
         except SmpError as error:
-            if not condition or error.details.get("status") not in (400, 501):
+            if not condition or not _may_be_unknown(error):
                 raise
         # It may not know conditional writes; what was looked at before has to do.
         etag = await self._upload(path, key, fd, size, progress, how, {})
@@ -75,15 +75,20 @@ class Uploader:
                 etag = await self._bucket.steps.do(put)
             await progress(size)
             return etag
-        # Shielded: were it cancelled on its way, an upload would stay behind whose id nobody knows.
-        with anyio.CancelScope(shield=True):
-            create = partial(self._bucket.call, "create_multipart_upload", path, Key=key)
-            upload = (await self._bucket.steps.do(create))["UploadId"]
+
+        async def create() -> str:
+            # Shielded: were it cancelled on its way, an upload would stay behind whose id nobody knows.
+            with anyio.CancelScope(shield=True):
+                answer = await self._bucket.call("create_multipart_upload", path, Key=key)
+            return str(answer["UploadId"])
+
+        upload = await self._bucket.steps.do(create)
         try:
             if how.begun is not None:
                 await how.begun(upload)
             parts = await self._put_parts(path, key, upload, fd, size, progress)
-            answer = await self._bucket.call(
+            complete = partial(
+                self._bucket.call,
                 "complete_multipart_upload",
                 path,
                 answer_s=self._deadlines.complete_s,
@@ -92,6 +97,7 @@ class Uploader:
                 MultipartUpload={"Parts": parts},
                 **condition,
             )
+            answer = await self._bucket.steps.do(complete)
         except BaseException:
             with anyio.move_on_after(self._deadlines.cleanup_s, shield=True), contextlib.suppress(Exception):
                 await self._bucket.call("abort_multipart_upload", path, Key=key, UploadId=upload)
@@ -115,12 +121,15 @@ class Uploader:
                     if not parts.get("Parts"):
                         await self._abort(path, key, each["UploadId"])
         except (NotFoundError, RemoteError) as error:
-            if error.retryable and error.details.get("status") != 501:
+            if error.retryable and error.details.get("status") not in (404, 501):
                 raise
 
     async def _abort(self, path: str, key: str, upload: str) -> None:
-        with contextlib.suppress(NotFoundError):
+        try:
             await self._bucket.call("abort_multipart_upload", path, Key=key, UploadId=upload)
+        except SmpError as error:
+            if error.details.get("status") != 404:
+                raise
 
     async def _put_parts(
         self, path: str, key: str, upload: str, fd: int, size: int, progress: Progress
@@ -202,6 +211,12 @@ async def _told(progress: Progress, sent: Callable[[], int]) -> AsyncIterator[No
             group.start_soon(tell)
             yield
             group.cancel_scope.cancel()
+
+
+def _may_be_unknown(error: SmpError) -> bool:
+    """Whether a server that refused a conditional write may not know the condition; not where it took too long, say."""
+    status = error.details.get("status")
+    return status == 501 or (status == 400 and error.code == "remote_failed" and not error.retryable)
 
 
 def _condition(replaces: str | None) -> dict[str, str]:

@@ -368,8 +368,11 @@ class Database:
             raise self._damaged("its schema is not text") from error
 
     def _named(self, error: sqlite3.Error) -> SmpError:
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the low byte is the primary code
-        if code == sqlite3.SQLITE_FULL:
+        extended = getattr(error, "sqlite_errorcode", 0)
+        code = extended & 0xFF  # the low byte is the primary code
+        if (
+            code == sqlite3.SQLITE_FULL or extended == sqlite3.SQLITE_IOERR_SHMSIZE
+        ):  # the file beside the log cannot grow
             return disk_error(OSError(errno.ENOSPC, str(error)), f"the database {self._path}")
         if code in _DAMAGED:
             return self._damaged(str(error))

@@ -9,8 +9,11 @@ import sqlite3
 import threading
 from typing import NamedTuple
 
+from smp_proto.control import FINAL_STATES
 from smpd.jobs.database import Database
 from smpd.jobs.job import Job
+
+_TEXT_MAX = 256  # characters, as of an audit record
 
 
 class Ending(NamedTuple):
@@ -34,8 +37,14 @@ class Endings:
         self._db = db
         self._lock = threading.Lock()
         rows = db.rows("SELECT number, job, owner, state, outcome FROM endings ORDER BY number")
-        self._pending = {row[0]: Ending(*row) for row in rows}
-        self._recorded: set[int] = set()
+        self._pending = {row[0]: Ending(*row) for row in rows if _whole(*row)}
+        self._recorded = {int(row[0]) for row in rows if not _whole(*row)}  # no record could be made of them
+        self._damaged = len(self._recorded)
+
+    @property
+    def damaged(self) -> int:
+        """How many were found that say nothing any more: their jobs' ends are not in the audit log."""
+        return self._damaged
 
     def add(self, connection: sqlite3.Connection, job: Job) -> Ending:
         """Write down a job's end in the transaction that moves it, and strike out what was recorded since the last.
@@ -73,3 +82,8 @@ class Endings:
         if recorded:
             with self._db.transaction() as connection:
                 connection.executemany("DELETE FROM endings WHERE number=?", [(number,) for number in recorded])
+
+
+def _whole(_: int, *texts: object) -> bool:
+    """Whether a row is one that was written here: a damaged cell may have become another text, or none."""
+    return all(isinstance(text, str) and 0 < len(text) <= _TEXT_MAX for text in texts) and texts[2] in FINAL_STATES

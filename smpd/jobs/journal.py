@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from smp_proto.control import FINAL_STATES, AnyJobSpec, Priority, Result
-from smp_proto.errors import DaemonError, ErrorBody, IntegrityError, SmpError, StateError
+from smp_proto.errors import DaemonError, ErrorBody, IntegrityError, NotFoundError, SmpError, StateError
 from smpd.jobs.database import Database
 from smpd.jobs.deliveries import Deliveries, Delivery
 from smpd.jobs.endings import Endings
@@ -215,7 +215,7 @@ class Journal(Records):
         ids = [str(row[0]) for row in self._db.rows("SELECT id FROM jobs WHERE state='running' ORDER BY number")]
         recovered = []
         for job_id in ids:
-            with contextlib.suppress(IntegrityError):  # a damaged one stays as it is
+            with contextlib.suppress(IntegrityError, NotFoundError):  # a damaged one stays as it is, also one by its id
                 recovered.append(self.move(job_id, "recover").id)
         return tuple(recovered)
 

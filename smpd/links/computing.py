@@ -11,11 +11,14 @@ last chunk and waits for no answer to it: smpd asks for the next run once it has
 zeroes both rings.
 """
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from smp_proto.control import ProcessorInfo
+
+# A plugin may answer in place of the process: what is shown to everybody is no longer than such a thing is.
+Short = Annotated[str, msgspec.Meta(max_length=256)]
 
 
 class Request(msgspec.Struct, tag_field="op"):
@@ -41,9 +44,9 @@ class Ready(msgspec.Struct):
     ``sandbox`` maps each wall (``no_new_privs``, ``seccomp``, ``landlock``, ``limits``) to ``on`` or to why it is not.
     """
 
-    device: str
-    device_name: str
-    torch: str
+    device: Short
+    device_name: Short
+    torch: Short
     pinned: bool
     sandbox: dict[str, str]
     processors: list[ProcessorInfo]
@@ -156,7 +159,7 @@ class Done(msgspec.Struct):
 
     entries: int
     outputs: int
-    device: str
+    device: Short
     peak_rss_bytes: int
     seconds: float
     device_bytes: int = 0

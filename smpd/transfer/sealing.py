@@ -119,14 +119,17 @@ def check_regular(fd: int, access: int, name: str) -> int:
     return info.st_size
 
 
-def seal_descriptor(writer: BundleWriter, fd: int, name: str, media_type: str, progress: Callable[[int], None]) -> None:
+def seal_descriptor(
+    writer: BundleWriter, fd: int, size: int, name: str, media_type: str, progress: Callable[[int], None]
+) -> None:
     """Add a person's file to a bundle.
 
     Raises:
         UsageError: ``bad_name`` or ``bad_request``.
+        IntegrityError: ``source_changed``; it is not ``size`` bytes long any more.
         ResourceError: it could not be read, or the spool not written.
     """
-    buffer = memoryview(bytearray(min(_READ_BYTES, os.fstat(fd).st_size + 1)))
+    buffer = memoryview(bytearray(min(_READ_BYTES, size + 1)))
     offset = 0
     try:
         while True:
@@ -136,10 +139,13 @@ def seal_descriptor(writer: BundleWriter, fd: int, name: str, media_type: str, p
                 raise ResourceError("disk_failed", f"{name} could not be read: {error.strerror}") from error
             if offset == 0:
                 writer.begin(name, media_type or guess_media_type(name, buffer[:count]))
+            offset += count
+            if offset > size or (not count and offset < size):  # one that goes on growing would never end
+                message = f"{name} was {size} bytes long and then {os.fstat(fd).st_size}: something writes to it"
+                raise IntegrityError("source_changed", message, hint="seal it once it is complete")
             if not count:
                 break
             writer.write(buffer[:count])
-            offset += count
             progress(count)
         writer.end()
     finally:

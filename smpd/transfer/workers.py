@@ -78,8 +78,10 @@ async def start_worker(role: str, label: str, keeper: str = "") -> AsyncIterator
             f"the {role} process for {label} could not be started: {error.strerror}",
             hint="see the limits on processes and open files (ulimit -a)",
         ) from error
+    channel = Channel(ours)
+    channel.descriptors = False  # no answer brings any
     try:
-        async with Caller(Channel(ours), lost=lambda: died(role, label), believe=_BELIEVE[role]) as caller:
+        async with Caller(channel, lost=lambda: died(role, label), believe=_BELIEVE[role]) as caller:
             yield Worker(role, label, caller, process)
     finally:
         with anyio.CancelScope(shield=True):

@@ -26,7 +26,9 @@ _PROVED = "id, job, object_id, sender, size, entries, plain, created, removing"
 _SIZE = 4  # where the size is among them
 _SELECT_PROVED = f"SELECT {_PROVED}, proof FROM vault"  # noqa: S608 - the names above
 _ID = re.compile(r"[0-9a-v]{16}")
-_SELECT = "SELECT id, object_id, size, entries, sender, created, job FROM vault"
+# A damaged cell may have become one of another type: it must not hide the other rows.
+_SELECT = """SELECT CAST(id AS TEXT), CAST(object_id AS BLOB), CAST(size AS INTEGER), CAST(entries AS INTEGER),
+    CAST(sender AS BLOB), CAST(created AS REAL), CAST(job AS TEXT) FROM vault"""
 
 
 class Adoption(NamedTuple):

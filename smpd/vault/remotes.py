@@ -209,7 +209,7 @@ class RemoteStore:
         for name in self.names():
             try:
                 views.append(self.view(name))
-            except IntegrityError:
+            except (IntegrityError, NotFoundError):  # a name that is no text any more is not found again
                 continue
         return views
 

@@ -18,6 +18,7 @@ from smpd.vault.versions import Versions
 from smpd.verbs import checkup
 from smpd.verbs.daemon import Daemon
 from smpd.verbs.inspect import pools_of
+from smpd.verbs.remotes import sender_shown
 
 _REMOTE_S = 20.0
 _REMOTES_AT_ONCE = 4
@@ -58,7 +59,8 @@ async def doctor(daemon: Daemon, actor: Actor, request: DoctorRequest, exchange:
     notes = [*daemon.notes, *(f"the vault has a file that no job brought: {name}" for name in strays)]
     checks += [Check("daemon", "warn", note) for note in notes]
     checks += await _record_checks(daemon)
-    checks += checkup.trust_checks(await anyio.to_thread.run_sync(daemon.trust.list), time.time())
+    senders = [each for each in await anyio.to_thread.run_sync(daemon.trust.list) if sender_shown(actor, each)]
+    checks += checkup.trust_checks(senders, time.time())
     checks += _notify_checks(daemon)
     for name in box.compute.missing:
         checks.append(Check("processor", "warn", f"{name} is listed but not installed", "install it, or unlist it"))

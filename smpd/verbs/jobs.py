@@ -155,8 +155,8 @@ async def _seal_files(daemon: Daemon, job_id: str, spec: PutSpec, exchange: Exch
             try:
                 if len(fds) != 1:
                     raise DaemonError("protocol", "a file of a put comes with one descriptor")
-                check_regular(fds[0], os.O_RDONLY, file.name)
-                seal = partial(seal_descriptor, writer, fds[0], file.name, file.media_type, advance)
+                size = check_regular(fds[0], os.O_RDONLY, file.name)
+                seal = partial(seal_descriptor, writer, fds[0], size, file.name, file.media_type, advance)
                 await anyio.to_thread.run_sync(seal, limiter=daemon.files)
             finally:
                 close_all(fds)

@@ -129,10 +129,10 @@ async def trust_add(daemon: Daemon, actor: Actor, request: TrustAdd, exchange: E
 async def trust_list(daemon: Daemon, actor: Actor, request: TrustList, exchange: Exchange) -> Trusted:
     """List senders, tombstones included."""
     found = await anyio.to_thread.run_sync(daemon.trust.list)
-    return Trusted([shown for sender in found if (shown := _shown(actor, sender))])
+    return Trusted([shown for sender in found if (shown := sender_shown(actor, sender))])
 
 
-def _shown(actor: Actor, sender: TrustView) -> TrustView | None:
+def sender_shown(actor: Actor, sender: TrustView) -> TrustView | None:
     """A sender without the prefixes in remotes that the actor may not use; None where nothing is left of them.
 
     A sender without prefixes is believed anywhere, so one must never be shown so because its prefixes are hidden.

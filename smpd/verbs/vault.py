@@ -6,6 +6,7 @@ from collections.abc import Iterable
 import anyio
 
 from smp_proto.aio import Exchange, close_all
+from smp_proto.channel import UNREAD_FDS_MAX
 from smp_proto.control import (
     Entries,
     EntryView,
@@ -82,9 +83,10 @@ async def vault_remove(daemon: Daemon, actor: Actor, request: VaultRemove, excha
 async def _take_targets(exchange: Exchange, targets: dict[str, int]) -> None:
     while True:
         message, fds = await next_file(exchange, OpenInto)
-        if len(fds) != 1 or message.name in targets:
+        if len(fds) != 1 or message.name in targets or len(targets) == UNREAD_FDS_MAX:
             close_all(fds)
-            raise DaemonError("protocol", "each entry to open comes once, with one descriptor")
+            text = f"each entry to open comes once, with one descriptor, and at most {UNREAD_FDS_MAX} at once"
+            raise DaemonError("protocol", text)
         targets[message.name] = fds[0]
         check_regular(fds[0], os.O_WRONLY, message.name)
         if message.last:

@@ -8,7 +8,9 @@ import pytest
 from smp_proto.audit.note import VerifierKey, iter_notes
 from smp_proto.audit.verify import verify_log
 from smp_proto.errors import AuditError, StateError
-from smpd.audit import renewal
+from smpd.audit import kept as module
+from smpd.audit import marks, renewal
+from smpd.audit.files import read_lines
 from smpd.audit.kept import KeptLog
 from smpd.audit.log import AuditLog
 from smpd.vault.checkpoint import LastCheckpoint
@@ -141,3 +143,28 @@ def test_damaged_keys_of_details_are_set_aside(kept):
         assert log.broken is None
         log.append("a.b", actor="anna", subject="x", detail={"a": 1})
     assert (folder / "details.sqlite.damaged-1").read_bytes() == was
+
+
+def test_a_broken_log_is_read_once_and_not_from_its_beginning_for_each_page(
+    kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a long one nobody would see the end."""
+    folder = write(kept)
+    breakings(folder)["edited"]()
+    lines = (folder / "audit.jsonl").read_bytes().splitlines(keepends=True)
+    read: list[bytes] = []
+
+    def counted(*arguments: int | str):
+        for line in read_lines(*arguments):
+            read.append(line)
+            yield line
+
+    monkeypatch.setattr(marks, "read_lines", counted)
+    monkeypatch.setattr(module, "read_lines", counted)
+    with kept() as log:
+        assert log.broken
+        found = [line for since in range(0, 31, 3) for line in log.read(since, 3)]
+        assert found == lines
+        assert len(read) <= 2 * len(lines)
+        assert log.read(7, 2) == lines[7:9]
+        assert log.read(500, 2) == []

@@ -54,6 +54,19 @@ def test_checkpoints_come_by_count_by_time_and_on_demand(open_log: Open, key: Ve
         assert [open_checkpoint(each, (key,)).size for each in log.checkpoints()] == [3, 6, 7, 8, 9]
 
 
+def test_what_has_no_checkpoint_gets_one_when_it_is_due(open_log: Open) -> None:
+    """No further record need come for that."""
+    with open_log() as log:
+        log.append("object.open", actor="a")
+        log.checkpoint_if_due()
+        assert log.unsigned == 1
+        log._checkpoint_s = 0.0
+        log.checkpoint_if_due()
+        assert log.unsigned == 0
+        log.checkpoint_if_due()
+        assert len(log.checkpoints()) == 1
+
+
 def test_an_empty_log_opens_and_closes(open_log: Open) -> None:
     """A new log has no records, no checkpoint and nothing to read."""
     for _ in range(2):

@@ -19,6 +19,8 @@ from smpd.audit import earlier, opening
 from smpd.audit.kept import KeptLog
 from smpd.audit.log import AuditLog
 from smpd.jobs.database import Database
+from smpd.jobs.journal import Journal
+from smpd.state import lost_jobs
 from smpd.vault.checkpoint import LastCheckpoint
 
 RECORDS = 4500
@@ -45,6 +47,31 @@ def place(tmp_path: Path, open_log: Any, key: VerifierKey, db: Database, last: L
     log.append("a.b", actor="anna", subjects=["x"] * 7)
     log._log._files.close()  # killed
     return found
+
+
+def test_a_checkpoint_that_is_damaged_costs_no_other(place: Place) -> None:
+    """It is found out about later; until then what was signed last is not taken for torn, and nothing is cut off."""
+    path = place.folder / "checkpoints"
+    data = bytearray(path.read_bytes())
+    data[data.index(b"\n\n")] = ord("!")
+    path.write_bytes(data)
+    with place.opened() as log:
+        assert log.broken is None
+        assert path.read_bytes() == data
+        assert b"audit.recovered" not in b"".join(log.read(RECORDS, 100))
+        with pytest.raises(AuditError):
+            looked_back(log)
+
+
+def test_a_start_looks_for_lost_jobs_past_a_record_that_is_none_any_more(place: Place, db: Database, seal: Any) -> None:
+    """It is found out about later; the records behind it tell of jobs all the same."""
+    with place.opened() as log:
+        log.append("job.submit", actor="anna", job="lost")
+    data = place.log.read_bytes()
+    place.log.write_bytes(data.replace(b'"anna"', b'"an\0a"', 1))
+    with place.opened() as log:
+        assert log.broken is None
+        assert lost_jobs(log, Journal(db, seal)) == ["lost"]
 
 
 def looked_back(log: KeptLog) -> int:

@@ -4,6 +4,7 @@ import errno
 import os
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 import pytest
 from client.standin import ITEM_ID, StandIn, entry
@@ -192,6 +193,26 @@ def test_without_a_commit_nothing_stays(tmp_path: Path) -> None:
             os.close(landing.create(name))
         raise IntegrityError("corrupt", "x")
     assert tree(tmp_path) == ["dest", "dest/old"]
+
+
+@pytest.mark.parametrize("after", [1, 2, 3])
+def test_a_commit_that_is_cut_off_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
+    """By Ctrl-C, or as one name cannot be given: those that have theirs already lose it, but not what others put there."""
+    real, linked = os.link, 0
+
+    def link(*args: Any, **kwargs: Any) -> None:
+        nonlocal linked
+        real(*args, **kwargs)
+        linked += 1
+        if linked == after:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "link", link)
+    (tmp_path / "dest").mkdir()
+    (tmp_path / "dest/theirs").write_text("theirs")
+    with pytest.raises(KeyboardInterrupt):
+        land(tmp_path / "dest", {"a": b"1", "d/b": b"2", "c": b"3"})
+    assert tree(tmp_path / "dest") == ["theirs"]
 
 
 def test_files_are_private_and_synced_before_they_have_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

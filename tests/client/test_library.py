@@ -1,8 +1,10 @@
 """Both clients against the stand-in: what they send, what they take, and how they go on."""
 
+import asyncio
 import contextlib
 import os
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +15,7 @@ import anyio.to_thread
 import msgspec
 import pytest
 from client.standin import ITEM_ID, JOB_ID, StandIn, entry, job, rude, standin
+from descriptors import descriptors
 
 from smp_proto import aio
 from smp_proto import control as c
@@ -427,6 +430,75 @@ async def test_put_keeps_a_window(daemon: StandIn, tmp_path: Path) -> None:
         await anyio.to_thread.run_sync(lambda: client.put(files, "lab:x", ["k"]))
     async with AsyncClient(daemon.path) as client:
         await client.put(files, "lab:x", ["k"])
+
+
+def test_asyncio_itself_may_cancel(daemon: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As asyncio.timeout does, and no scope of anyio: what a thread was opening then is closed."""
+    (tmp_path / "one").write_bytes(b"x")
+    daemon.answers[c.Submit] = daemon.putting
+    real = LocalFile.open
+
+    def slow(self: LocalFile) -> tuple[int, int]:
+        time.sleep(0.3)
+        return real(self)
+
+    monkeypatch.setattr(LocalFile, "open", slow)
+
+    async def main() -> None:
+        async with AsyncClient(daemon.path) as client:
+            await client.connect()
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(client.put([tmp_path / "one"], "lab:x", ["k"]), 0.1)
+            await asyncio.sleep(0.5)
+            assert str(tmp_path / "one") not in descriptors().values()
+
+    asyncio.run(main())
+
+
+RATED = {
+    "put": (c.Submit, lambda client, path: client.put([path / "one"], "lab:x", ["k"])),
+    "watch": (c.Watch, lambda client, _: client.wait(JOB_ID)),
+    "ls": (c.ListObjects, lambda client, _: client.ls("lab:")),
+    "metrics": (c.MetricsRequest, lambda client, _: client.metrics()),
+    "vault_open": (c.VaultOpen, lambda client, path: client.vault_open(ITEM_ID, path / "out")),
+    "audit_lines": (c.AuditRead, lambda client, _: client.audit_lines()),
+    "audit_read": (c.AuditRead, lambda client, _: client.audit_read()),
+}
+
+
+@pytest.mark.parametrize("name", RATED)
+async def test_who_asks_too_often_waits_as_told(daemon: StandIn, tmp_path: Path, name: str) -> None:
+    """Whatever is asked, by both clients."""
+    kind, ask = RATED[name]
+    (tmp_path / "one").write_bytes(b"x")
+    daemon.answers |= {c.Submit: daemon.putting, c.ListObjects: None, c.MetricsRequest: None}
+    daemon.answers[c.AuditRead] = c.AuditProof([], "smpd/x", b"k")
+    real, asked = daemon.answers[kind], 0
+
+    async def answer(request: Any, exchange: Exchange) -> Any:
+        nonlocal asked
+        asked += 1
+        if asked % 2:
+            raise DaemonError("rate_limited", "you ask too often", hint="wait", details={"retry_after": 0.05})
+        return await real(request, exchange) if callable(real) else real
+
+    daemon.answers[kind] = answer
+
+    def blocking() -> None:
+        with Client(daemon.path) as client:
+            found = ask(client, tmp_path)
+            if isinstance(found, Iterator):
+                list(found)
+
+    await anyio.to_thread.run_sync(blocking)
+    (tmp_path / "out/a.txt").unlink(missing_ok=True)
+    async with AsyncClient(daemon.path) as client:
+        found = ask(client, tmp_path)
+        if isinstance(found, AsyncIterator):
+            assert [each async for each in found] == []
+        else:
+            await found
+    assert asked == 4
 
 
 def test_no_file_is_sent_beyond_the_window(tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -16,6 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from smp_proto import aio
 from smp_proto import control as c
+from smpctl import Client, exporter
 from smpctl.exposition import CONTENT_TYPE
 
 
@@ -109,3 +112,34 @@ def test_serve_is_for_loopback_alone(smpctl: Smpctl, address: str) -> None:
     ran = smpctl("metrics", "serve", "--listen", address)
     assert ran.code == 2
     assert "no address of loopback" in ran.err
+
+
+def test_one_who_asks_a_letter_at_a_time_is_dropped(daemon: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before its request is whole, so that nobody of this box keeps the others from their metrics."""
+    daemon.answers[c.MetricsRequest] = None
+    monkeypatch.setattr(exporter, "_PATIENCE_S", 0.5)
+    monkeypatch.setattr(exporter._Handler, "timeout", 0.5)
+    stop = threading.Event()
+    with Client(daemon.path) as client, exporter.Exporter("127.0.0.1", 0, client) as serving:
+        serve = threading.Thread(target=serving._server.serve_forever)
+        serve.start()
+
+        def dribble() -> None:
+            with socket.create_connection(serving._server.server_address[:2]) as slow:
+                try:
+                    while not stop.wait(0.1):
+                        slow.send(b"G")
+                except OSError:
+                    pass
+
+        asking = threading.Thread(target=dribble)
+        asking.start()
+        try:
+            stop.wait(0.2)
+            with urllib.request.urlopen(serving.url, timeout=5) as answer:
+                assert answer.status == 200
+        finally:
+            stop.set()
+            asking.join()
+            serving._server.shutdown()
+            serve.join()

@@ -1,6 +1,8 @@
 """A mirror against the stand-in: what a folder holds that cannot be sent stops nothing else."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,10 @@ from client.conftest import Smpctl
 from client.standin import StandIn
 
 from smp_proto import control as c
+from smp_proto.errors import IntegrityError, NotFoundError, ResourceError
+from smp_proto.sealed.keys import Identity
 from smpctl import Client
+from smpctl.files import LocalFile
 from smpctl.mirroring import Mirror, Mirrored, State
 
 ODD = [b"not-utf-8-\xff", b"line\nbreak", b"esc\x1b[2J", b"back\\slash"]
@@ -73,8 +78,6 @@ def test_the_command_shows_odd_names_and_goes_on(
     smpctl: Smpctl, daemon: StandIn, folder: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing of a name reaches the terminal as an order."""
-    from smp_proto.sealed.keys import Identity
-
     monkeypatch.setenv("XDG_STATE_HOME", str(home / "state"))
     (home / "reader.pub").write_text(Identity.generate("reader").public.text())
     for odd in ODD:
@@ -85,3 +88,70 @@ def test_the_command_shows_odd_names_and_goes_on(
     assert "\x1b" not in ran.err
     assert "esc\\x1b[2J" in ran.err
     assert "line\\nbreak" in ran.err
+
+
+def test_a_folder_that_goes_while_it_is_listed_is_left_out(
+    daemon: StandIn, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mirror that watches goes on."""
+    (folder / "b").mkdir()
+    real = os.scandir
+
+    def scandir(path: Any) -> Any:
+        if str(path).endswith("/b"):
+            os.rmdir(path)
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with Client(daemon.path) as client:
+        assert mirrored(client, folder, []).sent == 3
+        folder.rename(folder.parent / "moved")
+        with pytest.raises(NotFoundError):
+            mirrored(client, folder, [])
+
+
+@pytest.mark.parametrize("code", ["source_changed", "no_such_file"])
+def test_a_file_that_cannot_be_read_whole_is_told_and_stops_no_other(
+    daemon: StandIn, folder: Path, monkeypatch: pytest.MonkeyPatch, code: str
+) -> None:
+    """It is not there afterwards, so nobody may think it is."""
+    kind = IntegrityError if code == "source_changed" else NotFoundError
+    real = LocalFile.open
+
+    def opened(self: LocalFile) -> tuple[int, int]:
+        if self.name == "c":
+            raise kind(code, f"{self.path} cannot be read: permission denied", hint="x")
+        return real(self)
+
+    monkeypatch.setattr(LocalFile, "open", opened)
+    notes: list[str] = []
+    with Client(daemon.path) as client:
+        found = mirrored(client, folder, notes)
+    assert (found.sent, found.failed, found.exit_code) == (2, 1, kind.exit_code)
+    assert [str(folder / "c") in note for note in notes] == [True]
+
+
+def test_a_watch_goes_on_while_the_box_is_full(
+    daemon: StandIn, folder: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with a box that is away: it is told, and tried again."""
+    tries = 0
+
+    async def putting(request: c.Submit, exchange: Any) -> c.JobView:
+        nonlocal tries
+        tries += 1
+        if tries == 1:
+            raise ResourceError("disk_full", "no space is left for the spool", hint="x")
+        return await daemon.putting(request, exchange)
+
+    daemon.answers[c.Submit] = putting
+    (home / "reader.pub").write_text(Identity.generate("reader").public.text())
+    monkeypatch.setenv("XDG_STATE_HOME", str(home / "state"))
+    command = ["mirror", str(folder), "lab:in/", "--to", str(home / "reader.pub"), "--watch", "--every", "0.1s"]
+    process = subprocess.Popen([sys.executable, "-m", "smpctl", *command], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("3 sent")
+    finally:
+        process.kill()
+        process.communicate()

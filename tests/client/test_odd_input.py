@@ -2,6 +2,7 @@
 
 import array
 import fcntl
+import json
 import os
 import subprocess
 import sys
@@ -34,6 +35,8 @@ def refused(ran: Ran, code: int) -> None:
         ["jobs", "-n", HUGE],
         ["events", "--since", HUGE],
         ["traces", "print", "-n", HUGE],
+        ["events", "--since", "9" * 5000],
+        ["mirror", "folder", "lab:m/", "--to", "x", "--watch", "--every", "9" * 400 + "h"],
         ["run", "digest", "lab:a.smp", "-p", f"width={HUGE}"],
         ["run", "digest", "lab:a.smp", "-p", f"width=-{HUGE}"],
         ["run", "digest", "lab:a.smp", "-p", NO_TEXT + "=1"],
@@ -125,6 +128,42 @@ def test_output_that_cannot_be_written(home: Path, daemon: StandIn, args: list[s
     refused(Ran(done.returncode, "", done.stderr), 2 if ">&-" in where else 8)
     assert "standard output" in done.stderr
     assert (daemon.seen == []) == (">&-" in where or "--help" in args)
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_remarks_that_cannot_be_written_stop_nothing(home: Path, key_file: Path, smpctl: Smpctl, full: bool) -> None:
+    """On a full disk, or to a reader that went: what was asked for is done, and the code says how it went."""
+    smpctl("keys", "new", "x", "--credential-file", "credential")
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open("/dev/full", "wb") as disk:
+
+        def code(*args: str) -> int:
+            command = [sys.executable, "-m", "smpctl", *args]
+            return subprocess.run(
+                command, cwd=home, stdout=subprocess.DEVNULL, stderr=disk if full else writer
+            ).returncode
+
+        assert code("seal", "pass", "-o", "a.smp", "--to", "x", "--credential-file", "credential") == 0
+        assert (home / "a.smp").exists()
+        assert code("open", "a.smp", "-o", "out", "--credential-file", "credential") == 0
+        assert code("keys", "export", "x") == 0
+        assert code("keys", "export", "nobody") == 5
+        assert code("nonsense") == 2
+    os.close(writer)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "ascii:surrogateescape", "latin-1", "utf-8"])
+def test_json_is_utf_8(home: Path, daemon: StandIn, encoding: str) -> None:
+    """Whatever a terminal would be written to in: a program reads it."""
+    source = "lab:ü-中-\U0001f600.smp"
+    daemon.answers[c.JobsRequest] = c.Jobs([job(source=source)])
+    done = subprocess.run(
+        [sys.executable, "-m", "smpctl", "jobs", "--json"],
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+        stdout=subprocess.PIPE,
+    )
+    assert (done.returncode, json.loads(done.stdout.decode())["source"]) == (0, source)
 
 
 def test_no_standard_input_or_error(home: Path, daemon: StandIn) -> None:

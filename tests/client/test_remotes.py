@@ -276,3 +276,19 @@ def test_no_core_has_a_secret_that_was_given(home: Path, monkeypatch: pytest.Mon
         with contextlib.suppress(KeyFileError):  # the key is none
             secret_for(SftpConfig("host", "me", ""), RemoteOptions(**{way: given}))
     assert told
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["sftp://ann:hunter2@host:99999/x"],
+        ["sftp://ann:hunter2@[host/x"],
+        ["s3://b", "--endpoint", "https://ann:hunter2@host"],
+        ["s3://b", "--endpoint", "ftp://ann:hunter2@host"],
+    ],
+)
+def test_a_password_in_a_url_that_is_none_is_not_repeated(smpctl: Smpctl, args: list[str]) -> None:
+    """A log of what went wrong is no place for it."""
+    ran = smpctl("remote", "add", "lake", *args, "--no-secret", "--json")
+    assert ran.code == 2
+    assert "hunter2" not in ran.out + ran.err

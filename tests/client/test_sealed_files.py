@@ -69,6 +69,19 @@ def test_keys_are_private_files_sealed_by_a_passphrase(smpctl: Smpctl, home: Pat
     assert not (home / "x").exists()
 
 
+@pytest.mark.parametrize("length", [1, 60, 61, 64])
+def test_a_key_is_found_whatever_the_length_of_its_name(
+    smpctl: Smpctl, key_file: Path, home: Path, length: int
+) -> None:
+    """It is listed, and what was sealed for it opens."""
+    name, options = "k" * length, ["--credential-file", str(key_file)]
+    assert smpctl("keys", "new", name, *options).code == 0
+    assert smpctl("keys", "list", "--json").json["name"] == name
+    assert smpctl("seal", "pass", "-o", "x.smp", "--to", name, *options).code == 0
+    ran = smpctl("open", "x.smp", "-o", "out", *options)
+    assert ran.code == 0, ran.err
+
+
 def test_export_and_import(smpctl: Smpctl, home: Path, ann: list[str]) -> None:
     """A public key goes out as one line and comes in under another name; a private key file stays sealed."""
     ran = smpctl("keys", "export", "ann")
@@ -251,6 +264,19 @@ def test_what_an_export_left_is_sealed_by_nobody(home: Path) -> None:
     assert [file.name for file in collect([home / "scans"])] == ["scans/a"]
 
 
+@pytest.mark.parametrize(
+    ("names", "named"), [(["b/A.txt", "b/a.txt"], "b/a.txt"), (["b/x", "b/c\\d"], "c\\\\d"), (["b/n\nm"], "n\\nm")]
+)
+def test_a_name_that_cannot_be_sealed_is_told(home: Path, names: list[str], named: str) -> None:
+    """Which it is, before anything is read: among thousands nobody would find it."""
+    for name in names:
+        (home / name).parent.mkdir(exist_ok=True)
+        (home / name).write_text("x")
+    with pytest.raises(UsageError) as caught:
+        collect([home / "b"])
+    assert (caught.value.code, named in caught.value.message) == ("bad_name", True), caught.value.message
+
+
 def test_seal_refuses_to_overwrite(smpctl: Smpctl, home: Path, sealed: Path, ann: list[str]) -> None:
     """A file of the name stays unless --force; a failure leaves nothing beside it."""
     before = sealed.read_bytes()
@@ -281,6 +307,19 @@ def test_a_recipient_may_be_a_file(smpctl: Smpctl, home: Path, ann: list[str]) -
     (home / "eve.pub").write_text(stranger.text())
     assert smpctl("seal", "pass", "-o", "x", "--to", "eve.pub", *ann).code == 0
     assert smpctl("inspect", "x", "--json").json["recipients"] == [{"fingerprint": stranger.fingerprint(), "name": ""}]
+
+
+def test_the_box_is_the_daemons_and_no_file_at_hand(
+    smpctl: Smpctl, home: Path, ann: list[str], daemon: StandIn
+) -> None:
+    """Who may put files where somebody works does not become who can open what is sealed there."""
+    box, other = Identity.generate().public, Identity.generate().public
+    daemon.answers[c.BoxKey] = c.PublicKey(box.text(), box.key_id.hex(), box.fingerprint())
+    (home / "box").write_text(other.text())
+    ran = smpctl("seal", "pass", "-o", "x.smp", "--to", "box", *ann, "--json")
+    assert ran.json["recipients"] == [box.fingerprint()], ran.err
+    ran = smpctl("seal", "pass", "-o", "y.smp", "--to", "./box", *ann, "--json")
+    assert ran.json["recipients"] == [other.fingerprint()], ran.err
 
 
 def test_without_a_terminal_nobody_is_asked(smpctl: Smpctl) -> None:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from client.conftest import Smpctl
 
 from smp_proto.errors import ResourceError, UsageError
 from smpctl import installing
@@ -265,3 +266,18 @@ def test_users_and_folders(made: tuple[Path, str]) -> None:
     for path, mode in (("run/smpd", 0o750), ("var/lib/smpd", 0o700)):
         found = (root / path).stat()
         assert (found.st_mode & 0o777, found.st_uid) == (mode, int(entries["smpd"][2]))
+
+
+@pytest.mark.parametrize("there", ["latin-1", "link"])
+def test_a_configuration_is_never_replaced(smpctl: Smpctl, tmp_path: Path, there: str) -> None:
+    """Not where it is no UTF-8, and not where it is a link to what is not there at the moment."""
+    config = tmp_path / "root/etc/smpd/config.toml"
+    config.parent.mkdir(parents=True)
+    if there == "link":
+        config.symlink_to("not-mounted/config.toml")
+    else:
+        config.write_bytes(b"# Ger\xe4t\n")
+    ran = smpctl("setup", "--root", tmp_path / "root", "--programs", "/opt/smp/bin")
+    assert ran.code == 0, ran.err
+    assert "config.toml is kept" in ran.out
+    assert config.is_symlink() if there == "link" else config.read_bytes() == b"# Ger\xe4t\n"

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 from whole import Whole, whole
 
 from smp_proto import control as c
 from smp_proto.channel import UNREAD_FDS_MAX
-from smp_proto.errors import UsageError
+from smp_proto.errors import DaemonError, UsageError
 from smp_proto.sealed.bundle import BundleWriter
 from smp_proto.sealed.entries import ATTRIBUTES_MAX_BYTES
 from smpctl import AsyncClient, Client
@@ -126,6 +127,20 @@ async def test_more_opened_than_fit_a_frame(tmp_path: Path) -> None:
             parts = [part async for part in exchange.messages(c.Entries)]
             parts.append(await exchange.result(c.Entries))
         assert [entry.name for part in parts for entry in part.entries] == names
+
+
+async def test_descriptors_that_one_request_holds(tmp_path: Path) -> None:
+    """Who hands over one after the other, and never the last, does not take all that the daemon may have."""
+    async with whole(tmp_path) as box:
+        item = await anyio.to_thread.run_sync(kept, box, ["x"])
+        async with box.client(0) as caller:
+            with open(tmp_path / "out", "wb") as file, pytest.raises(DaemonError, match="at most 256"):
+                async with caller.open(c.VaultOpen(item)) as exchange:
+                    for number in range(UNREAD_FDS_MAX + 1):
+                        await exchange.send(c.OpenInto(str(number)), [file.fileno()])
+                        await anyio.lowlevel.checkpoint()
+                    with anyio.fail_after(5):
+                        await exchange.result(c.Entries)
 
 
 async def test_as_much_as_there_can_be_of_an_entry(tmp_path: Path, asked: Asked) -> None:

@@ -156,6 +156,18 @@ async def test_what_may_not_be_used_is_refused_and_not_shown(tmp_path):
         assert len(await seen(box, CARL, (ADMINS,), c.RemoteList(), c.Remotes, "name")) == 3
 
 
+async def test_doctor_names_no_sender_that_is_not_listed(tmp_path):
+    """Nor when what is believed of them ends."""
+    async with whole(tmp_path, permissions=TABLES, compute={"processors": ()}) as box:
+        for name, prefix in (("shown", "pacs:x"), ("hidden", "lake:x")):
+            key = Identity.generate(name).public
+            facts = {"key_id": key.key_id, "fingerprint": "f", "prefixes": [prefix], "until": 1.0}
+            box.daemon.trust.add(name, key.text(), **facts)
+        assert await seen(box, ANNA, OPERATOR, c.TrustList(), c.Trusted, "name") == ["shown"]
+        texts = await seen(box, ANNA, OPERATOR, c.DoctorRequest(), c.Doctor, "text")
+        assert [text.split()[2] for text in texts if text.startswith("trust in ")] == ["shown"]
+
+
 async def submitted(box: Whole, uid: int, source: str) -> str:
     """A job of a user, whatever they may do now."""
     job, _ = box.daemon.box.journal.add(c.GetSpec(source), owner=f"uid({uid})", key=source)

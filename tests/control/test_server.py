@@ -8,9 +8,10 @@ import socket
 import anyio
 import anyio.lowlevel
 import pytest
+from whole import VIEWERS, whole
 
 from smp_proto import control as c
-from smp_proto.aio import decode, encode
+from smp_proto.aio import Channel, close_all, decode, encode
 from smp_proto.errors import DaemonError, DeniedError, NotFoundError, SmpError
 from smp_proto.wire import BODY_MAX_BYTES, PROTOCOL_MAX, PROTOCOL_MIN, FrameType, encode_frame
 from smpd.config import Control
@@ -98,6 +99,26 @@ async def test_a_request_that_is_quoted_back_fits_its_answer(serving, field):
         assert caught.value.code == {"op": "protocol", "id": "no_such_job"}[field]
         assert len(caught.value.message) < 10_000
         assert (await client.call(c.StatusRequest(), ANYTHING))["op"] == "status"
+
+
+@pytest.mark.parametrize("groups", [[], [VIEWERS]])
+async def test_descriptors_of_who_has_no_use_for_them(tmp_path, monkeypatch, groups):
+    """They never come to be the daemon's: to close one could wait for ever, for a file system of the caller's own."""
+    closed = []
+    monkeypatch.setattr("smpd.control.server.close_all", lambda fds: (closed.extend(fds), close_all(fds)))
+    async with whole(tmp_path) as box, box.client(0) as other:
+        channel = Channel(box.socket(5001, groups))
+        with open(tmp_path / "file", "wb") as file:
+            fds = [file.fileno()]
+            await channel.send(FrameType.HELLO, 0, encode(c.Hello(1, 1, "t")), [] if groups else fds)
+            if groups:
+                await channel.receive()
+                await channel.send(FrameType.REQUEST, 1, encode(c.StatusRequest()), fds)
+            with anyio.fail_after(5):
+                await gone(channel)
+        channel.close()
+        assert not closed
+        assert (await other.call(c.JobsRequest(), c.Jobs)).jobs == []
 
 
 async def test_descriptors_with_a_request_are_refused_and_closed(serving):

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import sqlite3
 import tarfile
 from pathlib import Path
@@ -12,7 +13,7 @@ from box import Box
 from scene import client
 
 from smp_proto.audit.note import iter_notes
-from smp_proto.control import GetSpec
+from smp_proto.control import GetSpec, LocalConfig
 from smp_proto.errors import AuditError, SmpError
 from smp_proto.sealed.filekey import random_secret
 from smp_proto.sealed.keys import Identity
@@ -23,6 +24,7 @@ from smpd.vault import keys
 from smpd.vault.checkpoint import LastCheckpoint
 from smpd.vault.trust import TrustStore
 
+_ROOT_OF_TRUST = "SELECT rootpage FROM sqlite_master WHERE name='trust'"
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "state-2.tar.xz"
 
 
@@ -190,3 +192,58 @@ def test_a_damaged_key_file(machine: Box, name: str, copy: bool) -> None:
         assert caller.vault()
     assert machine.stop() == 0
     assert (folder / name).read_bytes() == good
+
+
+def test_lost_jobs_are_named_although_the_audit_log_is_broken_too(tmp_path: Path) -> None:
+    """One disk may have damaged both: later nobody could tell, since the log that knows the jobs is set aside then."""
+    machine = Box(tmp_path / "box", {"compute": {"processors": []}})
+    try:
+        machine.start()
+        with client(machine) as caller:
+            caller.remote_add("lake", LocalConfig(str(tmp_path)))
+            submitted = {caller.submit(GetSpec(f"lake:{number}.smp")).id for number in range(20)}
+        machine.kill()
+        wal = machine.state / "smpd.db-wal"
+        found = read_wal(str(wal))
+        data = bytearray(wal.read_bytes())
+        start = found.frames[len(found.frames) // 3].offset - FRAME_HEADER_BYTES
+        last = found.frames[-3].offset + found.page_size
+        data[start:last] = os.urandom(last - start)
+        wal.write_bytes(data)
+        flip(machine.state / "audit" / "audit.jsonl", 0)
+        machine.start()
+        with client(machine) as caller:
+            lost = submitted - {job.id for job in caller.jobs()}
+            checks = caller.doctor()
+        assert next(check.state for check in checks if check.name == "audit") == "fail"
+        assert lost == {check.text.split()[1] for check in checks if "was lost with the damaged database" in check.text}
+        assert lost
+    finally:
+        machine.close()
+
+
+def test_a_sender_who_was_removed_is_not_believed_again(tmp_path: Path) -> None:
+    """What can be read of the database may be from before: the audit log knows better."""
+    machine = Box(tmp_path / "box")
+    try:
+        machine.start()
+        with client(machine) as caller:
+            for name in ("eve", "otto"):
+                caller.trust_add(name, Identity.generate(name).public.text())
+        assert machine.stop() == 0
+        machine.start()
+        with client(machine) as caller:
+            caller.trust_remove("eve")
+            caller.remote_add("lake", LocalConfig(str(tmp_path)))
+        machine.kill()
+        shutil.copyfile(machine.state / "smpd.db", tmp_path / "copy.db")  # SQLite would tidy up beside the other
+        (page,) = sqlite3.connect(tmp_path / "copy.db").execute(_ROOT_OF_TRUST).fetchone()
+        wal = machine.state / "smpd.db-wal"
+        (frame,) = [frame for frame in read_wal(str(wal)).frames if frame.page == page]
+        flip(wal, frame.offset + 3000)
+        machine.start()
+        with client(machine) as caller:
+            assert [view.name for view in caller.trusted() if not view.removed] == ["otto"]
+            assert "that sender eve was removed was lost" in " ".join(check.text for check in caller.doctor())
+    finally:
+        machine.close()

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from box import box
+from faulty import until
 from scene import client, done, read_digests, sha256, workers
 
 from smp_proto.control import GetSpec
@@ -39,3 +40,9 @@ def test_rings_go_with_idle_workers_and_come_back(tmp_path: Path) -> None:
                 assert {each.state for each in found.workers} <= {"idle", "up"}
             assert "memfd:smp-" not in maps.read_text()
         assert {(each.role, each.restarts) for each in caller.status().workers} >= {("compute", 1)}
+
+
+def test_what_was_recorded_is_signed_although_nothing_more_comes(tmp_path: Path) -> None:
+    """After a kill nobody can change it: it is covered as long after it was written as the configuration says."""
+    with box(tmp_path, {"audit": {"checkpoint_s": 0.2}}) as machine, client(machine) as caller:
+        until(lambda: not caller.status().audit_unsigned)

@@ -12,8 +12,9 @@ from scripted_http import DATA, ETAG, Asked, Peer, answer, scripted
 
 from smp_proto.control import S3Config, S3Secret
 from smpd.fetch.crowd import BUSY_S, FORGET_S, GOOD_ANSWERS, Crowd, rank
+from smpd.fetch.http import Origin, Pool, trusting
 from smpd.fetch.pins import etag_pin
-from smpd.links.fetching import ManyRead, Read, ReadMany, Whole
+from smpd.links.fetching import Deadlines, ManyRead, Read, ReadMany, Whole
 
 OBJECTS = 96
 LATE_S = 0.03
@@ -199,3 +200,24 @@ async def test_an_urgent_object_does_not_wait_for_all_that_were_asked_for_before
                 go.set()
             assert asked_for.index("urgent") == 2
             assert len(asked_for) == 13
+
+
+async def test_who_only_uploads_has_more_under_way_again() -> None:
+    """Bodies that are taken are good answers, too: else there was one at a time for as long as nothing is read."""
+    refused = 0
+
+    async def script(peer: Peer, asked: Asked) -> bool:
+        nonlocal refused
+        await peer.reader.readexactly(asked.length)
+        status = "200 OK" if refused == 2 else "503 Slow Down"
+        refused += refused < 2
+        await peer.send(f"HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n".encode())
+        return True
+
+    async with scripted({"x": script}) as endpoint:
+        pool = Pool(Origin.of(endpoint), trusting("", secure=False), 4, Deadlines())
+        head = b"PUT /x HTTP/1.1\r\nhost: h\r\ncontent-length: 1\r\n\r\n"
+        for _ in range(2 + GOOD_ANSWERS):
+            await pool.ask("PUT", head, b"1")
+        assert pool._crowd.at_once == 2
+        await pool.aclose()

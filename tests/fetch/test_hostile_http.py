@@ -6,6 +6,7 @@ import ssl
 import struct
 from pathlib import Path
 from typing import NamedTuple
+from unittest.mock import AsyncMock
 
 import anyio
 import pytest
@@ -15,6 +16,8 @@ from servers import make_certificate
 
 from smp_proto.control import S3Config, S3Secret
 from smp_proto.errors import SmpError
+from smpd.fetch.exchange import Unspoken
+from smpd.fetch.listing import Lister
 from smpd.links.fetching import Deadlines
 
 PIN = f"etag:{len(DATA)}:{ETAG}"
@@ -386,3 +389,107 @@ async def test_a_bucket_of_another_region_is_found() -> None:
         async with fetch_in_process(config, SECRET) as link:
             assert (await link.stat("object")).size == len(DATA)
     assert len(asked) == 1
+
+
+async def test_a_refusal_without_end_is_not_kept() -> None:
+    """Of a server whose bodies come in chunks, so that they are read the other way: what botocore keeps is bounded."""
+    sent = 0
+
+    async def script(peer: Peer, asked: Asked) -> bool:
+        nonlocal sent
+        if "aiobotocore" not in asked.head:
+            await peer.send(answer(asked, length=None, more="Transfer-Encoding: chunked\r\n"))
+            return False
+        await peer.send(b"HTTP/1.1 403 Forbidden\r\nTransfer-Encoding: chunked\r\n\r\n")
+        while sent < 100 << 20:
+            await peer.send(b"100000\r\n" + bytes(1 << 20) + b"\r\n")
+            sent += 1 << 20
+        return False
+
+    async with scripted({"object": script}) as endpoint:
+        config = S3Config("b", endpoint=endpoint, addressing="path")
+        async with fetch_in_process(config, SECRET) as link:
+            with pytest.raises(SmpError, match="longer than") as caught:
+                await link.read("object", PIN, 0, 1000)
+            assert caught.value.code == "remote_failed"
+    assert sent < 50 << 20
+
+
+@pytest.mark.parametrize("by_client", [False, True])
+async def test_no_answer_declares_entities(by_client: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page of some KiB would become a name of many MiB."""
+    if by_client:
+        monkeypatch.setattr(Lister, "_page_directly", AsyncMock(side_effect=Unspoken))
+    entity = b'<!DOCTYPE r [<!ENTITY a "' + b"a" * 10_000 + b'">]>'
+    key = b"<Key>" + b"&a;" * 500 + b"</Key><Size>1</Size><ETag>x</ETag>"
+    page = b'<?xml version="1.0"?>' + entity + b"<ListBucketResult><Contents>" + key + b"</Contents></ListBucketResult>"
+
+    async def script(peer: Peer, asked: Asked) -> bool:
+        await peer.send(f"HTTP/1.1 200 OK\r\nContent-Length: {len(page)}\r\n\r\n".encode() + page)
+        return True
+
+    async with scripted({"b": script}) as endpoint:
+        config = S3Config("b", endpoint=endpoint, addressing="path")
+        async with fetch_in_process(config, SECRET) as link:
+            with pytest.raises(SmpError, match="cannot be read") as caught:
+                await link.list()
+            assert caught.value.code == "remote_failed"
+
+
+async def test_a_page_of_a_proxy_is_no_s3_at_all() -> None:
+    """It is HTML and says so: what counts is the status."""
+    async with scripted({"b": html_of("502 Bad Gateway"), "x": html_of("403 Forbidden")}) as endpoint:
+        async with fetch_in_process(S3Config("b", endpoint=endpoint, addressing="path"), SECRET) as link:
+            for act, code, retryable in (
+                (link.list(), "remote_failed", True),
+                (link.probe(), "remote_failed", True),
+                (link.delete("x"), "remote_forbidden", False),
+            ):
+                with pytest.raises(SmpError) as caught:
+                    await act
+                assert (caught.value.code, caught.value.retryable) == (code, retryable)
+
+
+def html_of(status: str) -> Script:
+    """A gateway's refusal."""
+    body = b"<!DOCTYPE html><html><body>no</body></html>"
+
+    async def script(peer: Peer, asked: Asked) -> bool:
+        head = f"HTTP/1.1 {status}\r\nContent-Type: text/html\r\nContent-Length: {len(body)}\r\n\r\n"
+        await peer.send(head.encode() + body)
+        return True
+
+    return script
+
+
+async def test_a_bucket_of_another_region_is_read() -> None:
+    """Where the bucket's name leads to the right server AWS refuses the signature, and says the region: all goes on."""
+    says = b"<Error><Code>AuthorizationHeaderMalformed</Code><Region>eu-west-3</Region></Error>"
+
+    async def script(peer: Peer, asked: Asked) -> bool:
+        if "/us-east-1/s3/" in asked.head:
+            head = f"HTTP/1.1 400 Bad Request\r\nx-amz-bucket-region: eu-west-3\r\nContent-Length: {len(says)}\r\n\r\n"
+            await peer.send(head.encode() + (b"" if asked.method == "HEAD" else says))
+            return True
+        head = f'HTTP/1.1 200 OK\r\nContent-Length: {len(DATA)}\r\nETag: "{ETAG}"\r\n\r\n'.encode()
+        await peer.send(head if asked.method == "HEAD" else answer(asked) + asked.body)
+        return True
+
+    async with scripted({"object": script}) as endpoint:
+        config = S3Config("scans", endpoint=endpoint, addressing="path", region="us-east-1")
+        async with fetch_in_process(config, SECRET) as link:
+            assert (await link.tail("object", 64))[0].size == len(DATA)
+            assert await link.read("object", PIN, 100, 1000) == DATA[100:1100]
+
+
+async def test_a_server_that_only_goes_on_is_given_up() -> None:
+    """Interim answers move bytes, but there is no end to them."""
+
+    async def script(peer: Peer, asked: Asked) -> None:
+        while True:
+            await peer.send(b"HTTP/1.1 102 Processing\r\n\r\n" * 100)
+
+    async with scripted({"object": script}) as endpoint:
+        async with fetch_in_process(S3Config("b", endpoint=endpoint, addressing="path"), SECRET) as link:
+            with pytest.raises(SmpError, match="nothing else"), anyio.fail_after(20):
+                await link.read("object", PIN, 0, 1000)

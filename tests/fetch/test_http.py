@@ -1,14 +1,18 @@
 """The range reader's parsing and checks, fed by hand."""
 
 import asyncio
+import contextlib
 import itertools
+import socket
 
+import anyio
 import h11
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from smp_proto.errors import SmpError
+from smpd.fetch.dialling import dial
 from smpd.fetch.exchange import Answer, Exchange, Suffix, Unspoken, Wanted, parse_head
 
 BODY = bytes(range(100))
@@ -216,3 +220,25 @@ def test_a_whole_object_may_stand_for_its_tail(size: int) -> None:
     else:
         with pytest.raises(Unspoken):
             Suffix("x", 100).check(Answer(200, headers))
+
+
+@pytest.mark.parametrize("first", ["silent", "refusing"])
+async def test_an_address_that_does_not_answer_hides_no_other(first: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a name with several: one of a dead machine, or IPv6 that leads nowhere, came first each time."""
+    with contextlib.ExitStack() as stack:
+        good = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        port = good.getsockname()[1]
+        if first == "silent":
+            dead = stack.enter_context(socket.create_server(("127.0.0.2", port), backlog=0))
+            for _ in range(4):  # then it takes no more, and says nothing
+                sock = stack.enter_context(socket.socket())
+                sock.setblocking(False)
+                sock.connect_ex(dead.getsockname())
+
+        async def addresses(host: str, asked: int, **_: object) -> list[object]:
+            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (each, asked)) for each in ("127.0.0.2", "127.0.0.1")]
+
+        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", addresses)
+        with anyio.fail_after(5):
+            found = stack.enter_context(await dial("store.example", port))
+        assert found.getpeername() == ("127.0.0.1", port)

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import tempfile
 import time
 from urllib.parse import parse_qs, urlsplit
 
@@ -90,13 +91,13 @@ async def run(store: Store, connections: int = 2) -> tuple[Link, list[str]]:
     ("kind", "fault"),
     [
         (kind, fault)
-        for kind in ("create", "part", "page")
+        for kind in ("create", "part", "complete", "page")
         for fault in ("503 Slow Down|SlowDown", "429 Too Many|", "500 Oh|InternalError", "reset")
     ],
 )
 async def test_one_fault_costs_one_step(kind: str, fault: str) -> None:
     """Only what failed is done again; the others count once, and what arrives is whole."""
-    store = Store({(kind, 2 if kind != "create" else 1): fault})
+    store = Store({(kind, 1 if kind in ("create", "complete") else 2): fault})
     _, names = await run(store)
     counts = {each: sum(one == each for one, _ in store.asked) for each, _ in store.asked}
     expected = {"create": 1, "part": 4, "complete": 1, "head": 1, "page": 4}
@@ -112,6 +113,20 @@ async def test_a_part_that_is_refused_holds_the_others() -> None:
     times = [when for kind, when in store.asked if kind == "part"]
     assert times[2] - times[1] >= 0.95
     assert link.busy == [pytest.approx(1.0, abs=0.1)]
+
+
+async def test_who_goes_while_the_server_has_no_room_is_let_go() -> None:
+    """Also before an upload has begun: else smpd takes the process for one that hangs, and ends it."""
+    store = Store({("create", 1): "503 Slow Down|SlowDown|Retry-After: 30"})
+    async with scripted({"x": store}) as endpoint:
+        async with fetch_in_process(S3Config("b", endpoint=endpoint, addressing="path"), SECRET) as link:
+            began = time.monotonic()
+            with tempfile.TemporaryFile() as file:
+                file.truncate(len(BODY))
+                async with link.caller.open(fetching.Write("x", len(BODY)), [file.fileno()]) as exchange:
+                    assert (await exchange.receive(fetching.Progress))[0].busy_s
+                    await exchange.cancel()
+            assert time.monotonic() - began < 5
 
 
 async def test_smpd_can_hold_what_is_under_way() -> None:

@@ -1,12 +1,15 @@
 """SFTP, against rclone's server and OpenSSH's, through the real process."""
 
+import asyncio
 import contextlib
 import os
 import random
 import subprocess
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import anyio
+import asyncssh
 import msgspec
 import pytest
 from fetch_link import fetch_in_process, fetch_process
@@ -245,3 +248,65 @@ async def test_a_name_that_is_not_utf_8_is_told(openssh: Served) -> None:
                     await act
                 assert (caught.value.code, caught.value.retryable) == ("bad_name", False)
         assert await link.read("odd/good", found["odd/good"].pin, 0, 1) == b"1"
+
+
+class Sparing(asyncssh.SFTPServer):
+    """Tells little in listings, makes no folders, and lets nobody look where ``denied`` leads."""
+
+    def __init__(self, chan: asyncssh.SSHServerChannel[bytes], root: Path) -> None:
+        super().__init__(chan, chroot=os.fsencode(root))
+
+    async def scandir(self, path: bytes) -> AsyncIterator[asyncssh.SFTPName]:
+        async for entry in super().scandir(path):
+            entry.attrs = asyncssh.SFTPAttrs()
+            yield entry
+
+    def stat(self, path: bytes) -> os.stat_result:
+        if path.endswith(b"denied"):
+            raise PermissionError(13, "denied")
+        return super().stat(path)  # type: ignore[return-value]
+
+    def mkdir(self, path: bytes, attrs: asyncssh.SFTPAttrs) -> None:
+        raise asyncssh.SFTPPermissionDenied("there are the folders that there are")
+
+
+@contextlib.asynccontextmanager
+async def sparing(root: Path) -> AsyncIterator[Served]:
+    """An SFTP server that gives as little as it may."""
+    before = asyncio.all_tasks()
+    host, user = (asyncssh.generate_private_key("ssh-ed25519") for _ in range(2))
+    server = await asyncssh.listen(
+        "127.0.0.1",
+        0,
+        server_host_keys=[host],
+        authorized_client_keys=asyncssh.import_authorized_keys(user.export_public_key().decode()),
+        sftp_factory=lambda chan: Sparing(chan, root),
+    )
+    port = server.get_port()
+    known = f"[127.0.0.1]:{port} {host.export_public_key().decode()}"
+    yield Served(SftpConfig("127.0.0.1", "u", known, port), SftpSecret(private_key=user.export_private_key().decode()))
+    server.close()
+    for task in asyncio.all_tasks() - before:  # each ends when its client has closed
+        await asyncio.wait([task], timeout=10)
+
+
+async def test_what_a_listing_leaves_out_is_asked_for(tmp_path: Path) -> None:
+    """Else the files of such a server would go unseen. A link to where nobody may look is left out, and no more."""
+    (tmp_path / "inbox").mkdir()
+    (tmp_path / "inbox" / "x").write_bytes(b"12345")
+    (tmp_path / "link").symlink_to("inbox/x")
+    (tmp_path / "denied").symlink_to("inbox/x")
+    async with sparing(tmp_path) as served, fetch_in_process(served.config, served.secret) as link:
+        assert [(info.path, info.size) for info in await link.list()] == [("inbox/x", 5), ("link", 5)]
+        assert (await link.list())[0] == await link.stat("inbox/x")
+
+
+async def test_who_may_make_no_folders_writes_into_those_there_are(tmp_path: Path) -> None:
+    """Also where the server refuses to make one that is there already (OpenSSH with ``-P mkdir``)."""
+    (tmp_path / "inbox").mkdir()
+    async with sparing(tmp_path) as served:
+        async with fetch_in_process(msgspec.structs.replace(served.config, root="inbox"), served.secret) as link:
+            assert (await link.write("x", b"1234")).size == 4
+            with pytest.raises(SmpError) as caught:
+                await link.write("none/x", b"1234")
+        assert caught.value.code == "remote_forbidden"

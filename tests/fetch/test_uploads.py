@@ -12,11 +12,11 @@ import anyio
 import anyio.lowlevel
 import pytest
 from counting_s3 import counting_s3
-from fetch_link import fetch_in_process, fetch_process
+from fetch_link import Link, fetch_in_process, fetch_process
 from scripted_http import Asked, Peer, Script, refusal, scripted
 from servers import Served, make_certificate
 
-from smp_proto.control import S3Config, S3Secret
+from smp_proto.control import ObjectInfo, S3Config, S3Secret
 from smp_proto.errors import SmpError
 from smpd.fetch import pausing, upload
 from smpd.fetch.connection import Body, Connection
@@ -360,3 +360,84 @@ async def test_an_upload_that_takes_long_is_told_of(size: int, paced: bool, monk
                             await exchange.send(Noted())
         assert (told[:5], told[-1]) == ([0] * 5, size)
         assert len(store.objects["x"]) == size
+
+
+async def write_over(link: Link, pin: str, size: int) -> None:
+    """Write ``x`` in place of that version, or of nothing."""
+    with tempfile.TemporaryFile() as file:
+        file.truncate(size)
+        async with link.caller.open(Write("x", size, replaces=pin), [file.fileno()]) as exchange:
+            async for _ in exchange.messages(Progress):
+                pass
+            await exchange.result(ObjectInfo)
+
+
+@pytest.mark.parametrize("there", [False, True])
+async def test_an_upload_that_the_server_let_go_of_may_be_tried_again(there: bool) -> None:
+    """A rule of the bucket, or who cleared up, aborted it: that is not an object that is missing, or has changed."""
+    with counting_s3() as (store, served):
+        if there:
+            store.store("x", b"older")
+
+        def before(method: str, key: str, query: dict[str, list[str]]) -> None:
+            if method == "PUT":
+                store.uploads.clear()
+
+        store.before = before
+        async with fetch_in_process(served.config, served.secret) as link:
+            pin = (await link.stat("x")).pin if there else ""
+            with pytest.raises(SmpError, match="let go of") as caught:
+                await write_over(link, pin, 9 * MIB)
+            assert (caught.value.code, caught.value.retryable) == ("remote_failed", True)
+
+
+async def test_an_object_that_went_and_came_again_is_not_replaced() -> None:
+    """What was to be replaced is deleted, and somebody else's is there when that is found out: it is the target's."""
+
+    async def script(peer: Peer, asked: Asked) -> bool:
+        await take(peer, asked)
+        gone = "if-match" in asked.head.lower()
+        other = (
+            refusal("404 Not Found", "NoSuchKey") if gone else refusal("412 Precondition Failed", "PreconditionFailed")
+        )
+        return bool(await other(peer, asked))
+
+    async with scripted({"x": script}) as endpoint:
+        async with fetch_in_process(config_of(endpoint), SECRET) as link:
+            with pytest.raises(SmpError) as caught:
+                await write_over(link, "etag:10:0f", 10)
+            assert caught.value.code == "target_changed"
+
+
+async def test_a_server_that_lost_its_patience_still_knows_conditions() -> None:
+    """A body that came too slowly is a 400, too: nothing is sent without its condition for that."""
+    asked: list[str] = []
+
+    async def script(peer: Peer, each: Asked) -> bool:
+        await take(peer, each)
+        asked.append(each.head.lower())
+        return bool(await refusal("400 Bad Request", "RequestTimeout")(peer, each))
+
+    async with scripted({"x": script}) as endpoint:
+        async with fetch_in_process(config_of(endpoint), SECRET) as link:
+            with pytest.raises(SmpError):
+                await write_over(link, "", 10)
+    assert all("if-none-match: *" in head for head in asked)
+
+
+async def test_what_has_a_connection_of_its_own_leaves_no_further_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An upload in parts has two, to be begun and to be completed: there are never more than there may be."""
+    monkeypatch.setattr(upload, "PART_BYTES", MIB)
+    idle: list[int] = []
+    give = Pool._give
+
+    def given(pool: Pool, connection: Connection) -> None:
+        give(pool, connection)
+        idle.append(len(pool._idle))
+
+    monkeypatch.setattr(Pool, "_give", given)
+    with counting_s3() as (_, served):
+        async with fetch_in_process(served.config, served.secret, connections=2) as link:
+            for _ in range(4):
+                await link.write("x", BODY)
+    assert max(idle) == 2

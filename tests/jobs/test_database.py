@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small_disk import no_small_disk, small_disk
 from torture import strace
 from torture.children import Child
 
@@ -413,3 +414,15 @@ def test_a_commit_after_one_whose_sync_failed_writes_its_places_again(tmp_path: 
     db = Database(path, ("CREATE TABLE a (x)",))
     assert db.rows("SELECT x FROM a") == [(0,), (2,)]
     db.close()
+
+
+@pytest.mark.skipif(bool(no_small_disk()), reason=no_small_disk() or "")
+def test_a_disk_that_is_full_at_the_start_has_not_failed(tmp_path: Path) -> None:
+    """Then the file that SQLite keeps beside the log cannot grow, which it calls an error of the disk."""
+    with small_disk(tmp_path / "disk", 24 << 20) as disk:
+        path = str(tmp_path / "disk" / "smp.db")
+        Database(path).close()
+        disk.leave(0)
+        with pytest.raises(ResourceError) as caught:
+            Database(path)
+    assert caught.value.code == "disk_full"

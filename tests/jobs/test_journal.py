@@ -466,3 +466,31 @@ def test_of_one_user_alone(store) -> None:
     assert opened == ["uid(7)", "anna(7)"]
     assert len(store.journal.list(uid=7)) == 2
     assert len(store.journal.list()) == 4
+
+
+def test_a_job_whose_id_is_not_found_again_does_not_keep_the_others_from_recovering(store) -> None:
+    """A flipped bit may leave no UTF-8: the id that is read is then none that is there."""
+    jobs = [store.add(f"a:{i}") for i in range(2)]
+    for job in jobs:
+        store.journal.move(job.id, "start")
+    with store.db.transaction() as connection:
+        connection.execute("UPDATE jobs SET id=CAST(x'80'||substr(id, 2) AS TEXT) WHERE id=?", (jobs[0].id,))
+    store.reopen()
+    assert store.journal.recover() == (jobs[1].id,)
+
+
+@pytest.mark.parametrize("change", ["state='Done'", "state=x'00'", "owner=''", "job=x'07'", "outcome=x''"])
+def test_an_end_that_says_nothing_any_more_is_left_out_and_counted(store, change: str) -> None:
+    """No record could be made of it, and the ends after it are recorded."""
+    jobs = [store.add(f"a:{i}") for i in range(2)]
+    for job in jobs:
+        store.journal.move(job.id, "cancel")
+    with store.db.transaction() as connection:
+        connection.execute(f"UPDATE endings SET {change} WHERE job=?", (jobs[0].id,))
+    store.reopen()
+    endings = store.journal.endings
+    assert [ending.job for ending in endings.pending()] == [jobs[1].id]
+    assert endings.damaged == 1
+    endings.flush()
+    store.reopen()
+    assert store.journal.endings.damaged == 0

@@ -1,8 +1,12 @@
 """Whole objects, in and out."""
 
 import hashlib
+import os
 import threading
+import time
 import tracemalloc
+from concurrent.futures import Future
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -302,3 +306,34 @@ def test_closing_wipes_the_key() -> None:
     with reader(seal([("a", b"x")], ALICE, [BOB]), [BOB], [ALICE]) as opened:
         key = opened._opened.file_key.material
     assert not any(key)
+
+
+def test_a_signal_while_another_thread_hashes_is_what_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not that a buffer cannot be let go of, which is so until the other thread is done with it."""
+    writer = BundleWriter(lambda _: None, sender=None, recipients=[])
+    writer.begin("a")
+    out, into = os.pipe()
+    begun, real, calls = threading.Event(), Future.result, 0
+
+    def result(self: Future[Any], timeout: float | None = None) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            assert begun.wait(10)
+            time.sleep(0.05)
+            raise KeyboardInterrupt
+        os.write(into, b"x")
+        return real(self, timeout)
+
+    class Slow:
+        def update(self, data: memoryview) -> None:
+            begun.set()
+            os.readv(out, [data])  # which holds the buffer, as hashlib does
+
+    monkeypatch.setattr(Future, "result", result)
+    writer._sha256 = Slow()  # type: ignore[assignment]
+    with pytest.raises(KeyboardInterrupt):
+        writer.write(bytearray(1 << 20))
+    os.close(into)
+    os.close(out)
+    writer.abort()

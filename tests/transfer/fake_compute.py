@@ -73,7 +73,7 @@ async def check(act: str) -> object:
 async def run(request: Run, exchange: Exchange) -> Done:
     act = request.processor
     exchange_job[exchange.stream] = request.job.encode()
-    done = Done(1, 1, "cpu", 0, 0.0)
+    done = Done(1, 1, "x" * 1_000_000 if act == "boasts" else "cpu", 0, 0.0)
     while True:
         message, _ = await exchange.receive(cast("type[ToCompute]", AnyToCompute))
         if isinstance(message, Finish):

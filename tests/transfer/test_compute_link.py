@@ -42,6 +42,7 @@ async def test_a_process_that_keeps_to_the_protocol_is_kept(computing):
         ("fails", "processor_failed", "line 7"),
         ("fails late", "processor_failed", "line 8"),
         ("nonsense", "protocol", "does not fit the protocol"),
+        ("boasts", "protocol", "does not fit the protocol"),
         ("floods", None, ""),
         ("accuses", "processor_output", "an error that is not its to give (corrupt)"),
         ("hoards", "device_memory", "processor hoards: it took "),

@@ -413,3 +413,15 @@ def test_another_file_system_is_named(place: Place, monkeypatch: pytest.MonkeyPa
     with pytest.raises(SmpError, match="cross-device"):
         place.adopt(part, JOB)
     assert os.path.exists(part)
+
+
+def test_cells_that_are_of_another_type_now_do_not_hide_the_other_items(place: Place) -> None:
+    """The damaged one is listed as it is, and can be removed as the notes say."""
+    for job in (JOB, OTHER):
+        place.adopt(place.part(), job)
+    with place.db.transaction() as connection:
+        connection.execute("UPDATE vault SET object_id=CAST(object_id AS TEXT), size=x'' WHERE id=?", (JOB,))
+    assert {item.id for item in place.vault.list()} == {JOB, OTHER}
+    assert place.vault.recover().unproved == [JOB]
+    assert place.vault.remove(JOB).id == JOB
+    assert [item.id for item in place.vault.list()] == [OTHER]

@@ -142,3 +142,14 @@ def test_good_locations(text: str) -> None:
 def test_prefix_may_be_empty() -> None:
     """A prefix may be the whole remote."""
     assert parse_location("pacs:", prefix=True) == ("pacs", "")
+
+
+def test_a_name_that_is_no_text_any_more_is_a_damaged_record(db: Database, seal: StateSeal) -> None:
+    """A flipped bit may leave no UTF-8: what is read is then not found again."""
+    store = RemoteStore(db, seal)
+    store.add("lake", LocalConfig(root="/data"))
+    store.add("pond", LocalConfig(root="/data"))
+    with db.transaction() as connection:
+        connection.execute("UPDATE remotes SET name=CAST(x'f0'||substr(name, 2) AS TEXT) WHERE name='pond'")
+    assert [view.name for view in store.list()] == ["lake"]
+    assert len(store.damaged()) == 1

@@ -147,7 +147,11 @@ class BundleWriter:
         try:
             yield
         finally:
-            hashed.result()
+            try:
+                hashed.result()
+            except BaseException:  # a signal: the views cannot be let go of before the other thread is done with them
+                hashed.result()
+                raise
 
     def end(self) -> Entry:
         """Finish the entry."""
