@@ -110,6 +110,7 @@ class Jobs(Section, frozen=True):
 
     running_max: Few = 16
     unfinished_user_max: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
+    syncs_user_max: Count = 64
     attempts: Annotated[int, Meta(ge=1, le=100)] = 4
     backoff_base_s: Seconds = 2.0
     backoff_max_s: Seconds = 60.0

@@ -32,6 +32,7 @@ LIVE = frozenset(
         "control.stall_s",
         "jobs.running_max",
         "jobs.unfinished_user_max",
+        "jobs.syncs_user_max",
         "jobs.attempts",
         "jobs.backoff_base_s",
         "jobs.backoff_max_s",

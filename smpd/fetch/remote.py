@@ -17,9 +17,9 @@ from smpd.links.fetching import END_BYTES, Seen
 PATH_MAX_BYTES = 1024
 # What to type to change a remote; smpd puts the name in.
 ANEW = "smpctl remote remove NAME, smpctl remote add NAME ..."
-# Of a batch of a listing, which fits into one frame.
+# Of a batch of a listing, which takes no more than fetching.LISTED_BYTES with all there is beside names and pins.
 BATCH_OBJECTS = 256
-BATCH_PATH_BYTES = 512 << 10
+BATCH_NAME_BYTES = 32 << 10
 LISTED_MAX_BYTES = 64 << 10  # of a path; folders lie deeper than a path may be that is asked for
 COMPARED_BYTES = 4 << 20
 _UNSPEAKABLE = re.compile(r"\\x[89a-f][0-9a-f]")  # of a name that is not UTF-8, as it is listed

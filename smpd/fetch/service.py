@@ -27,8 +27,8 @@ from smpd.fetch import sandbox
 from smpd.fetch.crowd import rank
 from smpd.fetch.pausing import tell
 from smpd.fetch.remote import (
+    BATCH_NAME_BYTES,
     BATCH_OBJECTS,
-    BATCH_PATH_BYTES,
     LISTED_MAX_BYTES,
     Remote,
     Writing,
@@ -65,7 +65,7 @@ class Service:
     async def run(self, channel: Channel) -> None:
         """Serve until smpd closes the link."""
         try:
-            await serve(channel, self._handle, unexpected=_report)
+            await serve(channel, self._handle, unexpected=_report, streams_max=fetching.STREAMS_MAX)
         finally:
             if self._remote is not None:
                 await self._remote.aclose()
@@ -267,19 +267,26 @@ async def _list(request: fetching.List, remote: Remote, exchange: Exchange) -> N
     check_path(request.prefix, prefix=True)
     batch: list[ObjectInfo] = []
     ahead = length = 0
+
+    async def tell() -> None:
+        nonlocal batch, ahead, length
+        await exchange.send(fetching.Listed(batch))
+        batch, ahead, length = [], ahead + 1, 0
+        if ahead == fetching.LISTED_AHEAD:
+            await exchange.receive(fetching.More)
+            ahead -= 1
+
     async with contextlib.aclosing(remote.walk(request.prefix, request.recursive, request.after)) as found:
         async for info in found:
-            batch.append(info)
-            length += (added := len(info.path.encode()))
-            if added > LISTED_MAX_BYTES:
+            if (named := len(info.path.encode())) > LISTED_MAX_BYTES:
                 raise RemoteError("remote_failed", "a name is listed that is too long to be one", retryable=False)
-            if len(batch) < BATCH_OBJECTS and length < BATCH_PATH_BYTES:
-                continue
-            await exchange.send(fetching.Listed(batch))
-            batch, ahead, length = [], ahead + 1, 0
-            if ahead == fetching.LISTED_AHEAD:
-                await exchange.receive(fetching.More)
-                ahead -= 1
+            added = named + len(info.pin.encode())
+            if batch and length + added > BATCH_NAME_BYTES:
+                await tell()
+            batch.append(info)
+            length += added
+            if len(batch) == BATCH_OBJECTS:
+                await tell()
     if batch:
         await exchange.send(fetching.Listed(batch))
 
@@ -288,7 +295,8 @@ async def _watch(request: fetching.Watch, remote: Remote, exchange: Exchange) ->
     check_path(request.prefix, prefix=True)
     async with contextlib.aclosing(remote.watch(request.prefix, request.queue)) as found:
         async for seen in found:
-            await exchange.send(seen)
+            fits = sum(len(path.encode()) for path in seen.paths) <= fetching.SEEN_BYTES
+            await exchange.send(seen if fits else fetching.Seen())
             await exchange.receive(fetching.Noted)
 
 

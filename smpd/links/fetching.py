@@ -98,14 +98,18 @@ class Stat(Request, tag="stat"):
     path: str
 
 
-LISTED_AHEAD = 32
+# What smpd asks of one process at once, and what may be on its way then, fit into a link with room to spare:
+# smpd.transfer.places has the numbers, and a test adds them up.
+STREAMS_MAX = 3072
+LISTED_AHEAD = 4
+LISTED_BYTES = 72 << 10
 
 
 class List(Request, tag="list"):
     """All objects below a prefix whose path comes after ``after``, in the order of UTF-8. DATA: Listed. Reply: None.
 
     smpd answers each batch by More once it was taken; no more than :data:`LISTED_AHEAD` go unanswered, so that a bucket
-    of any size takes bounded memory.
+    of any size takes bounded memory. A batch takes no more than :data:`LISTED_BYTES`.
     """
 
     prefix: str
@@ -293,10 +297,13 @@ class Watch(Request, tag="watch"):
 
 
 SEEN_MAX = 256
+SEEN_BYTES = 256 << 10
 
 
 class Seen(msgspec.Struct):
-    """Paths where an object may have appeared, at most :data:`SEEN_MAX`; none where only a listing tells.
+    """Paths where an object may have appeared, at most :data:`SEEN_MAX` and :data:`SEEN_BYTES` of them.
+
+    There are none where only a listing tells.
 
     Args:
         ignored: messages of the queue that were none, or of another bucket: they are left in it.

@@ -9,13 +9,14 @@ from anyio.abc import TaskGroup, TaskStatus
 
 from smp_proto.aio import aside
 from smp_proto.control import FINAL_STATES, TROUBLES_MAX, SyncShown, SyncSpec, SyncView
-from smp_proto.errors import NotFoundError, SmpError
+from smp_proto.errors import NotFoundError, SmpError, UsageError
 from smpd.jobs.job import Job
 from smpd.sync.rules import Rules
 from smpd.sync.standing import Standing
 from smpd.sync.store import SyncStore
 from smpd.sync.watcher import Watcher
 from smpd.sync.world import World
+from smpd.transfer.places import asker
 
 _log = structlog.get_logger("smpd.sync")
 _AGAIN_S = 10.0
@@ -93,8 +94,11 @@ class Syncs:
             if remote in (each.rules.remote, each.standing.spec.target.partition(":")[0])
         ]
 
-    async def add(self, spec: SyncSpec, owner: str) -> SyncView:
+    async def add(self, spec: SyncSpec, owner: str, *, most: int = 0) -> SyncView:
         """Begin to watch.
+
+        Args:
+            most: how many syncs this owner may have, this one included; 0 is no limit.
 
         Raises:
             UsageError: ``bad_request``, ``bad_name``.
@@ -102,6 +106,9 @@ class Syncs:
         """
         Rules(spec)
         async with self._changing:
+            if 0 < most <= sum(each.standing.owner == owner for each in self._watchers.values()):
+                hint = "remove one: smpctl sync remove NAME; an admin may raise jobs.syncs_user_max"
+                raise UsageError("bad_request", f"{owner} has {most} syncs, which is the most allowed", hint=hint)
             standing = await anyio.to_thread.run_sync(self._store.add, spec, owner)
             watcher = self._begin(standing)
         return await anyio.to_thread.run_sync(watcher.view)
@@ -184,6 +191,7 @@ class Syncs:
     async def _keep_on(self, watcher: Watcher, scope: anyio.CancelScope) -> None:
         """A sync that cannot take up its work, for the disk say, tries again; the others go on."""
         aside.set(True)
+        asker.set(watcher.standing.owner)
         try:
             with scope:
                 while True:

@@ -95,7 +95,8 @@ def believed(error: SmpError, *, set_up: bool = False) -> SmpError:
 def believed_of_fetch(error: SmpError) -> SmpError:
     """An error as it may come from a fetch process: about its remote, short, without what a terminal would obey.
 
-    Above all it cannot say that an object is not to be trusted, which only opening it shows.
+    Above all it cannot say that an object is not to be trusted, which only opening it shows. What broke the link says
+    nothing of who asked: they ask again, of another process.
     """
     if error.code not in _FETCH:
         return RemoteError(
@@ -110,7 +111,7 @@ def believed_of_fetch(error: SmpError) -> SmpError:
         error.code,
         _plain(error.message, _FETCH_TEXT_MAX),
         hint=_plain(error.hint, _HINT_MAX),
-        retryable=error.retryable,
+        retryable=error.retryable or error.code == "protocol",
         details=details,
     )
 

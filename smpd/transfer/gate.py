@@ -11,6 +11,7 @@ from anyio.abc import TaskGroup
 from smp_proto.control import RemoteHealth
 from smp_proto.errors import CODES, RemoteError, SmpError
 from smpd.transfer.breaker import Breaker, BreakerSettings, verdict
+from smpd.transfer.places import asker
 
 PATIENCE_S = 10.0  # a pause up to this is waited out where one is; for a longer one a job gives its place away
 _PROBE_S = 0.1  # while a probe is on its way
@@ -132,6 +133,7 @@ class Gate:
 
     async def _until_back(self, scope: anyio.CancelScope) -> None:
         """Ask for next to nothing, less and less often, until the remote answers."""
+        asker.set("")  # all wait for this
         with scope:
             while self._breaker.open:
                 await anyio.sleep(self._breaker.left_s(self._clock()))

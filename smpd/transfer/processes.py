@@ -47,6 +47,7 @@ class Processes:
         self._next = 0
         self._rings: list[Ring | None] = [None] * settings.processes
         self._going: list[Ring] = []  # that are being unmapped
+        self._holds: dict[WorkerHost, float] = {}  # that are being told, and for how long
         self.walls: dict[str, str] = {}
         self.hosts = [
             WorkerHost(group, "fetch", name, self._set_up(index), settings.idle_s, partial(self._let_go, index))
@@ -94,13 +95,24 @@ class Processes:
     def hold(self, seconds: float) -> None:
         """Have all of them hold what they do on their own: parts of uploads, pages of listings."""
 
-        async def tell(caller: Caller) -> None:
-            with contextlib.suppress(SmpError, TimeoutError):
-                await caller.call(fetching.Hold(seconds), type(None), timeout=_SETTLE_S)
+        async def tell(host: WorkerHost, caller: Caller) -> None:
+            told = 0.0
+            try:
+                with contextlib.suppress(SmpError, TimeoutError):
+                    while told < (longest := self._holds[host]):  # one at a time: many may be refused at once
+                        told = longest
+                        await caller.call(fetching.Hold(told), type(None), timeout=_SETTLE_S)
+            finally:
+                del self._holds[host]
 
         for host in self.hosts:
-            if host.worker is not None and host.worker.caller.alive:
-                self._group.start_soon(tell, host.worker.caller)
+            if host.worker is None or not host.worker.caller.alive:
+                continue
+            if host in self._holds:
+                self._holds[host] = max(self._holds[host], seconds)
+            else:
+                self._holds[host] = seconds
+                self._group.start_soon(tell, host, host.worker.caller)
 
     async def aclose(self) -> None:
         """Stop them, and close the rings once nobody holds a lane."""

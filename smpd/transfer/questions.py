@@ -18,6 +18,7 @@ from smpd.transfer.counting import RemoteCounts
 from smpd.transfer.gate import Gate
 from smpd.transfer.lanes import rank
 from smpd.transfer.limiting import RemoteLimiter
+from smpd.transfer.places import Places
 from smpd.transfer.processes import Processes
 from smpd.transfer.workers import Worker, WorkerHost, kill
 
@@ -47,6 +48,7 @@ class Questions:
         self.processes = processes
         self.counts = counts
         self._limits = limits
+        self._places = {host: Places() for host in processes.hosts}
         self._closing = anyio.Event()
         self.gate = Gate(
             name, breaker, probe=self.probe, paused=processes.hold, changed=changed, quiet=limits.quiet, group=group
@@ -188,6 +190,13 @@ class Questions:
         self, host: WorkerHost, request: fetching.Request, fds: Sequence[int] = (), *, gated: bool = True
     ) -> AsyncIterator[tuple[Worker, Exchange]]:
         """Send a request; when the block is left the process is done with it, also with the slot that it named."""
+        async with self._places[host].place(request), self._ask_now(host, request, fds, gated=gated) as asked:
+            yield asked
+
+    @contextlib.asynccontextmanager
+    async def _ask_now(
+        self, host: WorkerHost, request: fetching.Request, fds: Sequence[int], *, gated: bool
+    ) -> AsyncIterator[tuple[Worker, Exchange]]:
         if gated:
             await self.gate.enter()
             await self._limits.asks(request, self.processes.hosts.index(host))

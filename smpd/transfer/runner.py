@@ -33,6 +33,7 @@ from smpd.transfer.evidence import Evidence
 from smpd.transfer.lanes import rank
 from smpd.transfer.leavings import NOTHING_LEFT, Leavings, Left
 from smpd.transfer.pipeline import bring_object
+from smpd.transfer.places import asker
 from smpd.transfer.plain import PlainRing
 from smpd.transfer.pool import RemotePool
 from smpd.transfer.refusing import Acceptance, Refusals
@@ -69,6 +70,7 @@ class Runner:
         """
         meter = Meter(progress)
         rank.set(RANKS[job.priority])
+        asker.set("")
         refusals = Refusals(self._box, job)
         try:
             await self.yielding.settled(job.id)

@@ -11,6 +11,7 @@ from typing import Any
 from smp_proto import control as c
 from smp_proto.aio import Exchange, aside
 from smpd.control.actor import Actor
+from smpd.transfer.places import asker
 from smpd.verbs import doctor, inspect, jobs, keys, metrics, notices, quarantine, remotes, service, syncs, vault
 from smpd.verbs.daemon import Daemon
 
@@ -64,4 +65,5 @@ def handlers(daemon: Daemon) -> dict[type[c.Request], Callable[[Actor, Any, Exch
 
 async def _answer(verb: Verb, daemon: Daemon, actor: Actor, request: Any, exchange: Exchange) -> Any:
     aside.set(True)  # what is asked of workers here is no work on a job
+    asker.set(actor.label)
     return await verb(daemon, actor, request, exchange)

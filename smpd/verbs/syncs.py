@@ -22,6 +22,7 @@ from smp_proto.control import (
 from smp_proto.errors import UsageError
 from smp_proto.sealed.keys import PublicIdentity
 from smpd.control.actor import Actor
+from smpd.control.limits import is_master
 from smpd.control.permissions import EVERYTHING, check, needs_of_sync, remotes_of
 from smpd.jobs.job import Job
 from smpd.jobs.journal import Journal
@@ -90,7 +91,8 @@ async def sync_add(daemon: Daemon, actor: Actor, request: SyncAdd, exchange: Exc
     for text in spec.recipients:
         PublicIdentity.parse(text)
     await daemon.record(actor, "sync.add", spec.source, sync=spec.name, after=spec.after)
-    return await daemon.syncs.add(spec, actor.label)
+    most = 0 if is_master(actor.uid) else daemon.config.jobs.syncs_user_max
+    return await daemon.syncs.add(spec, actor.label, most=most)
 
 
 async def sync_list(daemon: Daemon, actor: Actor, request: SyncList, exchange: Exchange) -> Syncs:

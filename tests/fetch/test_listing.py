@@ -8,11 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smp_proto.aio import encode
-from smp_proto.control import ObjectInfo
+from smp_proto.control import SIZE_MAX, ObjectInfo
 from smp_proto.errors import RemoteError, SmpError
-from smp_proto.wire import BODY_MAX_BYTES
 from smpd.fetch.bucket import timestamp
-from smpd.fetch.remote import BATCH_OBJECTS, LISTED_MAX_BYTES, is_listed
+from smpd.fetch.remote import BATCH_NAME_BYTES, LISTED_MAX_BYTES, is_listed
 from smpd.fetch.service import _list
 from smpd.links import fetching
 
@@ -25,7 +24,7 @@ class SlowTaker:
         self.most = self.answered = 0
 
     async def send(self, body: fetching.Listed) -> None:
-        assert len(encode(body)) <= BODY_MAX_BYTES
+        assert len(encode(body)) <= fetching.LISTED_BYTES
         self.batches.append(len(body.objects))
         self.most = max(self.most, len(self.batches) - self.answered)
 
@@ -44,7 +43,7 @@ class Endless:
 
     async def walk(self, prefix: str, recursive: bool, after: str) -> AsyncGenerator[ObjectInfo, None]:
         for number in range(self._count):
-            yield ObjectInfo(str(number).rjust(self._length, "x"), 1)
+            yield ObjectInfo(str(number).rjust(self._length, "x"), SIZE_MAX, "p" * 512, 1e9)
 
 
 @pytest.mark.parametrize("batches", [0, 1, fetching.LISTED_AHEAD, 3 * fetching.LISTED_AHEAD])
@@ -52,13 +51,14 @@ class Endless:
 async def test_a_listing_waits_for_who_takes_it(batches, more):
     """Every object is told, and never more than so many batches are on their way."""
     taker = SlowTaker()
-    await _list(fetching.List("", True), Endless(batches * BATCH_OBJECTS + more), taker)
-    assert sum(taker.batches) == batches * BATCH_OBJECTS + more
+    each = BATCH_NAME_BYTES // (512 + 8)  # names of eight, and a pin
+    await _list(fetching.List("", True), Endless(batches * each + more, 8), taker)
+    assert sum(taker.batches) == batches * each + more
     assert taker.most <= fetching.LISTED_AHEAD
-    assert taker.answered == max(0, batches - fetching.LISTED_AHEAD + 1)
+    assert taker.answered == max(0, len(taker.batches) - fetching.LISTED_AHEAD)
 
 
-@pytest.mark.parametrize("length", [1024, 4095, 16380, LISTED_MAX_BYTES])
+@pytest.mark.parametrize("length", [0, 1, 50, 126, 1024, 4095, 16380, LISTED_MAX_BYTES])
 async def test_names_of_any_length_fit_a_message(length):
     """Folders lie deeper than what may be asked for; a batch of such names is a shorter one."""
     taker = SlowTaker()

@@ -99,7 +99,7 @@ class ObjectInfo(msgspec.Struct):
 
     path: Annotated[str, msgspec.Meta(max_length=1 << 14)]
     size: Size
-    pin: str = ""
+    pin: Annotated[str, msgspec.Meta(max_length=512)] = ""
     modified: float = 0.0
 
 
