@@ -325,7 +325,7 @@ class AsyncClient:
 
     async def syncs(self) -> list[c.SyncView]:
         """All syncs, by name."""
-        return (await self._call(c.SyncList(), c.Syncs)).syncs
+        return [sync for part in await self._parts(c.SyncList(), c.Syncs) for sync in part.syncs]
 
     async def sync_show(self, name: str) -> c.SyncShown:
         """One sync, and the objects that failed."""
@@ -407,7 +407,8 @@ class AsyncClient:
         """What was refused, newest first; by one job where it is named."""
         found: list[c.QuarantineItem] = []
         while True:
-            page = (await self._call(c.QuarantineList(job, found[-1].id if found else ""), c.Quarantine)).items
+            parts = await self._parts(c.QuarantineList(job, found[-1].id if found else ""), c.Quarantine)
+            page = [item for part in parts for item in part.items]
             found += page
             if len(page) < c.QUARANTINE_PAGE:
                 return found

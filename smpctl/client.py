@@ -309,7 +309,7 @@ class Client:
 
     def syncs(self) -> list[c.SyncView]:
         """All syncs, by name."""
-        return self._call(c.SyncList(), c.Syncs).syncs
+        return [sync for part in self._parts(c.SyncList(), c.Syncs) for sync in part.syncs]
 
     def sync_show(self, name: str) -> c.SyncShown:
         """One sync, and the objects that failed."""
@@ -405,7 +405,8 @@ class Client:
         """What was refused, newest first; by one job where it is named."""
         found: list[c.QuarantineItem] = []
         while True:
-            page = self._call(c.QuarantineList(job, found[-1].id if found else ""), c.Quarantine).items
+            parts = self._parts(c.QuarantineList(job, found[-1].id if found else ""), c.Quarantine)
+            page = [item for part in parts for item in part.items]
             found += page
             if len(page) < c.QUARANTINE_PAGE:
                 return found

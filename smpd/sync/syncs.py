@@ -7,8 +7,8 @@ import anyio
 import structlog
 from anyio.abc import TaskGroup, TaskStatus
 
-from smp_proto.aio import aside
-from smp_proto.control import FINAL_STATES, TROUBLES_MAX, SyncShown, SyncSpec, SyncView
+from smp_proto.aio import aside, encode
+from smp_proto.control import FINAL_STATES, SYNC_BYTES_MAX, TROUBLES_MAX, SyncShown, SyncSpec, SyncView
 from smp_proto.errors import NotFoundError, SmpError, UsageError
 from smpd.jobs.job import Job
 from smpd.sync.rules import Rules
@@ -105,6 +105,9 @@ class Syncs:
             StateError: ``exists``.
         """
         Rules(spec)
+        if (size := len(encode(spec))) > SYNC_BYTES_MAX:
+            message = f"sync {spec.name} has {size:,} bytes of patterns, parameters and recipients"
+            raise UsageError("bad_request", message, hint=f"at most {SYNC_BYTES_MAX:,} fit; use wider patterns")
         async with self._changing:
             if 0 < most <= sum(each.standing.owner == owner for each in self._watchers.values()):
                 hint = "remove one: smpctl sync remove NAME; an admin may raise jobs.syncs_user_max"

@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Sequ
 from typing import Any, Self
 
 import anyio
+from msgspec.structs import replace
 
 from smp_proto.control import ObjectInfo, Result
 from smp_proto.errors import IntegrityError, SmpError, UsageError
@@ -29,6 +30,7 @@ from smpd.transfer.refusing import Acceptance, Refusals
 from smpd.transfer.source import naming, no_objects, open_source
 from smpd.transfer.spool import Spool
 from smpd.vault.objects import Adoption
+from smpd.vault.remotes import PATH_MAX_BYTES
 
 BATCH_OBJECTS = 256  # of one batch, so that its messages fit into frames
 Shelf = GroupCommit[Sequence[Adoption]]
@@ -220,6 +222,11 @@ class Members:
                     if (info.path, info.pin) in self._under_way:
                         continue  # a server listed it twice: both would be written to one file
                     self._seen += 1
+                    if len(info.path.encode()) > PATH_MAX_BYTES:
+                        text = f"its name is longer than {PATH_MAX_BYTES} bytes"
+                        error = UsageError("bad_name", text, hint="rename it at the remote")
+                        await self.refuse(replace(info, path=f"{info.path[:80]}…"), error, None)
+                        continue
                     if self._done and self._item(info) in self._done:
                         self.meter.resumed(info.size)
                         continue

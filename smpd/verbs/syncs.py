@@ -32,6 +32,7 @@ from smpd.transfer.box import Audit
 from smpd.transfer.pool import RemotePool
 from smpd.transfer.pools import Pools
 from smpd.vault.remotes import check_name, parse_location
+from smpd.verbs.batches import batches
 from smpd.verbs.daemon import Daemon
 
 
@@ -97,7 +98,11 @@ async def sync_add(daemon: Daemon, actor: Actor, request: SyncAdd, exchange: Exc
 
 async def sync_list(daemon: Daemon, actor: Actor, request: SyncList, exchange: Exchange) -> Syncs:
     """List the syncs."""
-    return Syncs([view for view in await daemon.syncs.views() if _sees(actor, view.owner, view.spec)])
+    found = await daemon.syncs.views()
+    *before, last = batches(view for view in found if _sees(actor, view.owner, view.spec))
+    for batch in before:
+        await exchange.send(Syncs(batch))
+    return Syncs(last)
 
 
 async def sync_show(daemon: Daemon, actor: Actor, request: SyncShow, exchange: Exchange) -> SyncShown:
@@ -105,7 +110,7 @@ async def sync_show(daemon: Daemon, actor: Actor, request: SyncShow, exchange: E
     shown = await daemon.syncs.shown(request.name)
     if not _sees(actor, shown.sync.owner, shown.sync.spec):
         raise unknown_sync(request.name)
-    return shown
+    return SyncShown(shown.sync, next(batches(shown.troubles)))
 
 
 async def sync_control(daemon: Daemon, actor: Actor, request: SyncControl, exchange: Exchange) -> SyncView:

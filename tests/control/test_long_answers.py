@@ -163,3 +163,60 @@ async def test_more_of_remotes_than_fits_a_frame(tmp_path: Path, asked: Asked, c
         found = await asked(box, "remotes")
         assert [(each.name, each.config.bucket) for each in found] == [(f"r{n}", f"b{n}") for n in range(count)]
         assert [each.config.ca_pem[:1] for each in found] == [f"{n}" for n in range(count)]
+
+
+@pytest.mark.parametrize("count", [0, 1, 8])
+async def test_more_of_syncs_than_fits_a_frame(tmp_path: Path, asked: Asked, count: int) -> None:
+    """Syncs with many patterns, as they may be kept from before there was a limit, are all listed, by name."""
+    (tmp_path / "r").mkdir()
+    async with whole(tmp_path) as box:
+        await anyio.to_thread.run_sync(box.daemon.remotes.add, "r", c.LocalConfig(str(tmp_path / "r")))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("smpd.sync.syncs.SYNC_BYTES_MAX", 1 << 20)
+            for number in range(count):
+                spec = c.SyncSpec(name=f"s{number}", source="r:", include=[f"{number}" * 1000] * 600)
+                await box.daemon.syncs.add(spec, "somebody(1)")
+        found = await asked(box, "syncs")
+        assert [(each.spec.name, each.spec.include[0][:1]) for each in found] == [
+            (f"s{n}", f"{n}") for n in range(count)
+        ]
+
+
+async def test_a_sync_with_more_patterns_than_there_may_be(tmp_path: Path, asked: Asked) -> None:
+    """It is refused, and the message says what it is too large for."""
+    (tmp_path / "r").mkdir()
+    async with whole(tmp_path) as box:
+        await anyio.to_thread.run_sync(box.daemon.remotes.add, "r", c.LocalConfig(str(tmp_path / "r")))
+        most = c.SyncSpec(name="s", source="r:", include=["x" * 1000] * (c.SYNC_BYTES_MAX // 1003 - 1))
+        await asked(box, "sync_add", most)
+        more = c.SyncSpec(name="t", source="r:", params={"x": "y" * c.SYNC_BYTES_MAX})
+        with pytest.raises(UsageError, match="bytes of patterns, parameters and recipients") as caught:
+            await asked(box, "sync_add", more)
+        assert "65,536" in caught.value.hint
+        assert [each.spec for each in await asked(box, "syncs")] == [most]
+
+
+async def test_a_sync_with_more_troubles_than_fit_a_frame(tmp_path: Path, asked: Asked) -> None:
+    """It is shown with as many as fit."""
+    (tmp_path / "r").mkdir()
+    async with whole(tmp_path) as box:
+        await anyio.to_thread.run_sync(box.daemon.remotes.add, "r", c.LocalConfig(str(tmp_path / "r")))
+        await asked(box, "sync_add", c.SyncSpec(name="s", source="r:"))
+        troubles = [c.SyncTrouble("\u20ac" * 16_000, "failed", 1, "")] * c.TROUBLES_MAX
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("smpd.sync.store.SyncStore.troubles", lambda *_: troubles)
+            shown = await asked(box, "sync_show", "s")
+        assert 0 < len(shown.troubles) < c.TROUBLES_MAX
+
+
+@pytest.mark.parametrize("count", [0, 1, c.QUARANTINE_PAGE + 50])
+async def test_more_of_the_quarantine_than_fits_a_frame(tmp_path: Path, asked: Asked, count: int) -> None:
+    """Items whose names are as long as a fetch process may say are all listed, newest first."""
+    async with whole(tmp_path) as box:
+        job, _ = box.daemon.box.journal.add(c.GetSpec("r:x"), owner="somebody(1)", key="k")
+        for number in range(count):
+            place = f"r:{number:03}" + "\u20ac" * 16_000
+            item = c.QuarantineItem(f"{number:03}", job.id, place, "corrupt", place, pin="p" * 512)
+            await anyio.to_thread.run_sync(box.daemon.box.quarantine.add, item)
+        found = await asked(box, "quarantine")
+        assert [item.id for item in found] == [f"{number:03}" for number in reversed(range(count))]

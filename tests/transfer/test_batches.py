@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from transfer.test_ranges import pools
 
 from smp_proto.control import ObjectInfo
-from smp_proto.errors import RemoteError
+from smp_proto.errors import RemoteError, UsageError
 from smpd.transfer.collection import BATCH_OBJECTS, Members
 from smpd.transfer.members import Batch
+from smpd.vault.remotes import PATH_MAX_BYTES
 
 MIB = 1 << 20
 SLOT = 8 * MIB
@@ -115,3 +116,27 @@ async def test_what_is_listed_twice_is_brought_once(kept: bool) -> None:
     found = [info async for group in members._groups() for info in group]
     again = [("a", "p"), ("b", "p")] if kept else []
     assert [(info.path, info.pin) for info in found] == [*((name, "p") for name in "abcd"), ("a", "another"), *again]
+
+
+@pytest.mark.parametrize("shelved", [True, False])
+async def test_a_name_that_is_too_long_to_be_asked_for(shelved: bool) -> None:
+    """The object is left out of a get, and ends a run; what is said, and kept, of it is short. It is not fetched."""
+    pool = _Pool([10] * 4, MIB)
+    (found,) = [batch async for batch in pool.list("")]
+    found[1] = ObjectInfo("\u20ac" * 16_000, 10, "p")
+    found[2] = ObjectInfo("x" * PATH_MAX_BYTES, 10, "p")
+
+    async def listed(_path: str) -> AsyncIterator[list[ObjectInfo]]:
+        yield found
+
+    pool.list = listed  # type: ignore[method-assign]
+    job, shelf = cast("Any", SimpleNamespace(id="job", spec=None)), cast("Any", object() if shelved else None)
+    box = cast("Any", SimpleNamespace(versions=None))
+    members = Members(box, job, cast("Any", pool), "", cast("Any", None), shelf)
+    groups = []
+    with pytest.raises(UsageError, match=r"longer than 1024 bytes") as caught:
+        groups += [group async for group in members._groups()]
+        members.raise_refused()
+    assert len(caught.value.message) < 300
+    assert caught.value.message.startswith("bucket:\u20ac")
+    assert groups == ([[found[0], found[2], found[3]]] if shelved else [])

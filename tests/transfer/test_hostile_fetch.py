@@ -46,9 +46,15 @@ async def test_a_lie_over_the_link(hosting):
         assert caught.value.code == "remote_failed"
 
 
-@pytest.mark.parametrize("message", [ObjectInfo("p", SIZE_MAX + 1), ObjectInfo("p", -1), ObjectInfo("p" * 20_000, 1)])
+@pytest.mark.parametrize(
+    "message",
+    [
+        *(ObjectInfo("p", SIZE_MAX + 1), ObjectInfo("p", -1)),
+        *(ObjectInfo("p" * 20_000, 1), ObjectInfo("p", 1, "etag:1:" + "x" * 512)),
+    ],
+)
 def test_sizes_and_paths_are_bounded(message):
-    """Numbers that no database holds, and paths of a megabyte, do not get past the link."""
+    """Numbers that no database holds, and paths and pins of a megabyte, do not get past the link."""
     from smp_proto.channel import decode, encode
 
     for body, kind in ((message, ObjectInfo), (fetching.Listed([message]), fetching.Listed)):

@@ -85,6 +85,7 @@ from smp_proto.control.remotes import (
 )
 from smp_proto.control.service import LimitView, Reload, Reloaded
 from smp_proto.control.syncs import (
+    SYNC_BYTES_MAX,
     TROUBLES_MAX,
     SyncAdd,
     SyncChanged,
@@ -155,6 +156,7 @@ __all__ = [
     "FINAL_STATES",
     "QUARANTINE_PAGE",
     "SIZE_MAX",
+    "SYNC_BYTES_MAX",
     "TROUBLES_MAX",
     "VAULT_PAGE",
     "AnyJobSpec",

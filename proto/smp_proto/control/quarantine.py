@@ -7,12 +7,13 @@ import msgspec
 from smp_proto.control.base import Request
 from smp_proto.control.jobs import JobState
 
-QUARANTINE_PAGE = 100  # items, whose names may be long, and which fit one frame
+QUARANTINE_PAGE = 100  # items, whose names may be long
 
 
 class QuarantineList(Request, tag="quarantine-list"):
-    """What was refused, newest first, at most :data:`QUARANTINE_PAGE` items. Reply: Quarantine.
+    """What was refused, newest first, at most :data:`QUARANTINE_PAGE` items. DATA: Quarantine. Reply: Quarantine.
 
+    The reply has the last items of the page; those that do not fit come before it, as DATA.
     ``job``: only what this job refused. ``before``: go on after the item of this id; if that is gone by now, ask anew.
     """
 
@@ -60,7 +61,7 @@ class QuarantineChange(msgspec.Struct):
 
 
 class Quarantine(msgspec.Struct):
-    """A page of the quarantine."""
+    """A page of the quarantine, or the next items of one."""
 
     items: list[QuarantineItem]
 

@@ -10,10 +10,11 @@ from smp_proto.errors import ErrorBody
 
 SyncState = Literal["active", "paused"]
 TROUBLES_MAX = 100  # objects named in one reply
+SYNC_BYTES_MAX = 64 << 10
 
 
 class SyncSpec(msgspec.Struct, kw_only=True):
-    """What to watch, and what becomes of each object.
+    """What to watch, and what becomes of each object. As a message it has at most :data:`SYNC_BYTES_MAX`.
 
     Without a ``processor`` objects go to the vault. With one its results go below ``target`` (``REMOTE:PREFIX``), each
     under the path that its object has below the source's prefix, or to the vault when it is empty.
@@ -120,17 +121,20 @@ class SyncAdd(Request, tag="sync-add"):
 
 
 class SyncList(Request, tag="sync-list"):
-    """Reply: Syncs."""
+    """DATA: Syncs. Reply: Syncs. The reply has the last of them; those that do not fit come before it, as DATA."""
 
 
 class Syncs(msgspec.Struct):
-    """All syncs."""
+    """Syncs, or the next of them."""
 
     syncs: list[SyncView]
 
 
 class SyncShow(Request, tag="sync-show"):
-    """One sync, with up to :data:`TROUBLES_MAX` objects that failed. Reply: SyncShown. Errors: no_such_sync."""
+    """One sync, with up to :data:`TROUBLES_MAX` objects that failed, as many as fit. Reply: SyncShown.
+
+    Errors: no_such_sync.
+    """
 
     name: str
 
