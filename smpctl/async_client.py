@@ -160,7 +160,8 @@ class AsyncClient:
 
     async def processors(self) -> list[c.ProcessorInfo]:
         """The processors that are loaded."""
-        return (await self._call(c.ProcessorsRequest(), c.Processors, SLOW_TIMEOUT_S)).processors
+        parts = await self._parts(c.ProcessorsRequest(), c.Processors, SLOW_TIMEOUT_S)
+        return [info for part in parts for info in part.processors]
 
     async def box_key(self) -> c.PublicKey:
         """The public key of the box, to seal for it."""

@@ -120,7 +120,8 @@ class Client:
 
     def processors(self) -> list[c.ProcessorInfo]:
         """The processors that are loaded; starts a compute process if none runs."""
-        return self._call(c.ProcessorsRequest(), c.Processors, SLOW_TIMEOUT_S).processors
+        parts = self._parts(c.ProcessorsRequest(), c.Processors, SLOW_TIMEOUT_S)
+        return [info for part in parts for info in part.processors]
 
     def metrics(self) -> list[c.MetricFamily]:
         """Every metric of the daemon, of remotes and syncs those that one may see."""

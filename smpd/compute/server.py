@@ -15,7 +15,7 @@ from smp_proto.wire import FrameType
 from smpd.compute import loading
 from smpd.compute.sandbox import Sandbox
 from smpd.compute.usage import PeakMemory
-from smpd.links.computing import AnyRequest, Check, Done, Ready, Request, Run, Setup
+from smpd.links.computing import TEXT_MAX, AnyRequest, Check, Done, Ready, Request, Run, Setup
 from smpd.links.ring import Ring
 from smpd.processors import Processor
 from smpd.walls.sandbox import Kernel, code_folders
@@ -113,9 +113,9 @@ class Server:
             device_name=worker.device.name,
             torch=str(torch.__version__),
             pinned=worker.pinned,
-            sandbox=sandbox.walls,
+            sandbox={wall: why[:TEXT_MAX] for wall, why in sandbox.walls.items()},
             processors=[loading.describe(point, worker.processors[point.name]) for point in points],
-            notes=worker.notes,
+            notes=[note[:TEXT_MAX] for note in worker.notes],
         )
 
     def _silence(self) -> None:

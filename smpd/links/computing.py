@@ -19,6 +19,9 @@ from smp_proto.control import ProcessorInfo
 
 # A plugin may answer in place of the process: what is shown to everybody is no longer than such a thing is.
 Short = Annotated[str, msgspec.Meta(max_length=256)]
+TEXT_MAX = 1000
+Text = Annotated[str, msgspec.Meta(max_length=TEXT_MAX)]
+PROCESSORS_BYTES_MAX = 256 << 10  # of all that is told of the processors of one distribution
 
 
 class Request(msgspec.Struct, tag_field="op"):
@@ -42,15 +45,16 @@ class Ready(msgspec.Struct):
     """What the process is: for ``doctor``, ``status`` and ``processors``.
 
     ``sandbox`` maps each wall (``no_new_privs``, ``seccomp``, ``landlock``, ``limits``) to ``on`` or to why it is not.
+    ``processors`` take at most :data:`PROCESSORS_BYTES_MAX`.
     """
 
     device: Short
     device_name: Short
     torch: Short
     pinned: bool
-    sandbox: dict[str, str]
-    processors: list[ProcessorInfo]
-    notes: list[str] = []
+    sandbox: Annotated[dict[Short, Text], msgspec.Meta(max_length=16)]
+    processors: Annotated[list[ProcessorInfo], msgspec.Meta(max_length=256)]
+    notes: Annotated[list[Text], msgspec.Meta(max_length=16)] = []
 
 
 class InputEntry(msgspec.Struct, gc=False):  # no cycle can lead through one, and there may be a million

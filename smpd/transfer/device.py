@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 import anyio
 from anyio.abc import TaskGroup
 
-from smp_proto.aio import Exchange
+from smp_proto.aio import Exchange, encode
 from smp_proto.errors import ProcessorError, SmpError, UsageError, one_error
 from smp_proto.sealed.bundle import BundleInfo, BundleWriter
 from smpd.links import computing
@@ -292,9 +292,14 @@ class Compute:
             settings.memory_bytes,
         )
         try:
-            self.ready = await worker.caller.call(request, computing.Ready, fds=[plain.fd, results.fd])
+            ready = await worker.caller.call(request, computing.Ready, fds=[plain.fd, results.fd])
         except SmpError as error:
             raise believed(error, set_up=True) from error
+        if (size := len(encode(ready.processors))) > computing.PROCESSORS_BYTES_MAX:
+            text = f"the processors of {self.distribution} tell {size:,} bytes of themselves and their parameters"
+            most = f"at most {computing.PROCESSORS_BYTES_MAX:,} fit: report it to their author"
+            raise ProcessorError("processor_output", text, hint=most)
+        self.ready = ready
         self._bounds = Bounds.of(worker.pid, self.ring_bytes, settings.memory_bytes)
         self.health = self._bounds.health(settings.health)
 

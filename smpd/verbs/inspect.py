@@ -138,7 +138,10 @@ async def processors(daemon: Daemon, actor: Actor, request: ProcessorsRequest, e
         except SmpError as error:
             owner, reason = compute.distribution, error.message
             found += [ProcessorInfo(name, "", owner, "", trouble=reason) for name in compute.processors]
-    return Processors(found)
+    *before, last = batches(found)
+    for batch in before:
+        await exchange.send(Processors(batch))
+    return Processors(last)
 
 
 async def audit_read(daemon: Daemon, actor: Actor, request: AuditRead, exchange: Exchange) -> AuditProof:

@@ -3,7 +3,6 @@
 import os
 import time
 from functools import partial
-from itertools import accumulate
 
 import anyio
 from msgspec.structs import replace
@@ -45,6 +44,7 @@ _FILES_MAX = 100_000
 _ALSO_MAX = 16
 _JOBS_MAX = 10_000
 _JOBS_BYTES = BODY_MAX_BYTES - 1024
+_LONG_BYTES = 16 << 10
 
 
 async def submit(daemon: Daemon, actor: Actor, request: Submit, exchange: Exchange) -> JobView:
@@ -171,7 +171,7 @@ async def _seal_files(daemon: Daemon, job_id: str, spec: PutSpec, exchange: Exch
 
 
 async def jobs(daemon: Daemon, actor: Actor, request: JobsRequest, exchange: Exchange) -> Jobs:
-    """List jobs, newest first, as many as fit one frame."""
+    """List jobs, newest first, as many as fit one frame: a long one that does not keeps no other out."""
     journal = daemon.box.journal
     seen = JobsSeen(journal, actor)
     limit = min(max(request.limit, 0), _JOBS_MAX)
@@ -181,8 +181,15 @@ async def jobs(daemon: Daemon, actor: Actor, request: JobsRequest, exchange: Exc
     for view in views:
         if view.state != "running":
             view.stages = []
-    room = accumulate(len(encode(view)) for view in views)
-    return Jobs([view for view, filled in zip(views, room, strict=True) if filled <= _JOBS_BYTES])
+    found: list[JobView] = []
+    filled = 0
+    for view in views:
+        if filled + (length := len(encode(view))) <= _JOBS_BYTES:
+            found.append(view)
+            filled += length
+        elif length <= _LONG_BYTES:
+            break
+    return Jobs(found)
 
 
 async def job(daemon: Daemon, actor: Actor, request: JobRequest, exchange: Exchange) -> JobView:

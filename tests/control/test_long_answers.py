@@ -3,7 +3,9 @@
 import functools
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import AsyncMock
 
 import anyio
 import anyio.lowlevel
@@ -16,6 +18,7 @@ from smp_proto.errors import DaemonError, UsageError
 from smp_proto.sealed.bundle import BundleWriter
 from smp_proto.sealed.entries import ATTRIBUTES_MAX_BYTES
 from smpctl import AsyncClient, Client
+from smpd.links.computing import PROCESSORS_BYTES_MAX
 from smpd.vault.objects import Adoption
 
 Asked = Callable[..., Awaitable[Any]]
@@ -220,3 +223,22 @@ async def test_more_of_the_quarantine_than_fits_a_frame(tmp_path: Path, asked: A
             await anyio.to_thread.run_sync(box.daemon.box.quarantine.add, item)
         found = await asked(box, "quarantine")
         assert [item.id for item in found] == [f"{number:03}" for number in reversed(range(count))]
+
+
+async def test_jobs_that_are_long(tmp_path: Path, asked: Asked) -> None:
+    """One that does not fit beside the others keeps none of them out, and one that fits is there."""
+    async with whole(tmp_path) as box:
+        for number, length in enumerate((10, 700_000, 10, 700_000, 10, 2_000_000, 10)):
+            spec = c.GetSpec(f"r:{'x' * length}{number}")
+            box.daemon.box.journal.add(spec, owner="somebody(1)", key=str(number), job_id=f"{number:03}aaaaaaaaaaaaa")
+        assert [job.id[:3] for job in await asked(box, "jobs")] == ["006", "004", "003", "002", "000"]
+
+
+async def test_more_of_processors_than_fits_a_frame(tmp_path: Path, asked: Asked) -> None:
+    """Each distribution may tell so much; all of it is shown."""
+    infos = [c.ProcessorInfo(f"p{n}", "", "", "", params={"x": "x" * (PROCESSORS_BYTES_MAX - 100)}) for n in range(6)]
+    async with whole(tmp_path) as box:
+        kinds = [SimpleNamespace(describe=AsyncMock(return_value=SimpleNamespace(processors=[info]))) for info in infos]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(box.daemon.box.compute, "all", kinds)
+            assert await asked(box, "processors") == infos

@@ -11,9 +11,11 @@ from typing import cast
 import anyio
 
 from smp_proto.aio import Channel, Exchange, close_all, decode
+from smp_proto.control import ProcessorInfo
 from smp_proto.errors import IntegrityError, ProcessorError, ResourceError, UsageError
 from smp_proto.serving import serve
 from smpd.links.computing import (
+    PROCESSORS_BYTES_MAX,
     AnyRequest,
     AnyToCompute,
     Check,
@@ -47,7 +49,21 @@ async def handle(body: bytes, fds: list[int], exchange: Exchange) -> object:
         rings.append(Ring(fds[1], request.result_slots, request.result_slot_bytes))
         if os.environ.get("FAKE_DEVICE") == "full":
             raise ResourceError("no_memory", "device cuda:0 cannot be opened: all of its memory is in use")
-        return Ready("cpu", "fake", "0", False, {}, [])
+        ready = Ready("cpu", "fake", "0", False, {}, [])
+        match os.environ.get("FAKE_DEVICE"):
+            case "walls":
+                ready.sandbox = {"seccomp": "x" * 1001}
+            case "more walls":
+                ready.sandbox = {str(number): "on" for number in range(17)}
+            case "notes":
+                ready.notes = ["x"] * 17
+            case "a note":
+                ready.notes = ["x" * 1001]
+            case "processors":
+                ready.processors = [ProcessorInfo("x", "", "", "")] * 257
+            case "parameters":
+                ready.processors = [ProcessorInfo("x", "", "", "", params={"x": "x" * PROCESSORS_BYTES_MAX})]
+        return ready
     close_all(fds)
     if isinstance(request, Check):
         return await check(request.processor)

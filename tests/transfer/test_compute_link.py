@@ -217,3 +217,16 @@ async def test_runs_wait_for_each_other(computing):
             await run(compute, "echo")
         group.start_soon(compute.describe)
     assert len(results) == 4
+
+
+@pytest.mark.parametrize("what", ["walls", "more walls", "notes", "a note", "processors", "parameters"])
+async def test_a_process_that_boasts_as_it_starts(computing, monkeypatch, what):
+    """What it says of itself is shown to everybody: one that says too much is not used."""
+    monkeypatch.setenv("FAKE_DEVICE", what)
+    async with computing() as compute:
+        with pytest.raises(SmpError) as caught:
+            await compute.describe()
+        assert caught.value.code == ("processor_output" if what == "parameters" else "protocol")
+        assert compute.ready is None
+        monkeypatch.delenv("FAKE_DEVICE")
+        assert (await compute.describe()).device_name == "fake"

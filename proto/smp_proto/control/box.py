@@ -128,7 +128,10 @@ class Doctor(msgspec.Struct):
 
 
 class ProcessorsRequest(Request, tag="processors"):
-    """Reply: Processors. Starts a compute process if none runs."""
+    """DATA: Processors. Reply: Processors. Starts a compute process if none runs.
+
+    The reply has the last of them; those that do not fit come before it, as DATA.
+    """
 
 
 class ProcessorInfo(msgspec.Struct):
@@ -145,7 +148,7 @@ class ProcessorInfo(msgspec.Struct):
 
 
 class Processors(msgspec.Struct):
-    """All processors that are listed and installed."""
+    """Processors that are listed and installed, or the next of them."""
 
     processors: list[ProcessorInfo]
 
