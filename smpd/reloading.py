@@ -27,6 +27,7 @@ LIVE = frozenset(
         "control.connections_max",
         "control.connections_user_max",
         "control.requests_max",
+        "control.watches_user_max",
         "control.requests_per_s",
         "control.requests_burst",
         "control.stall_s",

@@ -5,10 +5,11 @@ daemon's own user could stop the daemon anyway: they have no bucket, and their c
 of everybody, so that the others cannot lock them out.
 """
 
+import contextlib
 import os
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from smp_proto.errors import DaemonError
@@ -42,6 +43,7 @@ class Limits:
         self._clock = clock
         self._open: Counter[int] = Counter()
         self._buckets: dict[int, _Bucket] = {}
+        self._watches: Counter[int] = Counter()
 
     @property
     def connections(self) -> int:
@@ -66,6 +68,24 @@ class Limits:
         """The connection is gone."""
         self._open[uid] -= 1
         self._open += Counter()  # forgets users at zero
+
+    @contextlib.contextmanager
+    def watch(self, uid: int) -> Iterator[None]:
+        """Count a watch for the length of a block: each of them costs something at every event.
+
+        Raises:
+            DaemonError: ``busy``; this user has too many.
+        """
+        most = self.config.watches_user_max
+        if self._watches[uid] >= most and not is_master(uid):
+            hint = "end some, or name several jobs in one watch"
+            raise DaemonError("busy", f"this user has {most} watches open, which is the most allowed", hint=hint)
+        self._watches[uid] += 1
+        try:
+            yield
+        finally:
+            self._watches[uid] -= 1
+            self._watches += Counter()  # forgets users at zero
 
     def request(self, uid: int) -> None:
         """Take a token.

@@ -21,7 +21,7 @@ import structlog
 
 from smp_proto.aio import Channel, Exchange, close_all, decode, encode
 from smp_proto.channel import CLIENT_UNREAD_BYTES_MAX
-from smp_proto.control import AnyRequest, Hello, Request
+from smp_proto.control import AnyRequest, Hello, Request, Watch
 from smp_proto.errors import DaemonError, DeniedError, SmpError
 from smp_proto.serving import serve
 from smp_proto.wire import PROTOCOL_MAX, PROTOCOL_MIN, FrameType, encode_frame
@@ -281,7 +281,8 @@ class ControlServer:
             raise
         began = time.monotonic()
         try:
-            answer = await self._handlers[type(request)](actor, request, exchange)
+            with self._limits.watch(actor.uid) if isinstance(request, Watch) else contextlib.nullcontext():
+                answer = await self._handlers[type(request)](actor, request, exchange)
             self._count(op, "ok", began)
             return answer
         except SmpError as error:

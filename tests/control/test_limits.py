@@ -257,3 +257,34 @@ async def test_files_on_a_disk_that_hangs_hold_up_nobody_else(tmp_path, monkeypa
                     await bert.call(c.StatusRequest(), c.Status)
             finally:
                 back.set()
+
+
+async def test_watches_of_one_user(tmp_path):
+    """On all connections together; one more is told why, and there is room again once one ends. Others, and root, watch."""
+    async with whole(tmp_path, control={"watches_user_max": 3}) as box, contextlib.AsyncExitStack() as stack:
+        box.daemon.box.journal.add(c.GetSpec("r:x"), owner="root(0)", key="k")
+
+        async def client(uid):
+            return await stack.enter_async_context(box.client(uid, [VIEWERS]))
+
+        async def watch(caller, on):
+            exchange = await on.enter_async_context(caller.open(c.Watch()))
+            return (await exchange.receive(c.Event))[0].kind
+
+        first, second = await client(STRANGER), await client(STRANGER)
+        async with contextlib.AsyncExitStack() as short:
+            assert await watch(first, short) == "snapshot"
+            for _ in range(2):
+                assert await watch(second, stack) == "snapshot"
+            for caller in (first, second):
+                with pytest.raises(DaemonError, match="has 3 watches open") as caught:
+                    await watch(caller, stack)
+                assert (caught.value.code, caught.value.retryable) == ("busy", True)
+            await first.call(c.StatusRequest(), c.Status)
+            other, root = await client(STRANGER + 1), await client(0)
+            for _ in range(3):
+                assert await watch(other, stack) == "snapshot"
+            for _ in range(5):
+                assert await watch(root, stack) == "snapshot"
+        await first.call(c.StatusRequest(), c.Status)  # its CANCEL was read before
+        assert await watch(first, stack) == "snapshot"
