@@ -9,9 +9,11 @@ import mmap
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 
 from smp_proto.errors import IntegrityError
+from smp_proto.sealed.entries import packed_entries
 from smp_proto.sealed.envelope import CheckedEnvelope, OpenedEnvelope, Trust, open_envelope
 from smp_proto.sealed.keys import Identity
 from smp_proto.sealed.layout import HEADER_BYTES, SEGMENT_BYTES, TRAILER_BYTES, Layout, Trailer
@@ -93,6 +95,10 @@ class Opener:
     def __init__(self, envelope: OpenedEnvelope) -> None:
         self.envelope = envelope
         self._payload = envelope.payload()
+
+    def forget_entries(self) -> None:
+        """Let go of the entries, which may take hundreds of MiB, once nobody asks for them any more."""
+        self.envelope = replace(self.envelope, entries=())
 
     def close(self) -> None:
         """Wipe the keys."""
@@ -219,7 +225,7 @@ def open_whole(
         accept: looks at the checked envelope and raises where the object is not to be taken.
 
     Returns:
-        The checked envelope; its file key is wiped.
+        The checked envelope, its entries as :func:`packed_entries` keeps them; its file key is wiped.
 
     Raises:
         IntegrityError: as :func:`open_envelope`, :meth:`Opener.open` and :meth:`Opener.check_content`; what
@@ -247,7 +253,7 @@ def open_whole(
         envelope.file_key.wipe()
     if spool is not None:
         write_exact(spool, memoryview(sealed + end), trailer.payload_bytes)
-    return envelope
+    return replace(envelope, entries=packed_entries(envelope.entries))
 
 
 def write_exact(fd: int, data: memoryview, offset: int) -> None:

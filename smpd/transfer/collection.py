@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from smp_proto.control import ObjectInfo, Result
 from smp_proto.errors import IntegrityError, SmpError, UsageError
 from smp_proto.sealed.entries import valid_entry_name
-from smp_proto.sealed.envelope import CheckedEnvelope
+from smp_proto.sealed.envelope import CheckedEnvelope, Signed
 from smp_proto.sealed.keys import PublicIdentity
 from smpd.jobs.job import Job
 from smpd.transfer.box import Box, Meter
@@ -168,16 +168,15 @@ class Members:
         subjects = [f"{self.pool.name}:{info.path}" for info in infos]
         return await self.box.audit(event, actor=self.job.owner, job=self.job.id, subjects=subjects, act=act)
 
-    def adoption(self, info: ObjectInfo, envelope: CheckedEnvelope) -> Adoption:
-        """An object as the vault takes it."""
-        signed = envelope.signed
+    def adoption(self, info: ObjectInfo, signed: Signed, entries: int) -> Adoption:
+        """An object of so many entries as the vault takes it."""
         return Adoption(
             self._item(info),
             self.part(info),
             signed.object_id,
             signed.sender,
             info.size,
-            len(envelope.entries),
+            entries,
             signed.plain_bytes,
         )
 

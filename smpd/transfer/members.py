@@ -3,6 +3,7 @@
 import contextlib
 import os
 from collections.abc import AsyncGenerator, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeGuard
 
@@ -10,6 +11,7 @@ import anyio
 
 from smp_proto.control import ObjectInfo
 from smp_proto.errors import IntegrityError, SmpError
+from smp_proto.sealed.entries import packed_entries
 from smp_proto.sealed.envelope import CheckedEnvelope
 from smpd.host.space import disk_errors
 from smpd.links.computing import InputObject
@@ -19,7 +21,7 @@ from smpd.opening.ranges import Leaves, Reader, from_ring, open_whole
 from smpd.transfer.box import trust_at
 from smpd.transfer.evidence import Evidence, keep_whole
 from smpd.transfer.lanes import Lane
-from smpd.transfer.openers import SMALL_BYTES, Sealed, Target
+from smpd.transfer.openers import LONG_INDEX_BYTES, SMALL_BYTES, Sealed, Target
 from smpd.transfer.pipeline import RangeUnit, Unit, input_object, ranges
 from smpd.transfer.source import Source
 from smpd.transfer.spool import Spool, remove
@@ -73,7 +75,8 @@ class Batch:
         members = self._members
         if members.shelf is not None and self._opened:
             await members.audit("object.store", [info for info, _ in self._opened])
-            await members.shelf.add([members.adoption(info, envelope) for info, envelope in self._opened])
+            found = [members.adoption(info, each.signed, len(each.entries)) for info, each in self._opened]
+            await members.shelf.add(found)
         members.settled(self._infos)
         members.meter.advanced(self._bytes)
 
@@ -139,7 +142,7 @@ class Batch:
                 self._keep_evidence(index, read)
                 continue
             members.opened(envelope)
-            self._opened.append((info, envelope))
+            self._opened.append((info, replace(envelope, entries=packed_entries(each.entries))))
         members.remember(self._opened)
         return filled, bad
 
@@ -200,8 +203,12 @@ class Large:
         self._prefix = prefix
         self._leaves = Leaves(source.opener.layout.segments)
         self._left = source.opener.layout.segments
+        self._entries = len(source.opener.envelope.entries)
+        self._announced = anyio.Event()
         self.spool: Spool | None = None
         self._refused: SmpError | None = None
+        if members.shelf is not None:
+            self.announced()
 
     async def units(self) -> AsyncGenerator[Unit, None]:
         """Its ranges."""
@@ -218,6 +225,13 @@ class Large:
         async with contextlib.aclosing(found):
             async for unit in found:
                 yield _Part(self, unit)
+        if self._source.trailer.envelope_bytes > LONG_INDEX_BYTES:
+            await self._announced.wait()  # the next may have as many entries
+
+    def announced(self) -> None:
+        """Let go of the entries: their receiver has been told of them, or there is none."""
+        self._source.opener.forget_entries()
+        self._announced.set()
 
     async def bring(self, unit: RangeUnit, lane: Lane, plain: Target | None) -> int:
         """Bring a range, unless the object is refused already."""
@@ -257,7 +271,7 @@ class Large:
             assert members.shelf is not None
             await spool.finish(source.tail, source.trailer.payload_bytes)
             await members.audit("object.store", [source.info])
-            await members.shelf.add([members.adoption(source.info, source.opener.envelope)])
+            await members.shelf.add([members.adoption(source.info, source.opener.envelope.signed, self._entries)])
         members.settled([source.info])
         self.close()
 
@@ -295,7 +309,10 @@ class _Part:
 
     def objects(self, offset: int) -> Sequence[InputObject]:
         """See :class:`Unit`."""
-        return self._unit.objects(offset)
+        found = self._unit.objects(offset)
+        if found:
+            self._large.announced()
+        return found
 
     async def keep(self) -> None:
         """See :class:`Unit`."""

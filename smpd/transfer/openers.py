@@ -23,6 +23,7 @@ PROCESSES_MAX = 4  # smpd's own share of a small object is a quarter of the work
 ANSWER_S = 30.0  # some dozen batches may be before it, of some 50 ms each
 _RETRY_S = 60.0
 SMALL_BYTES = 256 << 10
+LONG_INDEX_BYTES = 4 << 20  # in memory an index takes ten times as much while it is decoded
 _SENDERS_AT_ONCE = 256  # of a message, so that it fits a frame
 T = TypeVar("T")
 
@@ -68,6 +69,7 @@ class Openers:
         cores = len(os.sched_getaffinity(0))
         self.large = anyio.CapacityLimiter(cores)
         self.small = anyio.CapacityLimiter(1)
+        self._long_index = anyio.CapacityLimiter(1)
         self._in_threads = 0
         self._start_after = 0.0
         count = min(cores, PROCESSES_MAX) if processes is None else processes
@@ -94,6 +96,10 @@ class Openers:
     def of(self, mean_bytes: int) -> anyio.CapacityLimiter:
         """The limit for objects that have so many bytes each."""
         return self.small if mean_bytes <= SMALL_BYTES else self.large
+
+    def of_index(self, index_bytes: int) -> anyio.CapacityLimiter:
+        """The limit for who decodes an index of so many bytes: long ones are decoded one at a time."""
+        return self._long_index if index_bytes > LONG_INDEX_BYTES else self.large
 
     async def in_thread(self, mean_bytes: int, work: Callable[[], T]) -> T:
         """Open a batch in a thread of smpd."""

@@ -346,7 +346,7 @@ def input_object(prefix: str, entries: Sequence[Entry], offset: int) -> InputObj
     """An object as a compute process is told of it, its plaintext beginning at ``offset`` of the run's."""
     return InputObject(
         prefix,
-        [InputEntry(e.name, offset + e.offset, e.size, e.media_type, dict(e.attributes)) for e in entries],
+        [InputEntry(e.name, offset + e.offset, e.size, e.media_type, e.attributes) for e in entries],
     )
 
 

@@ -1,13 +1,15 @@
 """A sealed object as a source: its envelope, checked before anything else of it is asked for."""
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from traceback import clear_frames
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import anyio
 
 from smp_proto.control import ObjectInfo
 from smp_proto.errors import IntegrityError, NotFoundError, SmpError
+from smp_proto.sealed.entries import packed_entries
 from smp_proto.sealed.envelope import OpenedEnvelope, Trust, open_envelope
 from smp_proto.sealed.keys import Identity
 from smp_proto.sealed.layout import TRAILER_BYTES, Layout, Trailer
@@ -122,14 +124,18 @@ async def open_source(
 
     def open_it(trailer: Trailer) -> OpenedEnvelope:
         evidence.ends_sealed(tail if first == 0 else tail[trailer.payload_bytes - first :], trailer)
-        opened = open_envelope(tail[trailer.payload_bytes - first : -TRAILER_BYTES], trailer, identities, trust)
+        try:
+            opened = open_envelope(tail[trailer.payload_bytes - first : -TRAILER_BYTES], trailer, identities, trust)
+        except IntegrityError as error:
+            clear_frames(error.__traceback__)  # they have the index several times, and the error is kept
+            raise
         try:
             if acceptance:
                 acceptance.at(f"{pool.name}:{path}")(opened)
         except BaseException:
             opened.file_key.wipe()
             raise
-        return opened
+        return replace(opened, entries=packed_entries(opened.entries))
 
     trailer, opened = await check(info, begin)
     cutting = pool.cutting(Layout.from_payload_bytes(trailer.payload_bytes))
@@ -138,7 +144,7 @@ async def open_source(
             await early(Cut(path, info.pin, cutting, trailer.payload_bytes))
         tail = await pool.fetch_bytes(path, info.pin, trailer.payload_bytes, first) + tail
         first = trailer.payload_bytes
-        opened = await anyio.to_thread.run_sync(open_it, trailer)
+        opened = await anyio.to_thread.run_sync(open_it, trailer, limiter=pool.openers.of_index(trailer.envelope_bytes))
     came = trailer.payload_bytes - first
     return Source(path, info, trailer, tail[came:], Opener(opened), cutting, tail[:came], evidence, acceptance)
 

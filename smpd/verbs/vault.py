@@ -49,7 +49,8 @@ async def vault_entries(daemon: Daemon, actor: Actor, request: VaultEntries, exc
         finally:
             os.close(fd)
 
-    return await _answer(exchange, await anyio.to_thread.run_sync(read))
+    limiter = daemon.pools.openers.of_index(item.size)  # its index is no longer
+    return await _answer(exchange, await anyio.to_thread.run_sync(read, limiter=limiter))
 
 
 async def vault_open(daemon: Daemon, actor: Actor, request: VaultOpen, exchange: Exchange) -> Entries:
@@ -109,9 +110,7 @@ async def _answer(exchange: Exchange, entries: Iterable[Entry]) -> Entries:
     """Send the entries, and return the last of them as the reply."""
 
     def view() -> list[list[EntryView]]:  # there may be a million
-        return list(
-            batches(EntryView(e.name, e.size, e.sha256.hex(), e.media_type, dict(e.attributes)) for e in entries)
-        )
+        return list(batches(EntryView(e.name, e.size, e.sha256.hex(), e.media_type, e.attributes) for e in entries))
 
     *before, last = await anyio.to_thread.run_sync(view)
     for batch in before:

@@ -12,6 +12,7 @@ from smp_proto.sealed.bundle import BundleWriter
 from smp_proto.sealed.keys import Identity, PublicIdentity
 from smp_proto.sealed.layout import TRAILER_BYTES, Trailer
 from smpctl import Client
+from smpd.transfer.openers import LONG_INDEX_BYTES
 
 COUNT = 6000
 MIB = 1 << 20
@@ -26,7 +27,7 @@ class Archive:
         self.folder = machine.folder / "store"
         self.folder.mkdir()
         caller.remote_add("archive", LocalConfig(str(self.folder)), mode="streaming")
-        me = Identity.generate("scanner")
+        me = self.sender = Identity.generate("scanner")
         caller.trust_add("scanner", me.public.text())
         self.contents = {f"series/{number:05}.dcm": b"%d" % number * 500 for number in range(COUNT)}
         data = bytearray()
@@ -82,3 +83,25 @@ def test_an_index_that_is_changed_is_refused(archive):
     assert [line.in_use for line in archive.client.status().loads] == [0]
     spool_empties(archive.box)
     right(archive, archive.run(archive.good))
+
+
+def test_long_indexes_below_one_prefix_come_one_after_the_other(archive):
+    """Each is let go of before the next is opened; the processor has the entries of all."""
+    key = PublicIdentity.parse(archive.client.box_key().text)
+    (archive.folder / "many").mkdir()
+    for number in range(3):
+        data = bytearray()
+        writer = BundleWriter(data.extend, sender=archive.sender, recipients=[key])
+        for each in range(75):
+            writer.begin(f"{each}", "", {"a": "x" * 65_000})
+            writer.end()
+        writer.finish()
+        assert Trailer.parse(bytes(data), len(data)).envelope_bytes > LONG_INDEX_BYTES
+        (archive.folder / f"many/{number}.smp").write_bytes(data)
+    view = archive.client.wait(archive.client.submit(RunSpec("archive:many/", "digest")).id)
+    assert view.error is None
+    assert view.result
+    out = archive.box.folder / f"out-{view.id}"
+    archive.client.vault_open(view.result.vault_id, out)
+    for number in range(3):
+        assert len(read_digests(out / f"{number}")) == 75

@@ -185,7 +185,7 @@ def unwrap(envelope, rows, secrets):
 
 def check_index(index, p):
     refuse_unless(isinstance(index, list) and index)
-    position, names, folders = 0, set(), set()
+    position, names, folders, values = 0, set(), set(), 0
     for entry in index:
         table(entry, name=text, offset=natural, size=natural, sha256=32, media_type=text, attributes=attributes)
         name = entry["name"]
@@ -201,6 +201,8 @@ def check_index(index, p):
         media_type = entry["media_type"]
         refuse_unless(len(media_type) <= 255 and all(" " <= c <= "~" for c in media_type))
         refuse_unless(len(msgspec.msgpack.encode(entry["attributes"])) <= 65536)
+        values += sum(1 + len(v) if isinstance(v, list) else 1 for v in entry["attributes"].values())
+        refuse_unless(values <= 1000000)
         refuse_unless(entry["offset"] == position)
         position += entry["size"]
     refuse_unless(not names & folders)

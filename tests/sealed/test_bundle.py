@@ -268,6 +268,11 @@ def test_other_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(UsageError) as caught:
             sealing.begin(str(number), media_type, attributes)  # type: ignore[arg-type]
         assert caught.value.code == "bad_request"
+    monkeypatch.setattr(room, "VALUES_MAX", 3)
+    sealing.begin("few", "", {"n": [1, 2]})
+    sealing.end()
+    with pytest.raises(UsageError, match="at most 3 values"):
+        sealing.begin("more", "", {"n": 1})
     monkeypatch.setattr(room, "_INDEX_MAX_BYTES", 10)
     with pytest.raises(UsageError):
         writer(bytearray()).begin("a")

@@ -9,7 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smp_proto.sealed.entries import Entry, NameSet, check_entries, guess_media_type, unpack_entries, valid_entry_name
+from smp_proto.errors import UsageError
+from smp_proto.sealed.entries import (
+    VALUES_MAX,
+    Entry,
+    NameSet,
+    check_entries,
+    guess_media_type,
+    pack_entries,
+    packed_entries,
+    unpack_entries,
+    valid_entry_name,
+)
 
 ZERO = bytes(32)
 NAMES = st.text(st.sampled_from("aAbBßéE\u0301./\\ \0\n\u2028"), max_size=12) | st.text(max_size=12)
@@ -176,3 +187,44 @@ def test_a_media_type_that_none_is(kind: str) -> None:
     assert unpack_entries(msgspec.msgpack.encode(entries[:2])) == tuple(entries[:2])
     with pytest.raises(ValueError, match="media type|encoding"):
         unpack_entries(msgspec.msgpack.encode(entries))
+
+
+LIST = {"a": ["bb"] * 19_999}  # 20,000 values
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_as_many_values_as_an_index_may_have(more: int) -> None:
+    """The list is one and each item is; one more in all is refused, by who writes it and who reads it."""
+    entries = [Entry(f"{n}", 0, 0, ZERO, "", LIST) for n in range(VALUES_MAX // 20_000)]
+    entries += [Entry(f"x{n}", 0, 0, ZERO, "", {"b": 1}) for n in range(more)]
+    packed = msgspec.msgpack.encode(entries)
+    if more:
+        with pytest.raises(ValueError, match="1000000 values"):
+            unpack_entries(packed)
+        with pytest.raises(UsageError, match="cannot be stored"):
+            pack_entries(entries)
+    else:
+        assert list(unpack_entries(packed)) == entries
+
+
+@pytest.mark.parametrize("twice", [b"", b"\xaaattributes" + msgspec.msgpack.encode({"a": ["bb"] * 3_000_000})])
+def test_an_index_of_values_takes_little_memory(twice: bytes) -> None:
+    """Three bytes of it would be seventy in memory: it is refused before that, also where a key is there twice."""
+    one = msgspec.msgpack.encode(Entry("x", 0, 0, ZERO, "", LIST)).replace(b"\xaaattributes", twice + b"\xaaattributes")
+    one = bytes([one[0] + bool(twice)]) + one[1:]
+    count = 3_000_000 // 20_000
+    packed = b"\xdc" + count.to_bytes(2, "big") + one * count if not twice else b"\x91" + one
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError):
+            unpack_entries(packed)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 2 * len(packed) + 70 * VALUES_MAX
+
+
+def test_packed_entries_are_encoded_as_the_others() -> None:
+    """Their attributes are there once they are decoded."""
+    entries = [Entry("a", 0, 0, ZERO, "", {"k": [1, "x"]}), Entry("b", 0, 0, ZERO)]
+    assert msgspec.msgpack.encode(packed_entries(entries)) == msgspec.msgpack.encode(entries)

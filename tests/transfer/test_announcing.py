@@ -3,7 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smp_proto.aio import encode
+from smp_proto.aio import decode, encode
+from smp_proto.sealed.entries import Entry, packed_entries
 from smp_proto.wire import BODY_MAX_BYTES
 from smpd.links.computing import InputEntry, InputObject, Objects
 from smpd.transfer import pipeline
@@ -57,3 +58,14 @@ def test_many_entries_come_in_messages_that_fit_and_in_order():
         ("empty", 0, False),
         ("b", 1, False),
     ]
+
+
+def test_attributes_that_stayed_encoded_are_told_as_they_are():
+    """A receiver cannot tell, and what they add to a message is counted."""
+    facts = {"shape": [1, 2], "unit": "mm", "x": 1.5, "ok": True}
+    entries = packed_entries([Entry("a", 0, 1, bytes(32), "", facts), Entry("b", 1, 0, bytes(32))])
+    ((message,),) = announced([pipeline.input_object("p", entries, 7)])
+    told = decode(encode(Objects([message])), Objects).objects[0]
+    assert told == InputObject("p", [InputEntry("a", 7, 1, "", facts), InputEntry("b", 8, 0, "", {})])
+    ((_, most),) = pipeline._parts(message.entries)
+    assert len(encode(message)) <= most

@@ -17,7 +17,7 @@ import msgspec
 from blake3 import blake3
 
 from smp_proto.errors import IntegrityError, StateError, UsageError
-from smp_proto.sealed.entries import Entry, NameSet, Scalar, pack_entries
+from smp_proto.sealed.entries import VALUES_MAX, Entry, NameSet, Scalar, count_values, pack_entries
 from smp_proto.sealed.envelope import OpenedEnvelope, Signed, Trust, open_envelope, seal_envelope
 from smp_proto.sealed.filekey import FileKey, wipe
 from smp_proto.sealed.keys import Identity, PublicIdentity
@@ -77,7 +77,7 @@ class BundleWriter:
         wipe(subkey)
         # Mapped and not a bytearray: what a small bundle does not use is never touched.
         self._plain, self._sealed = mmap.mmap(-1, SEGMENT_BYTES), mmap.mmap(-1, SEGMENT_BYTES)
-        self._filled = self._used = self._segment = self._plain_bytes = self._index_bytes = 0
+        self._filled = self._used = self._segment = self._plain_bytes = self._index_bytes = self._values = 0
         self._leaves = blake3()
         self._entries: list[Entry] = []
         self._names = NameSet()
@@ -105,6 +105,10 @@ class BundleWriter:
         self._index_bytes += len(pack_entries([entry])) + _SIZE_BYTES
         if self._index_bytes > _INDEX_MAX_BYTES:
             raise UsageError("bad_request", "too many entries for one object", hint="split it in several")
+        self._values += count_values(entry.attributes)
+        if self._values > VALUES_MAX:
+            message = f"the attributes of one object have at most {VALUES_MAX} values"
+            raise UsageError("bad_request", message, hint="split it in several")
         self._entry = entry
         self._sha256 = hashlib.sha256()
 

@@ -1,9 +1,9 @@
 """The entries of a bundle: their names, their places and their digests."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import Annotated
+from typing import Annotated, cast
 
 import msgspec
 
@@ -16,6 +16,7 @@ NAME_MAX_BYTES = 1024
 _HEAD_BYTES = 132
 COMPONENT_MAX_BYTES = 255
 ATTRIBUTES_MAX_BYTES = 65_536  # of one entry, encoded: any entry fits a frame of the control protocol
+VALUES_MAX = 1_000_000  # of all entries' attributes: three bytes of an index may take seventy of memory
 
 # Some of the names that are valid, and nearly all there are: up to three components of plain characters. And names of
 # one such component, a line each. Neither looks back, which would take memory: an index may have a million lines.
@@ -28,6 +29,7 @@ PLACE = "smp.place"  # attribute of the first entry: where its sender means the 
 
 Scalar = str | int | float | bool
 Attributes = dict[str, Scalar | list[Scalar]]
+_NO_ATTRIBUTES = msgspec.Raw(msgspec.msgpack.encode({}))
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):  # no cycle can lead through one, and there may be a million
@@ -48,6 +50,17 @@ class Entry(msgspec.Struct, frozen=True, gc=False):  # no cycle can lead through
     sha256: Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
     media_type: Annotated[str, msgspec.Meta(max_length=255)] = ""
     attributes: Attributes = {}
+
+
+class _Row(msgspec.Struct, gc=False):
+    """An :class:`Entry` whose attributes are still encoded."""
+
+    name: str
+    offset: Annotated[int, msgspec.Meta(ge=0)]
+    size: Annotated[int, msgspec.Meta(ge=0)]
+    sha256: Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+    media_type: Annotated[str, msgspec.Meta(max_length=255)]
+    attributes: msgspec.Raw
 
 
 def valid_entry_name(name: str) -> bool:
@@ -150,7 +163,7 @@ def pack_entries(entries: Sequence[Entry]) -> bytes:
     except (OverflowError, TypeError, ValueError):
         hint = (
             "attributes are text, 64-bit integers, floats, booleans, or lists of these, "
-            f"{ATTRIBUTES_MAX_BYTES} bytes for an entry"
+            f"{ATTRIBUTES_MAX_BYTES} bytes for an entry and {VALUES_MAX} values for an object"
         )
         raise UsageError("bad_request", "a media type or an attribute cannot be stored", hint=hint) from None
     return packed
@@ -161,16 +174,51 @@ def unpack_entries(data: bytes) -> tuple[Entry, ...]:
 
     Raises:
         ValueError: it is not the one encoding of entries, or one has a media type that is not printable ASCII, or too
-            many attributes.
+            many attributes, or all together have.
     """
-    entries = decode(tuple[Entry, ...], data)
+    if len(data) <= ATTRIBUTES_MAX_BYTES:
+        entries = decode(tuple[Entry, ...], data)
+    else:
+        entries = tuple(_counted(decode(tuple[_Row, ...], data)))
     if not all(map(_MEDIA_TYPE.fullmatch, {entry.media_type for entry in entries})):
         raise ValueError("a media type is not printable ASCII")
-    if len(data) > ATTRIBUTES_MAX_BYTES and any(
-        len(msgspec.msgpack.encode(entry.attributes)) > ATTRIBUTES_MAX_BYTES for entry in entries if entry.attributes
-    ):
-        raise ValueError("an entry has too many attributes")
     return entries
+
+
+def _counted(rows: Sequence[_Row]) -> Iterator[Entry]:
+    """The entries of a long index, whose attributes are looked at one entry after the other, until there are too many."""
+    values = 0
+    for row in rows:
+        if row.attributes == _NO_ATTRIBUTES:
+            yield Entry(row.name, row.offset, row.size, row.sha256, row.media_type)
+            continue
+        packed = bytes(row.attributes)
+        if len(packed) > ATTRIBUTES_MAX_BYTES:
+            raise ValueError("an entry has too many attributes")
+        attributes = decode(Attributes, packed)
+        values += count_values(attributes)
+        if values > VALUES_MAX:
+            raise ValueError(f"its attributes have more than {VALUES_MAX} values")
+        yield Entry(row.name, row.offset, row.size, row.sha256, row.media_type, attributes)
+
+
+def count_values(attributes: Mapping[str, Scalar | list[Scalar]]) -> int:
+    """How many values attributes have: a list is one, and each of its items is."""
+    return len(attributes) + sum(len(value) for value in attributes.values() if isinstance(value, list))
+
+
+def packed_entries(entries: Sequence[Entry]) -> tuple[Entry, ...]:
+    """The same for who only sends them on: attributes stay encoded, which takes a twentieth of the memory."""
+    return tuple(
+        Entry(each.name, each.offset, each.size, each.sha256, each.media_type, _packed(each.attributes))
+        if each.attributes
+        else each
+        for each in entries
+    )
+
+
+def _packed(attributes: Attributes) -> Attributes:
+    return cast("Attributes", msgspec.Raw(msgspec.msgpack.encode(attributes)))  # it is encoded as what it holds
 
 
 def check_entries(entries: Sequence[Entry], plain_bytes: int) -> None:

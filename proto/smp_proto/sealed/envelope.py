@@ -7,6 +7,7 @@ that all checks run over the bytes as they lie in the object. ``recipients`` is 
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from traceback import clear_frames
 from typing import Annotated
 
 import msgspec
@@ -294,17 +295,18 @@ def _open_index(file_key: FileKey, envelope: Envelope) -> tuple[Entry, ...]:
     if blake3(envelope.wire.index).digest() != envelope.signed.index_digest:
         raise _corrupt("the index is not the one the sender signed")
     key = file_key.index_key()
-    nonce, sealed = envelope.wire.index[:_NONCE_BYTES], envelope.wire.index[_NONCE_BYTES:]
+    nonce, sealed = envelope.wire.index[:_NONCE_BYTES], memoryview(envelope.wire.index)[_NONCE_BYTES:]
     try:
         plain = AESGCM(key).decrypt(nonce, sealed, envelope.signed.object_id)
-        entries = unpack_entries(plain)
     except (InvalidTag, ValueError):
-        raise _corrupt("the index does not open, or is malformed") from None
+        raise _corrupt("the index does not open") from None
     finally:
         wipe(key)
     try:
+        entries = unpack_entries(plain)
         check_entries(entries, envelope.signed.plain_bytes)
     except ValueError as error:
+        clear_frames(error.__traceback__)  # they have the index, and so would have who keeps the error
         raise _corrupt(f"the index is wrong: {error}") from None
     return entries
 
