@@ -12,11 +12,13 @@ from typing import NamedTuple
 from smp_proto.control import Role
 from smpd.config import Config, Control
 from smpd.control.permissions import NOTHING, Permissions, Rights, owner_uid
+from smpd.host.orphans import parent_of
 
 _UCRED = struct.Struct("=iII")
 _SO_PEERGROUPS = 59  # include/uapi/asm-generic/socket.h; Python has no name for it
 _GROUPS_BYTES = 1024  # the most that socket.getsockopt takes
 _UNNAMED = "uid"
+_LOOKS = 100  # at the parents of a process
 
 
 class Actor(NamedTuple):
@@ -100,24 +102,41 @@ def is_worker(peer: Peer) -> bool:
     """Whether a connection comes from a process that this one started, or from what such a process started.
 
     They run as our own user, who is an administrator, and have no business at this socket. A process of our user that
-    is gone already is taken for one of them: it waits for no answer.
+    is gone already is taken for one of them: it waits for no answer. One whose parent has ended is ours by now (see
+    :mod:`smpd.host.orphans`), so where a parent is gone it is looked up anew.
 
     Raises:
         OSError: it cannot be told now, for want of descriptors above all.
     """
     if peer.uid != os.geteuid() or peer.pid == os.getpid():
         return False
-    pid = peer.pid
+    for _ in range(_LOOKS):
+        ours = _descends(peer.pid)
+        if ours is not None:
+            return ours
+    return True  # whose parents end all the time means them to
+
+
+def _descends(pid: int) -> bool | None:
+    """Whether a process is gone, or a descendant of this one; None where a parent has just ended, so another is its."""
+    child = 0
     while pid > 0:
         try:
-            with open(f"/proc/{pid}/stat", "rb") as file:
-                # The name before it may hold anything (proc_pid_stat(5)).
-                pid = int(file.read().rpartition(b")")[2].split()[1])
+            parent = parent_of(pid)
         except (FileNotFoundError, ProcessLookupError):
-            return pid == peer.pid
-        if pid == os.getpid():
+            return _hides(child, pid) if child else True
+        if parent == os.getpid():
             return True
+        child, pid = pid, parent
     return False
+
+
+def _hides(child: int, parent: int) -> bool | None:
+    """False where a parent that cannot be seen is one all the same: another user's, with ``hidepid`` of proc(5)."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        if parent_of(child) == parent:
+            return False
+    return None
 
 
 def owner_of(label: str, groups: RoleGroups, permissions: Permissions) -> Actor:

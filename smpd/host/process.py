@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 from smp_proto.errors import ResourceError
 from smp_proto.memory import BIND_NOW, forbid_dumps
+from smpd.host.orphans import adopt_orphans
 
 _M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8  # malloc.h
 _ARENAS = 2
@@ -20,6 +21,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 def harden() -> None:
     """Forbid core dumps, ptrace and /proc/PID/mem for other processes of this user (prctl(2), PR_SET_DUMPABLE).
 
+    And have what our processes leave behind stay ours, so that the control socket knows it.
+
     Raises:
         ResourceError: ``sandbox`` when the kernel refuses; keys must not be loaded then.
     """
@@ -29,6 +32,11 @@ def harden() -> None:
         raise ResourceError(
             "sandbox", f"the kernel refuses PR_SET_DUMPABLE: {error.strerror}", hint="check the seccomp profile"
         ) from error
+    try:
+        adopt_orphans()
+    except OSError as error:
+        message = f"the kernel refuses PR_SET_CHILD_SUBREAPER: {error.strerror}"
+        raise ResourceError("sandbox", message, hint="check the seccomp profile") from error
     os.umask(0o077)
     if hasattr(_libc, "mallopt"):  # glibc: a heap for each thread keeps what was freed in it, content and all
         _libc.mallopt(_M_ARENA_MAX, _ARENAS)

@@ -9,21 +9,25 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import anyio
+import structlog
 from anyio.abc import ByteReceiveStream, Process
 
 from smp_proto.errors import ResourceError
+from smpd.host.orphans import end_orphans
 
 _ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8"}
 _SAID_BYTES = 1000
+_log = structlog.get_logger("smpd")
+_turn = anyio.Lock()
 _HINT = "see what notify.command does with JSON on its standard input, then: smpctl notify test"
 
 
 class Command(NamedTuple):
-    """A command and how it is held.
+    """A command and how it is held. One runs at a time, whichever it is: what is left then is of the last.
 
     Attributes:
         argv: as configured; the first is an absolute path.
-        timeout_s: it is killed then, with all that it started.
+        timeout_s: it is killed then. What it started is killed at its end, at the latest.
         sandbox: as ``compute.sandbox``.
         hidden: files and folders that it may not open.
     """
@@ -44,6 +48,10 @@ class Command(NamedTuple):
         Raises:
             ResourceError: ``notify_failed``; ``said`` in its details is the beginning of its standard error.
         """
+        async with _turn:
+            await self._run(message)
+
+    async def _run(self, message: bytes) -> None:
         start = [sys.executable, "-P", "-m", "smpd.notices.launch", self.sandbox, *self.hidden, "--", *self.argv]
         try:
             process = await anyio.open_process(
@@ -69,6 +77,8 @@ class Command(NamedTuple):
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
                 await process.aclose()
+                if not await anyio.to_thread.run_sync(end_orphans):
+                    _log.warning("what notify.command left behind cannot be killed", program=self.name)
         if status:
             how = f"ended with exit status {status}" if status > 0 else f"was ended by signal {-status}"
             raise _failed(self.argv[0], how, said)
