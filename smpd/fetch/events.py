@@ -6,8 +6,8 @@ name keys, and what is there is asked of the bucket. A message is deleted once w
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
-from typing import Any, NamedTuple
-from urllib.parse import unquote_plus, urlsplit
+from typing import Any
+from urllib.parse import unquote_plus
 
 import anyio
 import msgspec
@@ -17,12 +17,12 @@ from smpd.fetch.bucket import Bucket
 from smpd.fetch.remote import check_path
 from smpd.fetch.speaking import operation
 from smpd.links.fetching import SEEN_MAX, Deadlines, Seen
+from smpd.links.queue import Place
 
 WAIT_S = 20  # a receive waits for so long (the most there is, SQS API reference: ReceiveMessage)
 MESSAGES_MAX = 10  # of one receive, likewise
 PAUSE_S = 1.0  # after a receive that brought nothing of use, as some queues do not wait
 BODY_MAX_BYTES = 1 << 20
-_AWS = (".amazonaws.com", ".amazonaws.com.cn")
 
 
 class _Bucket(msgspec.Struct):
@@ -85,40 +85,6 @@ def paths_of(keys: list[str], root: str, prefix: str) -> list[str]:
                 check_path(key.removeprefix(root))
                 found.append(key.removeprefix(root))
     return found
-
-
-class Place(NamedTuple):
-    """Where a queue is."""
-
-    endpoint: str
-    region: str
-
-    @classmethod
-    def of(cls, url: str, bucket: str, region: str) -> "Place":
-        """Take the URL of a queue apart. It is at AWS, or at the host that has the bucket, and as secure as that.
-
-        Args:
-            bucket: the bucket's endpoint, empty for AWS.
-            region: the bucket's.
-
-        Raises:
-            UsageError: ``bad_config``.
-        """
-        hint = "it looks like https://sqs.eu-central-1.amazonaws.com/123456789012/NAME"
-        refused = UsageError("bad_config", "the URL of the queue is not one that this remote may use", hint=hint)
-        try:
-            found, home = urlsplit(url), urlsplit(bucket)
-            port = found.port
-        except ValueError:
-            raise refused from None
-        host = found.hostname or ""
-        at_aws = host.endswith(_AWS) and found.scheme == "https" and port in (None, 443)
-        at_home = bool(bucket) and host == home.hostname and found.scheme == home.scheme
-        if not (at_aws or at_home) or found.query or found.fragment or "@" in found.netloc or len(found.path) < 2:
-            raise refused
-        parts = host.split(".")
-        named = parts[1] if at_aws and parts[0] == "sqs" else parts[0] if at_aws and parts[1] == "queue" else ""
-        return cls(f"{found.scheme}://{found.netloc}", named or region)
 
 
 class Notifications:

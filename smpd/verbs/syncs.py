@@ -10,6 +10,7 @@ from smp_proto.aio import Exchange
 from smp_proto.control import (
     AnyJobSpec,
     Priority,
+    S3Config,
     SyncAdd,
     SyncControl,
     SyncList,
@@ -27,6 +28,7 @@ from smpd.control.permissions import EVERYTHING, check, needs_of_sync, remotes_o
 from smpd.jobs.job import Job
 from smpd.jobs.journal import Journal
 from smpd.jobs.scheduler import Scheduler
+from smpd.links.queue import Place
 from smpd.sync.syncs import unknown_sync
 from smpd.transfer.box import Audit
 from smpd.transfer.pool import RemotePool
@@ -87,6 +89,10 @@ async def sync_add(daemon: Daemon, actor: Actor, request: SyncAdd, exchange: Exc
     if spec.events and source.kind != "s3":
         hint = "leave out --events: a folder tells by itself, an SFTP server is listed"
         raise UsageError("bad_request", f"remote {source.name} is no bucket, which a queue could tell of", hint=hint)
+    if spec.events:
+        config = (await anyio.to_thread.run_sync(daemon.remotes.view, source.name)).config
+        assert isinstance(config, S3Config)
+        Place.of(spec.events, config.endpoint, config.region)
     if spec.processor:
         daemon.box.compute.of(spec.processor)
     for text in spec.recipients:

@@ -2,6 +2,7 @@
 
 import os
 import random
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +13,8 @@ from e2e.long_sync import soak
 from scene import WAIT_S, Person, add_remote, believe, box_key, client, faults, read_digests, sha256
 from servers import BUCKET, admin, moto_s3, sqs
 
-from smp_proto.control import LocalConfig, SyncView
+from smp_proto.control import LocalConfig, S3Config, S3Secret, SyncSpec, SyncView
+from smp_proto.errors import UsageError
 from smpctl import Client
 
 
@@ -213,6 +215,24 @@ def test_wrong_input(machine, tmp_path_factory, flags: list[str], code: int, why
     done = running.ctl("sync", "add", "wrong", *flags, check=False)
     assert done.returncode == code, done.stderr
     assert why in done.stderr.decode()
+
+
+@pytest.mark.parametrize("endpoint", ["", "http://127.0.0.1:9"])
+def test_a_queue_of_somebody_else(machine, endpoint: str) -> None:
+    """Nothing that a remote's key signs, or its session token, goes to a server of whoever adds a sync."""
+    running, _ = machine
+    with socket.create_server(("127.0.0.1", 0)) as theirs, client(running) as ctl:
+        theirs.setblocking(False)
+        secret = S3Secret("AKIA", "secret", "TOKEN")
+        ctl.remote_add("token", S3Config("b", endpoint=endpoint, addressing="path"), secret=secret)
+        try:
+            for queue in (f"http://127.0.0.1:{theirs.getsockname()[1]}/1/q", "http://sqs.eu-west-1.amazonaws.com/1/q"):
+                with pytest.raises(UsageError, match="own endpoint"):
+                    ctl.sync_add(SyncSpec(name="token", source="token:", events=queue))
+            with pytest.raises(BlockingIOError):
+                theirs.accept()
+        finally:
+            ctl.remote_remove("token")
 
 
 @pytest.mark.parametrize("verb", ["show", "pause", "resume", "now", "retry", "remove"])

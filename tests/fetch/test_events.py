@@ -16,9 +16,10 @@ from servers import BUCKET, Served, admin, sqs
 
 from smp_proto.control import LocalConfig, S3Config, S3Secret
 from smp_proto.errors import SmpError, UsageError
-from smpd.fetch.events import Place, keys_of, paths_of
+from smpd.fetch.events import keys_of, paths_of
 from smpd.fetch.s3 import S3Remote
 from smpd.links.fetching import Deadlines, Noted, Seen, Watch
+from smpd.links.queue import Place
 
 
 def notification(*keys: str, bucket: str = BUCKET, name: str = "ObjectCreated:Put", **more: object) -> str:
@@ -82,7 +83,19 @@ def test_only_paths_below_the_prefix():
         ("https://sqs.eu-west-1.amazonaws.com/1/q", "", ("https://sqs.eu-west-1.amazonaws.com", "eu-west-1")),
         ("https://eu-west-1.queue.amazonaws.com/1/q", "", ("https://eu-west-1.queue.amazonaws.com", "eu-west-1")),
         ("https://sqs.cn-north-1.amazonaws.com.cn/1/q", "", ("https://sqs.cn-north-1.amazonaws.com.cn", "cn-north-1")),
-        ("http://box:9324/1/q", "http://box:9000", ("http://box:9324", "r")),
+        ("https://queue.amazonaws.com/1/q", "", ("https://queue.amazonaws.com", "r")),
+        (
+            "https://vpce-0a-b1.sqs.us-gov-west-1.vpce.amazonaws.com/1/q",
+            "",
+            ("https://vpce-0a-b1.sqs.us-gov-west-1.vpce.amazonaws.com", "us-gov-west-1"),
+        ),
+        ("http://box:9000/1/q", "http://box:9000", ("http://box:9000", "r")),
+        ("https://box/1/q", "https://box:443", ("https://box", "r")),
+        ("http://box:9324/1/q", "http://box:9000", None),
+        ("https://a1b2.execute-api.eu-west-1.amazonaws.com/1/q", "", None),
+        ("https://s3.eu-west-1.amazonaws.com/1/q", "", None),
+        ("https://evil.sqs.eu-west-1.amazonaws.com/1/q", "", None),
+        ("https://lambda.queue.amazonaws.com/1/q", "", None),
         ("http://sqs.eu-west-1.amazonaws.com/1/q", "", None),
         ("https://sqs.eu-west-1.amazonaws.com:8443/1/q", "", None),
         ("https://amazonaws.com.evil.example/1/q", "", None),
@@ -96,7 +109,7 @@ def test_only_paths_below_the_prefix():
     ],
 )
 def test_where_a_queue_may_be(url, endpoint, found):
-    """At AWS, or where the bucket is: requests that are signed with the remote's key go nowhere else."""
+    """SQS's at AWS, or the server that has the bucket: requests that are signed with the remote's key go nowhere else."""
     if found is None:
         with pytest.raises(UsageError, match="queue"):
             Place.of(url, endpoint, "r")

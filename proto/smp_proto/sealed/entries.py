@@ -186,7 +186,7 @@ def unpack_entries(data: bytes) -> tuple[Entry, ...]:
 
 
 def _counted(rows: Sequence[_Row]) -> Iterator[Entry]:
-    """The entries of a long index, whose attributes are looked at one entry after the other, until there are too many."""
+    """The entries of a long index, whose attributes are decoded one after the other, until there are too many."""
     values = 0
     for row in rows:
         if row.attributes == _NO_ATTRIBUTES:
