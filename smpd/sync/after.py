@@ -5,13 +5,12 @@ is found there later, and is the same, was brought there by us.
 """
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import anyio
 import structlog
 
 from smp_proto.errors import ErrorBody, NotFoundError, SmpError, StateError
-from smpd.jobs.job import Job
 from smpd.links.fetching import Move, Moved
 from smpd.sync.rules import Rules
 from smpd.sync.standing import Standing
@@ -32,37 +31,37 @@ class Afterwards:
         self._store = store
         self._world = world
 
-    async def do(self, row: int, job: Job) -> ErrorBody | None:
+    async def do(self, row: int, job: str, path: str, pin: str) -> ErrorBody | None:
         """Delete or move the source of a job that is done, unless it was replaced meanwhile.
 
         Returns:
-            What kept it from being done for good: the result was delivered all the same.
+            What keeps it from being done for now: the result was delivered all the same.
 
         Raises:
-            SmpError: what passes.
+            SmpError: what passes soon.
         """
-        spec: Any = job.spec
         act = {"delete": self._delete, "move": self._move}.get(self._standing.spec.after)
         if act is None:
             return None
-        path = str(spec.source).partition(":")[2]
         try:
             await self._world.require(self._standing.owner, self._standing.spec)
-            await act(await self._world.remote(self._rules.remote), row, job, path, spec.pin)
+            await act(await self._world.remote(self._rules.remote), row, job, path, pin)
         except SmpError as error:
             if error.retryable:
                 raise
             if error.code not in ("no_such_object", "source_changed"):
-                _log.warning("source stays", sync=self._standing.spec.name, job_id=job.id, code=error.code)
+                _log.warning("source stays", sync=self._standing.spec.name, job_id=job, code=error.code)
+                what = "deleted" if self._standing.spec.after == "delete" else "moved"
+                error.message = f"its job is done, but it could not be {what}: {error.message}"
                 return error.body()
         return None
 
-    async def _delete(self, pool: RemotePool, row: int, job: Job, path: str, pin: str) -> None:
+    async def _delete(self, pool: RemotePool, row: int, job: str, path: str, pin: str) -> None:
         if (await pool.stat(path)).pin == pin:
             await self._record("object.delete", job, path)
             await pool.delete(path, pin)
 
-    async def _move(self, pool: RemotePool, row: int, job: Job, path: str, pin: str) -> None:
+    async def _move(self, pool: RemotePool, row: int, job: str, path: str, pin: str) -> None:
         target = await _thread(self._store.moving, row)
         places, again = self._rules.moved_to(path, pin), {"again": True}
         if not target:
@@ -80,9 +79,9 @@ class Afterwards:
             await _thread(self._store.move, row, places[1])  # something came to be there after we looked
             await pool.ask(Move(path, pin, places[1]), Moved)
 
-    async def _record(self, event: str, job: Job, path: str, **more: bool) -> None:
+    async def _record(self, event: str, job: str, path: str, **more: bool) -> None:
         subject = f"{self._rules.remote}:{path}"
-        await self._world.audit(event, actor=self._standing.owner, job=job.id, subject=subject, **more)
+        await self._world.audit(event, actor=self._standing.owner, job=job, subject=subject, **more)
 
 
 async def _is_free(pool: RemotePool, path: str) -> bool:

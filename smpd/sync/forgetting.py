@@ -19,7 +19,7 @@ _BITS_EACH = 16
 _BITS_MIN, _BITS_MAX = 1 << 13, 1 << 27
 _PLACES = struct.Struct(">4I")  # of a token, a keyed digest: its bytes are as good as random
 _COUNT = "SELECT count(*) FROM sync_objects WHERE sync=? AND state IN ({})"
-_OVER, _DAMAGED = "'done', 'gone'", "'damaged'"
+_OVER, _DAMAGED = "'done', 'away', 'gone'", "'damaged'"
 _ROWS = f"""SELECT number, token, state FROM sync_objects NOT INDEXED
     WHERE number<? AND sync=? AND state IN ({_OVER}, {_DAMAGED}) ORDER BY number DESC LIMIT ?"""  # noqa: S608
 _DELETE = f"DELETE FROM sync_objects WHERE number=? AND state IN ({_OVER}, {_DAMAGED})"  # noqa: S608

@@ -9,14 +9,19 @@ pin. An object is in one state:
   is in which listing it was seen, or less than 0 once it need not settle;
 - ``delivered``: its job ended well, and what comes after that is not done yet;
 - ``done``, ``gone``: nothing is left to do for this version;
-- ``failed``: its job is resumed when ``due``; ``quarantined``: left to a person;
+- ``away``: done, and not there any more, as it was deleted or moved. A listing that begins later, number ``due`` or one
+  after it, and names this version all the same finds it anew;
+- ``failed``: its job is resumed when ``due``, or what comes after it is tried again; ``quarantined``: left to a person;
 - ``damaged``: its row does not open. The next listing that names it writes the row anew, and its job goes on.
 
-Trying again resumes the job that there is, so one version has one job for as long as that is kept.
+Trying again resumes the job that there is, so one version has one job for as long as that is kept. An object knows of
+which version a result was delivered last: that one needs no job, and any other needs one that came after that.
 
 All calls block.
 """
 
+import contextlib
+import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -32,16 +37,29 @@ from smpd.sync.forgetting import Forgetting
 from smpd.sync.standing import Standings
 
 UNFINISHED = ("settling", "new", "working", "delivered", "failed", "damaged")
-_SEEN = ("new", "working", "delivered", "done", "failed", "quarantined")  # what a listing that names it again leaves
+_SEEN = (
+    "new",
+    "working",
+    "delivered",
+    "done",
+    "away",
+    "failed",
+    "quarantined",
+)  # what a listing that names it again leaves
 _DELETED_AT_ONCE = 10_000
 LOOKUPS = 500  # rows looked up by one statement
 _OBJECT = "number, version, state, tries, job, body, token"
+_SEALED = "SELECT token, body FROM sync_objects WHERE number=?"
 _TYPES = (int, bytes, str, int, str, bytes, bytes)
 _log = structlog.get_logger("smpd.sync")
 
 
 class Seen(NamedTuple):
-    """An object as it was last listed."""
+    """An object as it was last listed.
+
+    ``delivered`` is whether a result of this very version was delivered last, and ``after`` the job that did, whichever
+    version it was for; empty for none.
+    """
 
     number: int
     version: bytes
@@ -51,6 +69,8 @@ class Seen(NamedTuple):
     path: str
     pin: str
     error: ErrorBody | None
+    delivered: bool
+    after: str
 
 
 class _Body(msgspec.Struct):
@@ -58,6 +78,8 @@ class _Body(msgspec.Struct):
     pin: str
     error: ErrorBody | None = None
     moving: str = ""
+    last: bytes = b""  # the version of which a result was delivered last, unless it is away since
+    after: str = ""  # the job that did
 
 
 T = TypeVar("T")
@@ -96,20 +118,23 @@ class SyncStore(Standings):
         fresh = 0
         with self._db.transaction() as connection:
             self.forgetting.named(number, tokens)
-            known: dict[bytes, tuple[int, bytes, str, bool]] = {}
+            known: dict[bytes, tuple[int, bytes, str, bool, bool]] = {}
             for some in _pieces(list(tokens), LOOKUPS):
                 marks = ",".join("?" * len(some))
                 sql = f"SELECT {_KNOWN} FROM sync_objects WHERE sync=? AND token IN ({marks})"  # noqa: S608
                 known |= {row[0]: row[1:] for row in connection.execute(sql, (number, *some))}
             for token, info in tokens.items():
                 version = self._version(number, info)
-                row, seen, state, waits = known.get(token, (0, b"", "", False))
+                row, seen, state, waits, anew = known.get(token, (0, b"", "", False, False))
+                if anew:
+                    seen = b""
                 if seen == version and state in _SEEN:
                     if waits:
                         connection.execute(_STILL, (row,))
                     continue
                 ready = "new" if not settle or seen == version else "settling"
-                body = self._seal.seal(_encode(_Body(info.path, info.pin)), f"sync object {token.hex()}")
+                renewed = self._renewed(connection, row, info) if row else _Body(info.path, info.pin)
+                body = self._seal.seal(_encode(renewed), f"sync object {token.hex()}")
                 now = self._wall()
                 if not row:
                     connection.execute(_INSERT, (number, token, version, ready, live, now, body, ready, number))
@@ -173,33 +198,40 @@ class SyncStore(Standings):
         """An object is about to get a job for this version of it; meanwhile another may have been listed."""
         self._update(row, "state='working', job=?, job_version=?", job, version)
 
-    def deliver(self, row: int) -> None:
+    def deliver(self, row: int, job: str) -> None:
         """An object's job ended well."""
-        self._update(row, "state='delivered'")
+        with self._db.transaction() as connection:
+            connection.execute("UPDATE sync_objects SET state='delivered' WHERE number=?", (row,))
+            sql = "SELECT job_version FROM sync_objects WHERE number=?"
+            for (version,) in connection.execute(sql, (row,)).fetchall():
+                self._amend(connection, row, last=version, after=job)
 
     def moving(self, row: int) -> str:
         """Where an object is being moved to, empty for nowhere."""
-        found = self._db.rows("SELECT token, body FROM sync_objects WHERE number=?", (row,))
+        found = self._db.rows(_SEALED, (row,))
         return self._open(*found[0]).moving if found else ""
 
     def move(self, row: int, target: str) -> None:
         """Note where an object is to be moved to, before it is. A newer version that is listed meanwhile forgets it."""
         with self._db.transaction() as connection:
-            sql = "SELECT token, body FROM sync_objects WHERE number=? AND version=job_version"
-            for token, sealed in connection.execute(sql, (row,)).fetchall():
-                body = self._open(token, sealed)
-                body.moving = target
-                again = self._seal.seal(_encode(body), f"sync object {token.hex()}")
-                connection.execute("UPDATE sync_objects SET body=? WHERE number=?", (again, row))
+            sql = "SELECT 1 FROM sync_objects WHERE number=? AND version=job_version"
+            if connection.execute(sql, (row,)).fetchone():
+                self._amend(connection, row, moving=target)
 
     def finish(self, row: int, state: str) -> None:
-        """An object is ``done`` or ``gone``; a newer version that was seen meanwhile is ``new``, or ``settling``."""
+        """An object is ``done``, ``away`` or ``gone``; a newer version that was seen meanwhile has its turn."""
         now = self._wall()
         newer = f"CASE WHEN version=job_version THEN ? ELSE {_NEXT} END"
         found = "CASE WHEN version=job_version THEN found ELSE ? END"
         job = "CASE WHEN version=job_version THEN job ELSE '' END"
         tries = f"CASE WHEN version=job_version THEN {'tries+1' if state == 'gone' else '0'} ELSE 0 END"
-        self._update(row, f"state={newer}, found={found}, job={job}, tries={tries}", state, now)
+        # A listing may be under way, which named it before it was taken away.
+        due = f"CASE WHEN version=job_version THEN 1+{_LISTING_OF_IT} ELSE due END" if state == "away" else "due"
+        change = f"state={newer}, found={found}, job={job}, tries={tries}, due={due}"
+        with self._db.transaction() as connection:
+            connection.execute(f"UPDATE sync_objects SET {change} WHERE number=?", (state, now, row))  # noqa: S608
+            if state == "away":
+                self._amend(connection, row, last=b"")
 
     def fail(self, row: int, state: str, error: ErrorBody | None, *, due: float = 0.0, delay: float = 0.0) -> None:
         """An object's job did not end well; a newer version that was seen meanwhile has its turn all the same.
@@ -262,6 +294,23 @@ class SyncStore(Standings):
         troubles += [SyncTrouble("", "damaged", tries, job, error) for tries, job in rows]
         return troubles[:limit]
 
+    def _renewed(self, connection: sqlite3.Connection, row: int, info: ObjectInfo) -> _Body:
+        """What is to be known of a version that was listed: of what was known of the object, what was delivered."""
+        body = _Body(info.path, info.pin)
+        for token, sealed in connection.execute(_SEALED, (row,)).fetchall():
+            with contextlib.suppress(IntegrityError):
+                earlier = self._open(token, sealed)
+                body.last, body.after = earlier.last, earlier.after
+        return body
+
+    def _amend(self, connection: sqlite3.Connection, row: int, **changes: Any) -> None:
+        """Change what is sealed of a row, unless it is damaged, which whoever has to read it says."""
+        for token, sealed in connection.execute(_SEALED, (row,)).fetchall():
+            with contextlib.suppress(IntegrityError):
+                body = msgspec.structs.replace(self._open(token, sealed), **changes)
+                again = self._seal.seal(_encode(body), f"sync object {token.hex()}")
+                connection.execute("UPDATE sync_objects SET body=? WHERE number=?", (again, row))
+
     def _update(self, row: int, change: str, *values: object) -> None:
         with self._db.transaction() as connection:
             connection.execute(f"UPDATE sync_objects SET {change} WHERE number=?", (*values, row))  # noqa: S608
@@ -295,7 +344,8 @@ class SyncStore(Standings):
             raise _damaged()
         number, version, state, tries, job, sealed, token = row
         body = self._open(token, sealed)
-        return Seen(number, version, state, tries, job, body.path, body.pin, body.error)
+        delivered = body.last == version
+        return Seen(number, version, state, tries, job, body.path, body.pin, body.error, delivered, body.after)
 
     def _open(self, token: bytes, sealed: bytes) -> _Body:
         if not isinstance(token, bytes):
@@ -316,7 +366,9 @@ _LISTING = "(SELECT listings FROM syncs WHERE number=?)"
 _SEEN_IN = f"CASE ? WHEN 'new' THEN -1 ELSE {_LISTING} END"
 _INSERT = f"""INSERT INTO sync_objects (sync, token, version, state, live, found, body, due)
     VALUES (?, ?, ?, ?, ?, ?, ?, {_SEEN_IN})"""  # noqa: S608
-_KNOWN = "token, number, version, state, state IN ('working', 'delivered') AND version<>job_version AND due>=0"
+_LISTING_OF_IT = "(SELECT listings FROM syncs WHERE syncs.number=sync)"
+_KNOWN = f"""token, number, version, state, state IN ('working', 'delivered') AND version<>job_version AND due>=0,
+    state='away' AND due<={_LISTING_OF_IT}"""
 _NEWER = f"UPDATE sync_objects SET version=?, body=?, due={_SEEN_IN} WHERE number=?"  # noqa: S608
 _STILL = "UPDATE sync_objects SET due=-1 WHERE number=?"
 _NEXT = "CASE WHEN due<0 THEN 'new' ELSE 'settling' END"

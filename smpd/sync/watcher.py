@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import anyio
 import structlog
@@ -66,14 +66,13 @@ class Watcher:
         self._clock = clock
         self._rng = rng or random.Random()
         self._afterwards = Afterwards(standing, self.rules, store, world)
-        self._undone: ErrorBody | None = None  # what kept a source from being deleted or moved
         self._next_poll = 0.0
         self._asked = False
         self._polled = standing.polled
         self._live = standing.listings > 0
         self._place = standing.place
         self._flying: set[int] = set()  # rows whose job has not ended
-        self._ended: deque[tuple[int, Job]] = deque()
+        self._ended: deque[tuple[int, Job | Seen]] = deque()  # jobs, and objects whose result is delivered
         self._done_at: deque[float] = deque(maxlen=_ENDED_KEPT)
         self._turn = False  # whether the next job is to be of a live object
         self._poll = anyio.Event()
@@ -127,7 +126,7 @@ class Watcher:
             seen=sum(found.values()),
             waiting=found.get("new", 0) + found.get("settling", 0),
             in_flight=found.get("working", 0) + found.get("delivered", 0),
-            done=found.get("done", 0),
+            done=found.get("done", 0) + found.get("away", 0),
             failed=found.get("failed", 0) + found.get("damaged", 0),
             quarantined=found.get("quarantined", 0),
             gone=found.get("gone", 0),
@@ -136,7 +135,7 @@ class Watcher:
             listing=self.listing,
             next_poll=waits,
             last_poll=self._polled,
-            error=self.error or self._undone or self._listener.error,
+            error=self.error or self._listener.error,
             told=self._listener.told,
             hints=self._listener.hints,
             ignored=self._listener.ignored,
@@ -222,14 +221,14 @@ class Watcher:
 
     async def _take_in_all(self) -> bool:
         """Take in the jobs that ended; whether some could not be, which keeps none of the others out."""
-        later = list[tuple[int, Job]]()
+        later = list[tuple[int, Job | Seen]]()
         while self._ended:
-            row, job = self._ended.popleft()
+            row, ended = self._ended.popleft()
             try:
-                await self._take_in(row, job)
+                await self._take_in(row, ended)
             except SmpError as error:
                 self._trouble(error)
-                later.append((row, job))
+                later.append((row, ended))
         self._ended.extend(later)
         return bool(later)
 
@@ -244,10 +243,17 @@ class Watcher:
             await self._start(found)
 
     async def _start(self, found: Seen) -> None:
-        """Give an object its job, or let the one it has try again."""
+        """Give an object its job, or let the one it has try again.
+
+        One whose result is delivered needs none, however long ago that was: at most it is to be deleted or moved yet.
+        """
         with anyio.CancelScope(shield=True):
             try:
-                if not found.job or not await self._resumed(found):
+                if found.delivered:
+                    await self._begin(found, found.after)
+                    self._ended.append((found.number, found))
+                    self._work.set()
+                elif not found.job or not await self._resumed(found):
                     await self._submit(found)
             except SmpError as error:
                 self._flying.discard(found.number)
@@ -272,8 +278,12 @@ class Watcher:
         return True
 
     async def _submit(self, found: Seen) -> None:
-        """Make a job. The row names it before there is one: see :meth:`_recover`."""
+        """Make a job. The row names it before there is one: see :meth:`_recover`.
+
+        A version that came back after another had its result, or after it was deleted or moved, has a job of its own.
+        """
         key = f"sync/{self.standing.number}/{found.version.hex()}/{found.tries}"
+        key += f"/{found.after}" if found.after else ""
         job_id = new_job_id(time.time())
         sealed = (await self._world.remote(self.rules.remote)).mode != "standard"
         await self._begin(found, job_id)
@@ -302,7 +312,7 @@ class Watcher:
             except NotFoundError:
                 # Of a working object: the daemon died between naming the job and keeping it.
                 self._flying.discard(found.number)
-                if found.state == "delivered":
+                if found.state == "delivered" and not found.delivered:
                     await _thread(self._store.finish, found.number, "done")
                 else:
                     await _thread(self._store.again, found.number)
@@ -314,14 +324,16 @@ class Watcher:
                 else:
                     await self._failed(found.number, error.body())
 
-    async def _take_in(self, row: int, job: Job) -> None:
+    async def _take_in(self, row: int, job: Job | Seen) -> None:
         """A job ended: so does its object's turn."""
         code = job.error.code if job.error else ""
-        if job.state == "done":
-            await _thread(self._store.deliver, row)
-            self._undone = await self._afterwards.do(row, job) or self._undone
-            await _thread(self._store.finish, row, "done")
-            self._done_at.append(self._clock())
+        if isinstance(job, Seen):
+            await self._finish(row, job.after, job.path, job.pin)
+        elif job.state == "done":
+            spec: Any = job.spec
+            await _thread(self._store.deliver, row, job.id)
+            if await self._finish(row, job.id, str(spec.source).partition(":")[2], spec.pin):
+                self._done_at.append(self._clock())
         elif code in ("no_such_object", "source_changed"):
             await self._left(row, job.error)
         elif code == "target_changed":  # somebody else's object is there: whether it is replaced is for a person to say
@@ -333,6 +345,15 @@ class Watcher:
             await _thread(self._store.fail, row, "quarantined", error)
         self._flying.discard(row)
         self._changed()
+
+    async def _finish(self, row: int, job: str, path: str, pin: str) -> bool:
+        """An object's result is delivered: do what is to be done afterwards; whether that could be done."""
+        error = await self._afterwards.do(row, job, path, pin)
+        if error is not None:
+            await self._failed(row, error)
+            return False
+        await _thread(self._store.finish, row, "done" if self.standing.spec.after == "keep" else "away")
+        return True
 
     async def _left(self, row: int, error: ErrorBody | None) -> None:
         """It left, or was replaced: what is there now is another version, and the next listing names it.
