@@ -216,14 +216,15 @@ class Results:
     ) -> None:
         self.count = 0
         self.prefix = ""  # of the object that the next results are of
-        self.entry = 0  # and the number of their entry; 0 for several
+        self.object = 0  # the number of that one
+        self.entry = 0  # and of their entry; 0 for several
         self._slots = slots
         self._free = list(range(len(slots)))
         self._freed = freed
         self._send = send
         self._clock = clock
         self._processor = processor
-        self._names: dict[str, int] = {}  # and the entry that each is of
+        self._names: dict[str, tuple[int, int]] = {}  # and the object and entry that each is of
 
     def put(self, output: Output) -> None:
         """Check one result and send it.
@@ -247,14 +248,18 @@ class Results:
 
     def _check(self, output: Output, name: str) -> None:
         same = folded(name)  # as smpd compares them
-        earlier = self._names.get(same)
-        if earlier == self.entry:
+        here, earlier = (self.object, self.entry), self._names.get(same)
+        if earlier == here:
             raise self._nonsense("has the name of an earlier one")
+        if earlier is not None and earlier[0] != self.object:  # a and a.smp, say
+            message = f"results of objects {earlier[0]} and {self.object}, as smpctl ls lists them, have one name"
+            hint = "rename one of the two (a.smp and a name the same results), or run over each of them alone"
+            raise ProcessorError("processor_output", message, hint=hint)
         if earlier is not None:  # scan.tif and scan.tif.png, say
-            message = f"processor {self._processor} gives the results of entries {earlier} and {self.entry} one name"
+            message = f"processor {self._processor} gives the results of entries {earlier[1]} and {self.entry} one name"
             hint = "rename one of the two entries, or run it over each in an object of its own"
             raise ProcessorError("processor_output", message, hint=hint)
-        self._names[same] = self.entry
+        self._names[same] = here
         kind = output.media_type
         if not isinstance(kind, str) or len(kind) > 127 or not kind.isascii() or not (kind + "x").isprintable():
             raise self._nonsense("has a media type that is not text of at most 127 ASCII characters")

@@ -66,9 +66,9 @@ class Job:
         outcome = Outcome()
         try:
             with self._device.current(), torch.no_grad():
-                for item in self._objects:
+                for number, item in enumerate(self._objects, 1):
                     self._clock.start()
-                    self._call(item, feed, results)
+                    self._call(number, item, feed, results)
                 if not self._taken:
                     raise self._none_taken()
                 feed.skip_to(self._objects.plain_bytes)
@@ -81,11 +81,11 @@ class Job:
             outcome.error, outcome.fatal = self._explain(error), is_fatal(error)
         return self._clean_up(outcome)
 
-    def _call(self, item: InputObject, feed: Feed, results: Results) -> None:
+    def _call(self, number: int, item: InputObject, feed: Feed, results: Results) -> None:
         processor = self._processor
         taken = {kind for kind in {entry.media_type for entry in item.entries} if processor.takes(kind)}
         numbered = enumerate(item.entries, self._seen + 1)
-        accepted = [(number, entry) for number, entry in numbered if entry.media_type in taken]
+        accepted = [(at, entry) for at, entry in numbered if entry.media_type in taken]
         self._seen += len(item.entries)
         self._taken += len(accepted)
         if not accepted:
@@ -93,7 +93,7 @@ class Job:
             if self._single:
                 raise self._none_taken()
             return
-        results.prefix, results.entry = item.prefix, 0
+        results.prefix, results.object, results.entry = item.prefix, number, 0
         feed.expect([entry for _, entry in accepted])
         if processor.group and processor.stream:
             _put_all(results, processor(self._streams(accepted, feed), self._context))
@@ -101,8 +101,8 @@ class Job:
             _put_all(results, processor(self._load_all(accepted, feed), self._context))
         else:
             load: Callable[[Feed, InputEntry], Item | StreamItem] = _stream if processor.stream else self._load
-            for number, entry in accepted:
-                self._number = results.entry = number
+            for at, entry in accepted:
+                self._number = results.entry = at
                 _put_all(results, processor(load(feed, entry), self._context))
 
     def _none_taken(self) -> ProcessorError:

@@ -18,7 +18,7 @@ import anyio
 
 from smp_proto import durable
 from smp_proto.control import LocalConfig, ObjectInfo
-from smp_proto.errors import RemoteError, SmpError, UsageError
+from smp_proto.errors import NotFoundError, RemoteError, SmpError, UsageError
 from smpd.fetch.pins import stat_pin
 from smpd.fetch.remote import (
     PLAINLY,
@@ -27,8 +27,8 @@ from smpd.fetch.remote import (
     Writing,
     changed,
     is_listed,
+    missing,
     missing_root,
-    no_file,
     short_source,
     spoken,
     tail_of,
@@ -36,6 +36,7 @@ from smpd.fetch.remote import (
     untold,
     unwritable,
     walk_folders,
+    why_missing,
 )
 from smpd.links.fetching import Seen
 
@@ -114,8 +115,11 @@ class LocalRemote:
             with self._folder() as root:
                 return work(root)
 
-        with self._translated(path):
-            return await anyio.to_thread.run_sync(call)
+        try:
+            with self._translated(path):
+                return await anyio.to_thread.run_sync(call)
+        except NotFoundError as error:
+            raise await why_missing(error, path, self._listed) from error
 
     @contextlib.contextmanager
     def _translated(self, path: str) -> Iterator[None]:
@@ -126,7 +130,7 @@ class LocalRemote:
 
     def _error(self, error: OSError, path: str) -> SmpError:
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR):
-            return no_file(path, f"the folder {self._root}")
+            return missing(path, f"the folder {self._root}")
         if error.errno in (errno.EXDEV, errno.ELOOP):
             hint = "only links that stay inside the folder are followed"
             return UsageError("bad_name", f"{path} leads out of the folder {self._root}", hint=hint)
@@ -176,10 +180,10 @@ class LocalRemote:
     def walk(self, prefix: str, recursive: bool, after: str = "") -> AsyncGenerator[ObjectInfo, None]:
         """See :class:`smpd.fetch.remote.Remote`."""
 
-        async def entries(folder: str) -> list[ObjectInfo]:
-            return await self._run(folder, lambda root: _entries(root, folder))
+        return walk_folders(prefix, recursive, self._listed, after)
 
-        return walk_folders(prefix, recursive, entries, after)
+    async def _listed(self, folder: str) -> list[ObjectInfo]:
+        return await self._run(folder, lambda root: _entries(root, folder))
 
     # ── writing ────────────────────────────────────────────────────────────────────────────────────────
 

@@ -230,11 +230,21 @@ def spoken(name: bytes) -> str:
     return name.decode(errors="backslashreplace")
 
 
-def no_file(path: str, where: str) -> SmpError:
-    """There is no such file; or one that is listed by an escaped name, by which it cannot be asked for."""
-    if _UNSPEAKABLE.search(path):
-        return UsageError("bad_name", f"the name of {path} is not UTF-8", hint="rename it")
-    return missing(path, where)
+async def why_missing(
+    error: NotFoundError, path: str, entries: Callable[[str], Awaitable[list[ObjectInfo]]]
+) -> SmpError:
+    """There is no such file; or one that is listed by an escaped name, by which it cannot be asked for.
+
+    Args:
+        error: what is raised where it is not listed, either.
+        path: what was asked for.
+        entries: as for :func:`walk_folders`.
+    """
+    if error.code != "no_such_object" or not _UNSPEAKABLE.search(path):
+        return error
+    if not any(info.path == path for info in await entries(path[: path.rfind("/") + 1])):
+        return error
+    return UsageError("bad_name", f"the name of {path} is not UTF-8", hint="rename it")
 
 
 def missing(path: str, where: str) -> NotFoundError:

@@ -11,7 +11,7 @@ from asyncssh import constants as protocol
 
 from smp_proto.control import ObjectInfo, SftpConfig, SftpSecret
 from smp_proto.durable import part_name
-from smp_proto.errors import RemoteError
+from smp_proto.errors import NotFoundError, RemoteError
 from smpd.fetch.pins import stat_pin
 from smpd.fetch.remote import (
     PLAINLY,
@@ -21,14 +21,15 @@ from smpd.fetch.remote import (
     changed,
     is_copy,
     is_listed,
+    missing,
     missing_root,
-    no_file,
     read_source,
     spoken,
     taken,
     unreachable,
     untold,
     walk_folders,
+    why_missing,
 )
 from smpd.fetch.sftp_lines import CONNECTIONS_MAX, Line, Lines
 from smpd.fetch.sftp_login import GONE, Login
@@ -64,9 +65,12 @@ class SftpRemote:
     @contextlib.asynccontextmanager
     async def _reads(self, path: str) -> AsyncIterator[ReadSession]:
         """A session for reading, for the length of a block."""
-        with self._translated(path):
-            async with self._lines.use() as line:
-                yield await line.reads()
+        try:
+            with self._translated(path):
+                async with self._lines.use() as line:
+                    yield await line.reads()
+        except NotFoundError as error:
+            raise await why_missing(error, path, self._entries) from error
 
     @contextlib.contextmanager
     def _translated(self, path: str) -> Iterator[None]:
@@ -74,7 +78,7 @@ class SftpRemote:
         try:
             yield
         except _ABSENT as error:
-            raise (no_file(path, self._where) if path else missing_root(self._root_name)) from error
+            raise (missing(path, self._where) if path else missing_root(self._root_name)) from error
         except _DENIED as error:
             hint = f"give {self._config.user} the right to it on the server"
             raise RemoteError("remote_forbidden", f"the server does not allow this on {where}", hint=hint) from error

@@ -76,8 +76,8 @@ class Rules:
         return plain, f"{folder}{slash}{stem}.{own}{dot}{kind}"
 
     def _inside(self, path: str) -> str:
-        """The path below the prefix; an object's name where the prefix is all of its path."""
-        return path.removeprefix(self.prefix).lstrip("/") or path.rpartition("/")[2]
+        """The path from the last slash of the prefix on, so that no two objects have one."""
+        return path[self.prefix.rfind("/") + 1 :]
 
     def wants(self, path: str) -> bool:
         """Whether an object of the listing is one to work on."""
@@ -91,13 +91,20 @@ class Rules:
 
         Args:
             sealed: whether what lies there is sealed, and so has the suffix that is meant for it.
+
+        Raises:
+            UsageError: ``bad_name``; a step of its path is empty, which is one in a bucket, and none in a folder.
         """
         spec, source = self.spec, f"{self.remote}:{path}"
         if not spec.processor:
             return GetSpec(source, pin=pin)
         target = ""
         if spec.target:
-            target = spec.target + self._inside(path) + ("" if sealed else _SUFFIX)
+            inside = self._inside(path)
+            if "" in inside.split("/"):
+                hint = "rename it, or leave it out with --exclude"
+                raise UsageError("bad_name", f"no result can be named after {source}: it has an empty step", hint=hint)
+            target = spec.target + inside + ("" if sealed else _SUFFIX)
         return RunSpec(source, spec.processor, spec.params, target, spec.recipients, pin=pin)
 
 

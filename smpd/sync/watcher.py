@@ -285,8 +285,8 @@ class Watcher:
         key = f"sync/{self.standing.number}/{found.version.hex()}/{found.tries}"
         key += f"/{found.after}" if found.after else ""
         job_id = new_job_id(time.time())
-        sealed = (await self._world.remote(self.rules.remote)).mode != "standard"
         await self._begin(found, job_id)
+        sealed = (await self._world.remote(self.rules.remote)).mode != "standard"
         spec, priority = self.rules.job(found.path, found.pin, sealed=sealed), self.standing.spec.priority
         job = await self._world.submit(spec, owner=self.standing.owner, key=key, priority=priority, job_id=job_id)
         if job.id != job_id:  # this version had its job before

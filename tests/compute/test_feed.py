@@ -74,3 +74,16 @@ def test_results_whose_names_differ_only_in_case(first: str, second: str) -> Non
             results.put(Output(name, b"1"))
     assert caught
     assert "the results of entries 1 and 2 one name" in str(caught.value)
+
+
+@pytest.mark.parametrize("entries", [(0, 0), (1, 2)])
+def test_results_of_two_objects_of_one_name(entries: tuple[int, int]) -> None:
+    """As of ``a`` and ``a.smp``: that is nothing for the processor's author."""
+    results = Results([torch.zeros(SLOT_BYTES, dtype=torch.uint8)] * 2, queue.SimpleQueue(), print, Clock(), "digest")
+    results.prefix = "a"
+    results.object, results.entry = 1, entries[0]
+    results.put(Output("digests.json", b"1"))
+    results.object, results.entry = 2, entries[1]
+    with pytest.raises(ProcessorError, match="objects 1 and 2.* have one name") as caught:
+        results.put(Output("digests.json", b"1"))
+    assert "author" not in caught.value.hint

@@ -229,6 +229,10 @@ async def test_a_name_that_is_not_utf_8_is_told(tmp_path: Path) -> None:
                     await act
                 assert (caught.value.code, caught.value.retryable) == ("bad_name", False)
         assert await link.read("good", found["good"].pin, 0, 1) == b"1"
+        with pytest.raises(SmpError, match="has no object"):  # this one may be written: it is not there
+            await link.stat("new\\xff.smp")
+        written = await link.write("new\\xff.smp", b"3")
+        assert await link.read("new\\xff.smp", written.pin, 0, 1) == b"3"
 
 
 async def test_very_many_folders_are_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -248,6 +248,10 @@ async def test_a_name_that_is_not_utf_8_is_told(openssh: Served) -> None:
                     await act
                 assert (caught.value.code, caught.value.retryable) == ("bad_name", False)
         assert await link.read("odd/good", found["odd/good"].pin, 0, 1) == b"1"
+        with pytest.raises(SmpError, match="has no object"):  # this one may be written: it is not there
+            await link.stat("odd/new\\xff.smp")
+        written = await link.write("odd/new\\xff.smp", b"3")
+        assert await link.read("odd/new\\xff.smp", written.pin, 0, 1) == b"3"
 
 
 class Sparing(asyncssh.SFTPServer):

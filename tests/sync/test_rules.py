@@ -1,5 +1,7 @@
 """What a sync wants and where results go: pure functions."""
 
+import contextlib
+import posixpath
 import random
 
 import pytest
@@ -36,6 +38,8 @@ def test_patterns(include, exclude, wanted, left):
         ({"target": "out:"}, "out:b/c.smp"),
         ({"target": ""}, ""),
         ({"target": "out:r/", "source": "lake:in/b/c.smp"}, "out:r/c.smp"),
+        ({"target": "out:r/", "source": "lake:in/b"}, "out:r/b/c.smp"),
+        ({"target": "out:r/", "source": "lake:"}, "out:r/in/b/c.smp"),
     ],
 )
 def test_results_lie_as_their_objects_do(changes, target):
@@ -55,6 +59,24 @@ def test_no_two_objects_have_one_result(sealed):
     ]
     added = "" if sealed else ".smp"
     assert targets == [f"out:r/{name}{added}" for name in ("a", "a.smp", "a.tif", "a.tif.smp")]
+
+
+@given(st.sampled_from(["in/", "in/da", "in", ""]), st.lists(st.text("ad/", max_size=6), unique=True, max_size=20))
+def test_whatever_objects_are_called(prefix, names):
+    """Where the target is a folder ``r//a`` is ``r/a``: an object that would have such a name is refused."""
+    rules = Rules(spec(source=f"lake:{prefix}", processor="digest", target="out:r/"))
+    targets = []
+    for name in names:
+        with contextlib.suppress(UsageError):
+            targets.append(rules.job(f"{prefix}{name}", "pin", sealed=True).target)
+    assert len({posixpath.normpath(target) for target in targets}) == len(targets)
+
+
+def test_an_empty_step_names_no_result():
+    """It says what to do; without a target there is nothing to name."""
+    with pytest.raises(UsageError, match="empty step"):
+        Rules(spec(processor="digest", target="out:r/")).job("in//a", "pin", sealed=True)
+    assert Rules(spec()).job("in//a", "pin", sealed=True).source == "lake:in//a"
 
 
 @pytest.mark.parametrize(
