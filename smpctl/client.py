@@ -276,9 +276,10 @@ class Client:
         *,
         mode: c.Mode = "zero-knowledge",
         secret: c.AnyRemoteSecret | None = None,
+        replace: bool = False,
     ) -> c.RemoteView:
-        """Keep a remote; its secret is sealed at rest."""
-        return self._call(c.RemoteAdd(name, config, mode, secret), c.RemoteView)
+        """Keep a remote; its secret is sealed at rest. ``replace``: another secret of one that is kept."""
+        return self._call(c.RemoteAdd(name, config, mode, secret, replace), c.RemoteView)
 
     def remotes(self) -> list[c.RemoteView]:
         """All remotes, without their secrets."""

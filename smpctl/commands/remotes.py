@@ -30,7 +30,8 @@ def remote() -> None:
 @click.option("--secret-file", metavar="FILE", help="The credentials, as docs/reference/commands.md says.")
 @click.option("--secret-stdin", is_flag=True, help="The same, from standard input.")
 @click.option("--no-secret", is_flag=True, help="None is needed.")
-def add(session: Session, name: str, url: str, *, mode: Mode, **options: Any) -> None:
+@click.option("--replace", is_flag=True, help="It is kept already: other credentials and settings, at the same place.")
+def add(session: Session, name: str, url: str, *, mode: Mode, replace: bool, **options: Any) -> None:
     """Keep a remote: s3://BUCKET[/PREFIX], sftp://USER@HOST[:PORT]/FOLDER, file:///FOLDER.
 
     Credentials come from a file, standard input or the terminal; they are sealed at rest and never shown.
@@ -42,7 +43,7 @@ def add(session: Session, name: str, url: str, *, mode: Mode, **options: Any) ->
     secret = secret_for(config, chosen)
     if chosen.secret_file and os.stat(chosen.secret_file).st_mode & 0o077:
         session.note(f"smpctl: others can read {chosen.secret_file}; hint: chmod 600 {chosen.secret_file}")
-    found = session.client.remote_add(name, config, mode=mode, secret=secret)
+    found = session.client.remote_add(name, config, mode=mode, secret=secret, replace=replace)
     session.show(found, lambda: click.echo(f"{found.name} is kept; try it with: smpctl remote test {found.name}"))
 
 

@@ -16,7 +16,7 @@ from smpd.links.fetching import END_BYTES, Seen
 
 PATH_MAX_BYTES = 1024
 # What to type to change a remote; smpd puts the name in.
-ANEW = "smpctl remote remove NAME, smpctl remote add NAME ..."
+ANEW = "smpctl remote add NAME URL --replace"
 # Of a batch of a listing, which takes no more than fetching.LISTED_BYTES with all there is beside names and pins.
 BATCH_OBJECTS = 256
 BATCH_NAME_BYTES = 32 << 10
@@ -264,7 +264,7 @@ def missing_root(what: str) -> NotFoundError:
     return NotFoundError(
         "no_such_bucket",
         f"{what} does not exist",
-        hint=f"check the name, then: {ANEW}",
+        hint="check the name; to give another: smpctl remote remove NAME, smpctl remote add NAME URL",
     )
 
 

@@ -72,12 +72,17 @@ class Pools:
                 )
             return self.open[name]
 
-    async def forget(self, name: str) -> None:
-        """Stop a remote's processes; the next use starts anew."""
+    async def forget(self, name: str, *, replaced: bool = False) -> None:
+        """Stop a remote's processes; the next use starts anew.
+
+        Args:
+            name: of the remote.
+            replaced: whether it goes on with another secret, so that what is under way is to be tried again.
+        """
         async with self._lock:
             pool = self.open.pop(name, None)
         if pool:
-            await pool.aclose()
+            await pool.aclose(replaced=replaced)
             await self.openers.tidy()
             pool.counts.forget()
 

@@ -50,6 +50,7 @@ class Questions:
         self._limits = limits
         self._places = {host: Places() for host in processes.hosts}
         self._closing = anyio.Event()
+        self._replaced = False
         self.gate = Gate(
             name, breaker, probe=self.probe, paused=processes.hold, changed=changed, quiet=limits.quiet, group=group
         )
@@ -158,8 +159,13 @@ class Questions:
             await event.wait()
             group.cancel_scope.cancel()
 
-    async def aclose(self) -> None:
-        """Stop the processes, and give the rings back once nobody holds a lane."""
+    async def aclose(self, *, replaced: bool = False) -> None:
+        """Stop the processes, and give the rings back once nobody holds a lane.
+
+        Args:
+            replaced: whether the remote is there still, with another secret.
+        """
+        self._replaced = replaced
         self._closing.set()
         self.gate.close()
         await self.processes.aclose()
@@ -200,6 +206,9 @@ class Questions:
         if gated:
             await self.gate.enter()
             await self._limits.asks(request, self.processes.hosts.index(host))
+        if self._closing.is_set() and self._replaced:
+            said, hint = f"the credentials of remote {self.name} were changed meanwhile", "it is tried again with them"
+            raise RemoteError("remote_unreachable", said, hint=hint, details={"held": self.name})
         if self._closing.is_set():
             raise NotFoundError("no_such_remote", f"remote {self.name} was removed", hint="run: smpctl remote list")
         request.rank = rank.get()

@@ -4,6 +4,7 @@ A name goes into audit records and file names, a path to a storage server, so bo
 else sees them. All calls block.
 """
 
+import contextlib
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -155,16 +156,43 @@ class RemoteStore:
             StateError: ``exists``.
         """
         remote = Remote(check_name(name), mode, config, secret)
-        _check_kinds(config, secret)
-        plain = encode_secret(remote)
-        body = self._seal.seal(plain, _context(name))
-        wipe_bytes(plain)
+        body = self._sealed(remote)
         with self._db.transaction() as connection:
             if connection.execute("SELECT 1 FROM remotes WHERE name=?", (name,)).fetchone():
-                hint = f"smpctl remote remove {name} forgets it"
+                hint = f"to change its credentials add --replace; smpctl remote remove {name} forgets it"
                 raise StateError("exists", f"there is a remote {name} already", hint=hint)
             connection.execute("INSERT INTO remotes (name, body) VALUES (?, ?)", (name, body))
         return remote.view()
+
+    def replace(
+        self, name: str, config: AnyRemoteConfig, *, mode: Mode, secret: AnyRemoteSecret | None = None
+    ) -> RemoteView:
+        """Keep another secret, and other settings, of a remote at the same place. One that is damaged is made anew.
+
+        Raises:
+            UsageError: ``bad_request``, when the secret is of another kind than the configuration.
+            NotFoundError: ``no_such_remote``.
+            StateError: ``wrong_state``; it is another place, where what was done with its objects is not true.
+        """
+        with contextlib.suppress(IntegrityError):
+            kept = self.view(name)
+            if (kept.mode, _place(kept.config)) != (mode, _place(config)):
+                message = f"remote {name} is kept as another place, or in another mode ({kept.mode})"
+                hint = "see it with: smpctl remote list; add another place under another name"
+                raise StateError("wrong_state", message, hint=hint)
+        remote = Remote(name, mode, config, secret)
+        body = self._sealed(remote)
+        with self._db.transaction() as connection:
+            if connection.execute("UPDATE remotes SET body=? WHERE name=?", (body, name)).rowcount == 0:
+                raise _unknown(name)
+        return remote.view()
+
+    def _sealed(self, remote: Remote) -> bytes:
+        _check_kinds(remote.config, remote.secret)
+        plain = encode_secret(remote)
+        body = self._seal.seal(plain, _context(remote.name))
+        wipe_bytes(plain)
+        return body
 
     def get(self, name: str) -> Remote:
         """Return a remote with its secret, for the caller to wipe.
@@ -175,7 +203,7 @@ class RemoteStore:
         """
         rows = self._db.rows("SELECT body FROM remotes WHERE name=?", (name,))
         if not rows:
-            raise NotFoundError("no_such_remote", f"there is no remote {name[:80]!r}", hint="smpctl remote list")
+            raise _unknown(name)
         try:
             plain = self._seal.open(rows[0][0], _context(name))
             try:
@@ -183,7 +211,7 @@ class RemoteStore:
             finally:
                 wipe_bytes(plain)
         except (IntegrityError, msgspec.MsgspecError, ValueError, RecursionError) as error:
-            hint = f"smpctl remote remove {name}, then add it again"
+            hint = f"add it again: smpctl remote add {name} URL --replace"
             raise IntegrityError("corrupt", f"the record of remote {name} is damaged", hint=hint) from error
 
     def view(self, name: str) -> RemoteView:
@@ -221,7 +249,7 @@ class RemoteStore:
         """
         with self._db.transaction() as connection:
             if connection.execute("DELETE FROM remotes WHERE name=?", (name,)).rowcount == 0:
-                raise NotFoundError("no_such_remote", f"there is no remote {name[:80]!r}", hint="smpctl remote list")
+                raise _unknown(name)
 
 
 def _check_kinds(config: AnyRemoteConfig, secret: AnyRemoteSecret | None) -> None:
@@ -229,6 +257,19 @@ def _check_kinds(config: AnyRemoteConfig, secret: AnyRemoteSecret | None) -> Non
     if secret is not None and not isinstance(config, fits[type(secret)]):
         kind = "a local folder" if isinstance(config, LocalConfig) else type(config).__struct_config__.tag
         raise UsageError("bad_request", f"this secret is not one for {kind}", hint="give the kind that fits, or none")
+
+
+def _place(config: AnyRemoteConfig) -> tuple[object, ...]:
+    """Whose objects a remote's are: what else is said of it is how they are reached."""
+    if isinstance(config, S3Config):
+        return "s3", config.endpoint, config.bucket, config.prefix
+    if isinstance(config, SftpConfig):
+        return "sftp", config.host, config.port, config.user, config.root
+    return "local", config.root
+
+
+def _unknown(name: str) -> NotFoundError:
+    return NotFoundError("no_such_remote", f"there is no remote {name[:80]!r}", hint="smpctl remote list")
 
 
 def _context(name: str) -> str:

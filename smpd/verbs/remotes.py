@@ -37,13 +37,17 @@ _UNFINISHED: tuple[JobState, ...] = ("queued", "waiting", "running", "paused")
 
 
 async def remote_add(daemon: Daemon, actor: Actor, request: RemoteAdd, exchange: Exchange) -> RemoteView:
-    """Keep a remote, its secret sealed."""
-    await daemon.record(actor, "remote.add", request.name, mode=request.mode)
-    add = partial(daemon.remotes.add, request.name, request.config, mode=request.mode, secret=request.secret)
+    """Keep a remote, its secret sealed; or another secret of it, without the processes that have the earlier one."""
+    await daemon.record(actor, "remote.replace" if request.replace else "remote.add", request.name, mode=request.mode)
+    keep = daemon.remotes.replace if request.replace else daemon.remotes.add
+    keeping = partial(keep, request.name, request.config, mode=request.mode, secret=request.secret)
     try:
-        return await anyio.to_thread.run_sync(add)
+        view = await anyio.to_thread.run_sync(keeping)
     finally:
         Remote(request.name, request.mode, request.config, request.secret).wipe()
+    if request.replace:
+        await daemon.pools.forget(request.name, replaced=True)
+    return view
 
 
 async def remote_list(daemon: Daemon, actor: Actor, request: RemoteList, exchange: Exchange) -> Remotes:
@@ -74,7 +78,8 @@ async def remote_remove(daemon: Daemon, actor: Actor, request: RemoteRemove, exc
             hint=f"wait for them or run: smpctl job cancel {users[0]}",
         )
     if syncs := daemon.syncs.using(request.name):
-        hint = f"remove it first: smpctl sync remove {syncs[0]}"
+        name = request.name
+        hint = f"to change its credentials: smpctl remote add {name} URL --replace; else: smpctl sync remove {syncs[0]}"
         raise StateError("wrong_state", f"remote {request.name} is watched by the sync {syncs[0]}", hint=hint)
     await daemon.record(actor, "remote.remove", request.name)
     await anyio.to_thread.run_sync(daemon.remotes.remove, request.name)

@@ -52,6 +52,12 @@ def test_s3_with_everything(smpctl: Smpctl, adding: StandIn, home: Path) -> None
     assert "hush" not in ran.out + ran.err
 
 
+def test_another_secret(smpctl: Smpctl, adding: StandIn, home: Path) -> None:
+    """It is said that the remote is kept already."""
+    assert smpctl("remote", "add", "lab", "s3://b", "--replace", "--secret-stdin", stdin=SECRET).code == 0
+    assert added(adding) == c.RemoteAdd("lab", c.S3Config("b"), "zero-knowledge", c.S3Secret("AK", "hush"), True)
+
+
 def test_s3_from_standard_input(smpctl: Smpctl, adding: StandIn, home: Path) -> None:
     """The same form on standard input, with a session token."""
     text = SECRET + 'session_token = "t"\n'

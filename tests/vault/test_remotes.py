@@ -52,6 +52,28 @@ def test_refusals(db: Database, seal: StateSeal) -> None:
     assert store.get("pacs").config == S3
 
 
+def test_another_secret(db: Database, seal: StateSeal) -> None:
+    """And other settings, of the same place alone; a damaged one is made anew."""
+    store = RemoteStore(db, seal)
+    for act in (store.view, lambda name: store.replace(name, S3, mode="zero-knowledge", secret=SECRET)):
+        with pytest.raises(NotFoundError):
+            act("pacs")
+    store.add("pacs", S3, secret=SECRET)
+    other, region = S3Secret("AK", "other"), S3Config("hospital-bucket", "mueller/", "https://s3.example", "eu-1")
+    assert store.replace("pacs", region, mode="zero-knowledge", secret=other).config == region
+    assert store.get("pacs").secret == other
+    for config in (S3Config("other"), S3Config("hospital-bucket", "mueller/"), LocalConfig("/")):
+        with pytest.raises(StateError, match="another place"):
+            store.replace("pacs", config, mode="zero-knowledge")
+    with pytest.raises(StateError, match="zero-knowledge"):
+        store.replace("pacs", S3, mode="standard", secret=SECRET)
+    assert store.get("pacs").secret == other
+    with db.transaction() as connection:
+        connection.execute("UPDATE remotes SET body=x'00'")
+    store.replace("pacs", S3, mode="zero-knowledge", secret=SECRET)
+    assert store.get("pacs").secret == SECRET
+
+
 def test_nothing_is_readable_on_disk_or_in_a_repr(db: Database, seal: StateSeal, tmp_path: Path) -> None:
     """Neither file nor repr shows the secret, before and after it is removed; the files do not show the bucket."""
     store = RemoteStore(db, seal)

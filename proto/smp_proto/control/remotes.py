@@ -104,12 +104,17 @@ class ObjectInfo(msgspec.Struct):
 
 
 class RemoteAdd(Request, tag="remote-add"):
-    """Keep a remote; its secret is sealed at rest. Reply: RemoteView. Errors: exists, bad_name."""
+    """Keep a remote; its secret is sealed at rest. Reply: RemoteView. Errors: exists, bad_name.
+
+    ``replace``: the remote is kept already, and gets this secret and these settings, while jobs and syncs use it.
+    Errors: no_such_remote, wrong_state where this is another place, or another mode.
+    """
 
     name: str
     config: AnyRemoteConfig
     mode: Mode = "zero-knowledge"
     secret: AnyRemoteSecret | None = None
+    replace: bool = False
 
 
 class RemoteList(Request, tag="remote-list"):
