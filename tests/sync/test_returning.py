@@ -22,6 +22,7 @@ async def test_after_another_had_its_result(machine: Machine) -> None:
     machine.outcome = lambda path: order.append(machine.bucket.objects[path])
     async with machine.running() as syncs:
         await syncs.add(spec(), "ann(1)")
+        await machine.settled(1)
         for pin in ("A", "B", "A", "A", "B"):
             machine.bucket.objects[PATH] = pin
             view = await machine.again()
@@ -33,6 +34,7 @@ async def test_across_a_crash(machine: Machine) -> None:
     """Its job is found again, and is not made twice."""
     async with machine.running() as syncs:
         await syncs.add(spec(), "ann(1)")
+        await machine.settled(1)
         for pin in ("A", "B"):
             machine.bucket.objects[PATH] = pin
             await machine.again()
@@ -42,7 +44,7 @@ async def test_across_a_crash(machine: Machine) -> None:
         await machine.until(lambda view: view.in_flight == 1)
     machine.hold = False
     async with machine.running():
-        await machine.settled(3)
+        await machine.settled(4)
     assert machine.results == {(PATH, "A"): 2, (PATH, "B"): 1}
 
 
@@ -50,6 +52,7 @@ async def test_named_by_mistake(machine: Machine) -> None:
     """An old listing still names what was replaced: that has no result, and what replaced it has none twice."""
     async with machine.running() as syncs:
         await syncs.add(spec(), "ann(1)")
+        await machine.settled(1)
         for pin in ("A", "B"):
             machine.bucket.objects[PATH] = pin
             await machine.again()
