@@ -53,7 +53,7 @@ class Control(Section, frozen=True):
     connections_max: Count = 64
     connections_user_max: Count = 16
     requests_max: Annotated[int, Meta(ge=1, le=256)] = 64
-    watches_user_max: Count = 64
+    watches_user_max: Count = 256
     requests_per_s: Annotated[float, Meta(gt=0, le=1e6)] = 200.0
     requests_burst: Annotated[int, Meta(ge=1, le=1_000_000)] = 1000
     stall_s: Seconds = 10.0

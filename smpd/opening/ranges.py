@@ -13,7 +13,6 @@ from dataclasses import replace
 from functools import partial
 
 from smp_proto.errors import IntegrityError
-from smp_proto.sealed.entries import packed_entries
 from smp_proto.sealed.envelope import CheckedEnvelope, OpenedEnvelope, Trust, open_envelope
 from smp_proto.sealed.keys import Identity
 from smp_proto.sealed.layout import HEADER_BYTES, SEGMENT_BYTES, TRAILER_BYTES, Layout, Trailer
@@ -225,7 +224,7 @@ def open_whole(
         accept: looks at the checked envelope and raises where the object is not to be taken.
 
     Returns:
-        The checked envelope, its entries as :func:`packed_entries` keeps them; its file key is wiped.
+        The checked envelope, its entries as :meth:`CheckedEnvelope.packed` has them; its file key is wiped.
 
     Raises:
         IntegrityError: as :func:`open_envelope`, :meth:`Opener.open` and :meth:`Opener.check_content`; what
@@ -253,7 +252,7 @@ def open_whole(
         envelope.file_key.wipe()
     if spool is not None:
         write_exact(spool, memoryview(sealed + end), trailer.payload_bytes)
-    return replace(envelope, entries=packed_entries(envelope.entries))
+    return envelope.packed()
 
 
 def write_exact(fd: int, data: memoryview, offset: int) -> None:

@@ -3,7 +3,6 @@
 import contextlib
 import os
 from collections.abc import AsyncGenerator, Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeGuard
 
@@ -11,7 +10,6 @@ import anyio
 
 from smp_proto.control import ObjectInfo
 from smp_proto.errors import IntegrityError, SmpError
-from smp_proto.sealed.entries import packed_entries
 from smp_proto.sealed.envelope import CheckedEnvelope
 from smpd.host.space import disk_errors
 from smpd.links.computing import InputObject
@@ -142,7 +140,7 @@ class Batch:
                 self._keep_evidence(index, read)
                 continue
             members.opened(envelope)
-            self._opened.append((info, replace(envelope, entries=packed_entries(each.entries))))
+            self._opened.append((info, envelope.packed()))
         members.remember(self._opened)
         return filled, bad
 

@@ -1,7 +1,7 @@
 """A sealed object as a source: its envelope, checked before anything else of it is asked for."""
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from traceback import clear_frames
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -9,7 +9,6 @@ import anyio
 
 from smp_proto.control import ObjectInfo
 from smp_proto.errors import IntegrityError, NotFoundError, SmpError
-from smp_proto.sealed.entries import packed_entries
 from smp_proto.sealed.envelope import OpenedEnvelope, Trust, open_envelope
 from smp_proto.sealed.keys import Identity
 from smp_proto.sealed.layout import TRAILER_BYTES, Layout, Trailer
@@ -135,7 +134,7 @@ async def open_source(
         except BaseException:
             opened.file_key.wipe()
             raise
-        return replace(opened, entries=packed_entries(opened.entries))
+        return opened.packed()
 
     trailer, opened = await check(info, begin)
     cutting = pool.cutting(Layout.from_payload_bytes(trailer.payload_bytes))

@@ -6,9 +6,9 @@ that all checks run over the bytes as they lie in the object. ``recipients`` is 
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from traceback import clear_frames
-from typing import Annotated
+from typing import Annotated, Self
 
 import msgspec
 from blake3 import blake3
@@ -19,7 +19,14 @@ from cryptography.hazmat.primitives.hmac import HMAC
 
 from smp_proto.errors import IntegrityError, UsageError
 from smp_proto.sealed.canonical import decode
-from smp_proto.sealed.entries import Entry, check_entries, pack_entries, unpack_entries, valid_entry_name
+from smp_proto.sealed.entries import (
+    Entry,
+    check_entries,
+    pack_entries,
+    packed_entries,
+    unpack_entries,
+    valid_entry_name,
+)
 from smp_proto.sealed.filekey import FileKey, wipe
 from smp_proto.sealed.keys import KEY_ID_BYTES, WRAPPED_BYTES, Identity, PublicIdentity
 from smp_proto.sealed.layout import ENVELOPE_MAX_BYTES, SEGMENT_BYTES, Layout, Trailer
@@ -126,6 +133,12 @@ class CheckedEnvelope:
     signed: Signed
     sender: PublicIdentity
     entries: tuple[Entry, ...]
+
+    def packed(self) -> Self:
+        """The same with its entries as :func:`~smp_proto.sealed.entries.packed_entries` has them."""
+        if not any(entry.attributes for entry in self.entries):
+            return self
+        return replace(self, entries=packed_entries(self.entries))
 
 
 @dataclass(frozen=True, slots=True)
