@@ -102,6 +102,7 @@ async def _serve_until_told(
             permissions=daemon.accounts.permissions,
             database=daemon.accounts.database,
             metrics=daemon.metrics,
+            handed=daemon.handed,
         )
         _take_up_changes(daemon, server, notifier)
         await group.start(daemon.syncs.run)

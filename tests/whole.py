@@ -131,6 +131,7 @@ async def whole(folder: Path, *, scheduler: bool = False, **sections: Any) -> As
                     groups=groups,
                     permissions=daemon.accounts.permissions,
                     metrics=daemon.metrics,
+                    handed=daemon.handed,
                 )
                 await group.start(daemon.syncs.run)
                 group.start_soon(server.serve)

@@ -63,7 +63,7 @@ class Exchange:
             DaemonError: ``protocol`` when too much is unread on this connection.
         """
         if self._closed:
-            close_all(fds)
+            self.channel.discard(fds)
             return
         self._inbox.append((frame, fds))
         self._arrived.set()
@@ -99,9 +99,9 @@ class Exchange:
             try:
                 return decode(frame.body, kind), fds
             except DaemonError:
-                close_all(fds)
+                self.channel.discard(fds)
                 raise
-        close_all(fds)
+        self.channel.discard(fds)
         self._closed = True
         end = decode(frame.body, End)
         if end.error is not None:
@@ -120,7 +120,7 @@ class Exchange:
             while True:
                 message, fds = await self.receive(kind)
                 if fds:
-                    close_all(fds)
+                    self.channel.discard(fds)
                     raise DaemonError("protocol", "descriptors came with a message that carries none")
                 yield message
 
@@ -129,7 +129,7 @@ class Exchange:
         while self._result is None:
             try:
                 _, fds = await self.receive(msgspec.Raw)
-                close_all(fds)
+                self.channel.discard(fds)
             except anyio.EndOfStream:
                 break
         return decode(self._result or b"\xc0", kind)
@@ -140,7 +140,7 @@ class Exchange:
             if not self._closed:
                 await self.channel.send(FrameType.CANCEL, self.stream)
             while True:
-                close_all((await self.receive(msgspec.Raw))[1])
+                self.channel.discard((await self.receive(msgspec.Raw))[1])
 
     def close(self) -> None:
         """Release what was received and not read."""
@@ -148,7 +148,7 @@ class Exchange:
         self._arrived.set()
         while self._inbox:
             frame, fds = self._inbox.popleft()
-            close_all(fds)
+            self.channel.discard(fds)
             if frame.type is FrameType.DATA:
                 self.channel.count_unread(-1, frame)
 
@@ -273,7 +273,7 @@ class Caller:
                 frame, fds = await self._channel.receive()
                 exchange = self._open.get(frame.stream)
                 if exchange is None or frame.type not in (FrameType.DATA, FrameType.END):
-                    close_all(fds)
+                    self._channel.discard(fds)
                     raise DaemonError("protocol", f"the peer sent {frame.type.name} on stream {frame.stream}")
                 self.heard += not exchange.aside
                 if frame.type is FrameType.END:

@@ -8,7 +8,7 @@ import contextlib
 import os
 import socket
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import anyio
@@ -59,8 +59,9 @@ class Channel:
         unread_bytes_max: what a peer can make us hold of what it sent.
 
     Attributes:
-        descriptors: whether the peer may hand any over. Else the kernel drops them, and they are never ours: to close
-            one asks its file system (FLUSH of FUSE, of NFS), which may answer never.
+        descriptors: whether the peer may hand any over now. Else the kernel drops them, and they are never ours: to
+            close one asks its file system (FLUSH of FUSE, of NFS), which may answer never.
+        discard: closes those that nobody took; later, where the peer's file systems may not answer.
     """
 
     def __init__(
@@ -68,7 +69,8 @@ class Channel:
     ) -> None:
         sock.setblocking(False)
         self.socket = sock
-        self.descriptors = True
+        self.descriptors: Callable[[], bool] = _always
+        self.discard: Callable[[Sequence[int]], None] = close_all
         self._stall_s = stall_s
         self._decoder = FrameDecoder()
         self._ready: deque[Frame] = deque()
@@ -148,7 +150,7 @@ class Channel:
                 self._reads = 0
                 await anyio.lowlevel.checkpoint()
             try:
-                room = socket.CMSG_SPACE(FDS_MAX * _INT_BYTES) if self.descriptors else 0
+                room = socket.CMSG_SPACE(FDS_MAX * _INT_BYTES) if self.descriptors() else 0
                 data, ancillary, flags, _ = self.socket.recvmsg(_RECEIVE_BYTES, room, socket.MSG_CMSG_CLOEXEC)
             except (BlockingIOError, InterruptedError):
                 self._reads = 0
@@ -189,6 +191,9 @@ class Channel:
         spare = len(self._fds) - sum(frame.fds for frame in self._ready)
         if flags & socket.MSG_CTRUNC or not 0 <= spare <= FDS_MAX or (spare and not self._decoder.partial):
             self._ready.clear()
+            if flags & socket.MSG_CTRUNC and not self.descriptors():
+                hint = "what was handed over before has to be closed first: see whether the disk it is on answers"
+                raise DaemonError("protocol", "descriptors came that are not taken", hint=hint)
             raise DaemonError("protocol", "a frame brought more or fewer descriptors than it announced")
 
     def count_unread(self, sign: int, frame: Frame) -> None:
@@ -213,8 +218,13 @@ class Channel:
         """Close the socket and every descriptor not yet handed out."""
         anyio.notify_closing(self.socket)
         self.socket.close()
-        while self._fds:
-            os.close(self._fds.popleft())
+        fds = list(self._fds)
+        self._fds.clear()
+        self.discard(fds)
+
+
+def _always() -> bool:
+    return True
 
 
 def close_all(fds: Sequence[int]) -> None:

@@ -8,7 +8,7 @@ import anyio
 import msgspec
 
 from smp_proto.aio import End, Exchange
-from smp_proto.channel import Channel, close_all, encode
+from smp_proto.channel import Channel, encode
 from smp_proto.errors import DaemonError, SmpError
 from smp_proto.memory import wipe_bytes
 from smp_proto.wire import BODY_MAX_BYTES, Frame, FrameType
@@ -123,7 +123,7 @@ async def _route(channel: Channel, scopes: _Open, streams_max: int, begin: Calla
             try:
                 channel.count_unread(1, frame)  # its body is held for as long as it is answered
             except DaemonError:
-                close_all(fds)
+                channel.discard(fds)
                 raise
             begin(frame, fds)
         elif frame.type is FrameType.DATA and known is not None:
@@ -132,9 +132,9 @@ async def _route(channel: Channel, scopes: _Open, streams_max: int, begin: Calla
             if known is not None:
                 known[0].cancel()
         elif frame.type is FrameType.DATA:
-            close_all(fds)  # it crossed our END
+            channel.discard(fds)  # it crossed our END
         else:
-            close_all(fds)
+            channel.discard(fds)
             raise DaemonError(
                 "protocol",
                 f"{frame.type.name} refused on stream {frame.stream}, {len(scopes)} of {streams_max} open",

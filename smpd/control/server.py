@@ -19,7 +19,7 @@ import anyio.abc
 import anyio.lowlevel
 import structlog
 
-from smp_proto.aio import Channel, Exchange, close_all, decode, encode
+from smp_proto.aio import Channel, Exchange, decode, encode
 from smp_proto.channel import CLIENT_UNREAD_BYTES_MAX
 from smp_proto.control import AnyRequest, Hello, Request, Watch
 from smp_proto.errors import DaemonError, DeniedError, SmpError
@@ -31,6 +31,7 @@ from smpd.control.actor import Actor, Peer, RoleGroups, actor_of, is_worker, pee
 from smpd.control.limits import Limits, Sparing
 from smpd.control.permissions import Permissions
 from smpd.control.roles import RANK, REQUESTS, denied, require
+from smpd.host.handed import Shares
 from smpd.metrics.counting import Metrics
 
 Handler = Callable[[Actor, Any, Exchange], Awaitable[Any]]
@@ -62,6 +63,7 @@ class ControlServer:
         permissions: what callers may use; everything when None.
         database: is asked who callers are.
         metrics: what is counted into.
+        handed: the threads for what callers hand over.
         hello_s: how long a connection may take to say HELLO.
 
     Raises:
@@ -80,6 +82,7 @@ class ControlServer:
         permissions: Permissions | None = None,
         database: UserDatabase | None = None,
         metrics: Metrics | None = None,
+        handed: Shares | None = None,
         hello_s: float = _HELLO_S,
     ) -> None:
         if missing := REQUESTS - handlers.keys():
@@ -94,6 +97,7 @@ class ControlServer:
         self._hello_s = hello_s
         self._limits = Limits(config)
         self._metrics = metrics or Metrics()
+        self._handed = handed or Shares()
         self._sparing = Sparing()
         self._spare = _spare()
         self._welcomed: dict[Channel, _Caller] = {}
@@ -188,11 +192,14 @@ class ControlServer:
 
     async def _connection(self, sock: socket.socket, peer: Peer) -> None:
         channel = Channel(sock, stall_s=self._config.stall_s, unread_bytes_max=CLIENT_UNREAD_BYTES_MAX)
-        channel.descriptors = False  # nobody has a use for them yet, and a viewer has none at all
+        channel.descriptors = _never  # nobody has a use for them yet, and a viewer has none at all
+        share = self._handed.of(peer.uid)
+        channel.discard = share.close
         try:
             with anyio.CancelScope() as scope:
                 actor = await self._welcome(channel, peer, scope)
-                channel.descriptors = RANK[actor.role] >= RANK["operator"]
+                if RANK[actor.role] >= RANK["operator"]:
+                    channel.descriptors = share.takes
                 await serve(
                     channel,
                     functools.partial(self._answer, actor),
@@ -218,7 +225,7 @@ class ControlServer:
         """
         with anyio.fail_after(self._hello_s):
             frame, fds = await channel.receive()
-        close_all(fds)
+        channel.discard(fds)
         if frame.type is not FrameType.HELLO or fds:
             raise DaemonError("protocol", f"the first frame is {frame.type.name} and not HELLO")
         theirs = decode(frame.body, Hello)
@@ -265,7 +272,7 @@ class ControlServer:
 
     async def _answer(self, actor: Actor, body: bytes, fds: list[int], exchange: Exchange) -> Any:
         if fds:
-            close_all(fds)
+            exchange.channel.discard(fds)
             raise DaemonError("protocol", "descriptors came with a request; they travel with DATA")
         op = ""
         try:
@@ -297,6 +304,10 @@ class ControlServer:
 
 def _spare() -> int:
     return os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _never() -> bool:
+    return False
 
 
 def _no_descriptors() -> DaemonError:

@@ -14,7 +14,7 @@ from smp_proto import durable
 from smp_proto.control import Result
 from smp_proto.errors import IntegrityError, ResourceError, UsageError
 from smp_proto.sealed.bundle import BundleInfo, BundleReader, BundleWriter
-from smp_proto.sealed.entries import Entry, guess_media_type
+from smp_proto.sealed.entries import Entry
 from smp_proto.sealed.envelope import Envelope, Trust
 from smp_proto.sealed.keys import Identity, PublicIdentity
 from smp_proto.sealed.layout import TRAILER_BYTES, Layout, Trailer
@@ -119,37 +119,69 @@ def check_regular(fd: int, access: int, name: str) -> int:
     return info.st_size
 
 
-def seal_descriptor(
-    writer: BundleWriter, fd: int, size: int, name: str, media_type: str, progress: Callable[[int], None]
-) -> None:
-    """Add a person's file to a bundle.
+class HandedFile:
+    """The content of a file handed over by a person, read from its beginning.
 
-    Raises:
-        UsageError: ``bad_name`` or ``bad_request``.
-        IntegrityError: ``source_changed``; it is not ``size`` bytes long any more.
-        ResourceError: it could not be read, or the spool not written.
+    Its file system may never answer: who reads may be left behind, so nothing but the buffer is touched there.
+
+    Args:
+        fd: stays open, and somebody else's.
+        name: what to call it in errors.
     """
-    buffer = memoryview(bytearray(min(_READ_BYTES, size + 1)))
-    offset = 0
-    try:
-        while True:
-            try:
-                count = os.preadv(fd, [buffer], offset)
-            except OSError as error:
-                raise ResourceError("disk_failed", f"{name} could not be read: {error.strerror}") from error
-            if offset == 0:
-                writer.begin(name, media_type or guess_media_type(name, buffer[:count]))
-            offset += count
-            if offset > size or (not count and offset < size):  # one that goes on growing would never end
-                message = f"{name} was {size} bytes long and then {os.fstat(fd).st_size}: something writes to it"
+
+    def __init__(self, fd: int, name: str) -> None:
+        self._fd, self._name = fd, name
+        self._size = self._offset = 0
+        self._buffer: bytearray | None = None
+        self._over = self._closed = False
+
+    @property
+    def over(self) -> bool:
+        """Whether the last bytes were read."""
+        return self._over
+
+    def read(self) -> memoryview:
+        """The next bytes, good until the next call; blocking.
+
+        Raises:
+            UsageError: ``bad_request``, as :func:`check_regular`.
+            IntegrityError: ``source_changed``; it is not as long any more as when it was first read.
+            ResourceError: it could not be read.
+        """
+        try:
+            if self._buffer is None:
+                self._size = check_regular(self._fd, os.O_RDONLY, self._name)
+                self._buffer = bytearray(min(_READ_BYTES, self._size + 1))
+            view = memoryview(self._buffer)
+            count = self._read(view)
+            self._offset += count
+            if self._offset == self._size:  # one that goes on growing would never end
+                self._over = True
+                count += (more := self._read(view[count:] if count < len(view) else memoryview(bytearray(1))))
+                self._offset += more
+            if self._offset > self._size or not (count or self._over):
+                found = os.fstat(self._fd).st_size
+                message = f"{self._name} was {self._size} bytes long and then {found}: something writes to it"
                 raise IntegrityError("source_changed", message, hint="seal it once it is complete")
-            if not count:
-                break
-            writer.write(buffer[:count])
-            progress(count)
-        writer.end()
-    finally:
-        buffer[:] = bytes(len(buffer))
+            return view[:count]
+        finally:
+            if self._closed:
+                self._wipe()
+
+    def _read(self, into: memoryview) -> int:
+        try:
+            return os.preadv(self._fd, [into], self._offset)
+        except OSError as error:
+            raise ResourceError("disk_failed", f"{self._name} could not be read: {error.strerror}") from error
+
+    def close(self) -> None:
+        """Wipe what was read last, also by a read that nobody waits for."""
+        self._closed = True
+        self._wipe()
+
+    def _wipe(self) -> None:
+        if self._buffer is not None:
+            self._buffer[:] = bytes(len(self._buffer))
 
 
 def sealed_by(path: str) -> bytes:
@@ -220,8 +252,11 @@ def read_bundle(fd: int, identities: Sequence[Identity], trust: Trust) -> Bundle
     return BundleReader(read_into, os.fstat(fd).st_size, identities=identities, trust=trust)
 
 
-def open_into(reader: BundleReader, targets: Mapping[str, int]) -> list[Entry]:
+def open_into(reader: BundleReader, targets: Mapping[str, int], check: Callable[[], object]) -> list[Entry]:
     """Open entries into a person's files, checking the whole object.
+
+    Args:
+        check: raises if it is to stop.
 
     Raises:
         IntegrityError: it does not check out; what the files hold by then is not to be used.
@@ -231,8 +266,9 @@ def open_into(reader: BundleReader, targets: Mapping[str, int]) -> list[Entry]:
     def sink(entry: Entry, offset: int, data: memoryview) -> None:
         with disk_errors(entry.name):
             while data:
+                check()
                 count = os.pwrite(targets[entry.name], data, offset)
                 data, offset = data[count:], offset + count
 
-    reader.extract(sink, entries=targets)
+    reader.extract(sink, entries=targets, progress=lambda _: check())
     return [entry for entry in reader.entries if entry.name in targets]

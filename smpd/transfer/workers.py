@@ -79,7 +79,7 @@ async def start_worker(role: str, label: str, keeper: str = "") -> AsyncIterator
             hint="see the limits on processes and open files (ulimit -a)",
         ) from error
     channel = Channel(ours)
-    channel.descriptors = False  # no answer brings any
+    channel.descriptors = lambda: False  # no answer brings any
     try:
         async with Caller(channel, lost=lambda: died(role, label), believe=_BELIEVE[role]) as caller:
             yield Worker(role, label, caller, process)

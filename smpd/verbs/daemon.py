@@ -16,6 +16,7 @@ from smpd.control.accounts import Accounts
 from smpd.control.actor import Actor
 from smpd.control.watch import Events
 from smpd.host.clock import Clock
+from smpd.host.handed import Shares
 from smpd.jobs.retention import Retention
 from smpd.jobs.scheduler import Scheduler
 from smpd.metrics.counting import Metrics
@@ -33,8 +34,7 @@ from smpd.vault.remotes import RemoteStore
 from smpd.vault.trust import TrustStore
 
 _CLIENT_TIMEOUT_S = 60.0
-# Files of callers may lie on a disk that hangs: what waits there leaves the other threads alone.
-_FILES_AT_ONCE = 16
+_SEALED_AT_ONCE = 16  # files that are sealed leave threads to the others
 T = TypeVar("T")
 
 
@@ -62,7 +62,8 @@ class Daemon:
     metrics: Metrics
     limiter: Limiter
     notes: list[str] = field(default_factory=list)
-    files: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(_FILES_AT_ONCE))
+    handed: Shares = field(default_factory=Shares)
+    sealing: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(_SEALED_AT_ONCE))
     clock: Clock = field(default_factory=Clock)
     notices: Sequence[Notices] = field(init=False)
 

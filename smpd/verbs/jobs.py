@@ -1,13 +1,13 @@
 """Verbs for jobs: submit, list, control."""
 
-import os
 import time
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 import anyio
 from msgspec.structs import replace
 
-from smp_proto.aio import Exchange, close_all, encode
+from smp_proto.aio import Exchange, encode
 from smp_proto.control import (
     GetSpec,
     JobControl,
@@ -24,16 +24,19 @@ from smp_proto.control import (
 )
 from smp_proto.durable import also_name
 from smp_proto.errors import DaemonError, UsageError
+from smp_proto.sealed.bundle import BundleWriter
+from smp_proto.sealed.entries import guess_media_type
 from smp_proto.sealed.keys import PublicIdentity
 from smp_proto.wire import BODY_MAX_BYTES
 from smpd.control.actor import Actor
 from smpd.control.limits import is_master
 from smpd.control.permissions import check, needs_of_job
+from smpd.host.handed import Handed, Share
 from smpd.host.space import disk_errors
 from smpd.jobs.job import Job, new_job_id
 from smpd.transfer.refusing import publish
 from smpd.transfer.runner import result_of
-from smpd.transfer.sealing import check_regular, seal_descriptor, sealed_file
+from smpd.transfer.sealing import HandedFile, sealed_file
 from smpd.vault.remotes import is_prefix, parse_location
 from smpd.verbs.daemon import Daemon, next_file
 from smpd.verbs.quarantine import record_of_refused
@@ -55,7 +58,7 @@ async def submit(daemon: Daemon, actor: Actor, request: Submit, exchange: Exchan
     sealed: Result | None = None
     job_id = new_job_id(time.time())
     if isinstance(spec, PutSpec):
-        sealed = await _seal_files(daemon, job_id, spec, exchange)
+        sealed = await _seal_files(daemon, job_id, spec, exchange, daemon.handed.of(actor.uid))
     parts = _one_each(request, job_id)
     accepted: list[Job] = []
     # From here on a client that goes away must not leave a job that is kept and not run, or files of none.
@@ -136,30 +139,29 @@ async def _check(daemon: Daemon, spec: GetSpec | RunSpec | PutSpec) -> None:
         raise UsageError("bad_request", "a put needs at least one recipient", hint="add --to KEY")
 
 
-async def _seal_files(daemon: Daemon, job_id: str, spec: PutSpec, exchange: Exchange) -> Result:
+async def _seal_files(daemon: Daemon, job_id: str, spec: PutSpec, exchange: Exchange, share: Share) -> Result:
     """Seal the files a client hands over into the spool, and say what was sealed."""
     recipients = [PublicIdentity.parse(text) for text in spec.recipients]
     done = sent = files = 0
 
-    def advance(count: int) -> None:
+    async def advance(count: int) -> None:
         nonlocal done, sent
         done += count
         if done - sent >= _PROGRESS_BYTES:
             sent = done
-            anyio.from_thread.run(exchange.send, Sealing(done, files))
+            await exchange.send(Sealing(done, files))
 
     out, box = daemon.runner.leavings.out(job_id), daemon.box
     async with sealed_file(box.space, out, box.identities, recipients) as writer:
         for _ in range(_FILES_MAX):
             file, fds = await next_file(exchange, PutFile)
+            handed = Handed(share, fds)
             try:
                 if len(fds) != 1:
                     raise DaemonError("protocol", "a file of a put comes with one descriptor")
-                size = check_regular(fds[0], os.O_RDONLY, file.name)
-                seal = partial(seal_descriptor, writer, fds[0], size, file.name, file.media_type, advance)
-                await anyio.to_thread.run_sync(seal, limiter=daemon.files)
+                await _seal_file(daemon, writer, file, HandedFile(fds[0], file.name), handed, advance)
             finally:
-                close_all(fds)
+                handed.close()
             if file.last:
                 break
             files += 1
@@ -168,6 +170,35 @@ async def _seal_files(daemon: Daemon, job_id: str, spec: PutSpec, exchange: Exch
             raise UsageError("bad_request", f"a put takes at most {_FILES_MAX} files", hint="split it")
         info = await anyio.to_thread.run_sync(writer.finish)
     return result_of(info)
+
+
+async def _seal_file(
+    daemon: Daemon,
+    writer: BundleWriter,
+    file: PutFile,
+    content: HandedFile,
+    handed: Handed,
+    advance: Callable[[int], Awaitable[None]],
+) -> None:
+    """Read in a thread of its user's, which may hang, and seal in one of ours, which must not."""
+    begun = False
+
+    def add(data: memoryview) -> None:
+        if not begun:
+            writer.begin(file.name, file.media_type or guess_media_type(file.name, data))
+        if data:
+            writer.write(data)
+        if content.over:
+            writer.end()
+
+    try:
+        while not content.over:
+            data = await handed.use(content.read)
+            await anyio.to_thread.run_sync(add, data, limiter=daemon.sealing)
+            begun = True
+            await advance(len(data))
+    finally:
+        content.close()
 
 
 async def jobs(daemon: Daemon, actor: Actor, request: JobsRequest, exchange: Exchange) -> Jobs:

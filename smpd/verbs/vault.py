@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 import anyio
 
-from smp_proto.aio import Exchange, close_all
+from smp_proto.aio import Exchange
 from smp_proto.channel import UNREAD_FDS_MAX
 from smp_proto.control import (
     Entries,
@@ -23,6 +23,7 @@ from smp_proto.sealed.bundle import BundleReader
 from smp_proto.sealed.entries import Entry
 from smp_proto.sealed.keys import PublicIdentity
 from smpd.control.actor import Actor
+from smpd.host.handed import Handed
 from smpd.transfer.sealing import check_regular, open_into, read_bundle
 from smpd.verbs.batches import batches
 from smpd.verbs.daemon import Daemon, next_file
@@ -57,21 +58,23 @@ async def vault_open(daemon: Daemon, actor: Actor, request: VaultOpen, exchange:
     """Open an item in the clear into the files a person hands over."""
     item = await _item(daemon, actor, request.id)
     targets: dict[str, int] = {}
+    handed = Handed(daemon.handed.of(actor.uid))
     try:
-        await _take_targets(exchange, targets)
+        await _take_targets(exchange, targets, handed)
         await daemon.record(actor, "vault.open", item.object_id, entries=len(targets))
 
         def extract() -> list[Entry]:
             fd = daemon.box.vault.open_fd(item.id)
             try:
                 with _reader(daemon, fd) as reader:
-                    return open_into(reader, targets)
+                    return open_into(reader, targets, handed.check)
             finally:
                 os.close(fd)
 
-        return await _answer(exchange, await anyio.to_thread.run_sync(extract, limiter=daemon.files))
+        entries = await handed.use(extract)
     finally:
-        close_all(list(targets.values()))
+        handed.close()
+    return await _answer(exchange, entries)
 
 
 async def vault_remove(daemon: Daemon, actor: Actor, request: VaultRemove, exchange: Exchange) -> None:
@@ -81,17 +84,22 @@ async def vault_remove(daemon: Daemon, actor: Actor, request: VaultRemove, excha
     await anyio.to_thread.run_sync(daemon.box.vault.remove, item.id)
 
 
-async def _take_targets(exchange: Exchange, targets: dict[str, int]) -> None:
+async def _take_targets(exchange: Exchange, targets: dict[str, int], handed: Handed) -> None:
     while True:
         message, fds = await next_file(exchange, OpenInto)
+        handed.add(fds)
         if len(fds) != 1 or message.name in targets or len(targets) == UNREAD_FDS_MAX:
-            close_all(fds)
             text = f"each entry to open comes once, with one descriptor, and at most {UNREAD_FDS_MAX} at once"
             raise DaemonError("protocol", text)
         targets[message.name] = fds[0]
-        check_regular(fds[0], os.O_WRONLY, message.name)
         if message.last:
-            return
+            break
+
+    def check() -> None:
+        for name, fd in targets.items():
+            check_regular(fd, os.O_WRONLY, name)
+
+    await handed.use(check)
 
 
 async def _item(daemon: Daemon, actor: Actor, item_id: str) -> VaultItem:

@@ -14,7 +14,7 @@ import pytest
 from whole import OPERATORS, VIEWERS, whole
 
 from smp_proto import control as c
-from smp_proto.aio import decode, encode
+from smp_proto.aio import Caller, decode, encode
 from smp_proto.channel import CLIENT_UNREAD_BYTES_MAX, Channel
 from smp_proto.errors import DaemonError, SmpError
 from smp_proto.wire import PROTOCOL_MAX, PROTOCOL_MIN, FrameType, encode_frame
@@ -25,6 +25,7 @@ from smpctl.watching import pause_after
 from smpd.config import Control
 from smpd.control.actor import Peer
 from smpd.control.limits import _BUCKETS_KEPT, _TOPICS_KEPT, Limits, Sparing, is_master
+from smpd.transfer.sealing import HandedFile
 
 STRANGER = 70_001
 
@@ -228,33 +229,40 @@ async def test_one_that_was_turned_away_before_it_spoke_learns_why(client, monke
 async def test_files_on_a_disk_that_hangs_hold_up_nobody_else(tmp_path, monkeypatch):
     """However many are handed over: others are answered as ever, and so is who handed them over, once the disk is back."""
     back, hung = threading.Event(), threading.Semaphore(0)
+    read = HandedFile.read
 
-    def seal(*_: object) -> None:
-        hung.release()
-        back.wait(60)
+    def hang(content: HandedFile) -> memoryview:
+        if content._name == "hung":
+            hung.release()
+            back.wait(60)
+        return read(content)
 
-    monkeypatch.setattr("smpd.verbs.jobs.seal_descriptor", seal)
+    monkeypatch.setattr(HandedFile, "read", hang)
     (tmp_path / "file").write_bytes(b"x")
     async with whole(tmp_path / "box", compute={"processors": ()}) as box, anyio.create_task_group() as group:
         box.daemon.remotes.add("lake", c.LocalConfig(str(tmp_path)), mode="zero-knowledge")
         spec = c.PutSpec("lake:o.smp", [box.daemon.public.text()])
-        async with box.client(STRANGER, (VIEWERS, OPERATORS)) as anna, box.client(STRANGER + 1, (VIEWERS,)) as bert:
+        operator = (VIEWERS, OPERATORS)
+        async with box.client(STRANGER, operator) as anna, box.client(STRANGER + 1, operator) as bert:
 
-            async def put(number: int) -> None:
-                async with anna.open(c.Submit(spec, f"k{number}")) as exchange:
+            async def put(who: Caller, name: str, key: str) -> None:
+                async with who.open(c.Submit(spec, key)) as exchange:
                     with (tmp_path / "file").open("rb") as file:
-                        await exchange.send(c.PutFile("f", 1, last=True), [file.fileno()])
-                    with contextlib.suppress(SmpError):  # nothing was sealed
-                        await exchange.result(c.JobView)
+                        await exchange.send(c.PutFile(name, 1, last=True), [file.fileno()])
+                    await exchange.result(c.JobView)
+
+            async def put_hung(number: int) -> None:
+                with contextlib.suppress(SmpError):  # nothing was sealed when the daemon ended
+                    await put(anna, "hung", f"k{number}")
 
             try:
                 for number in range(50):
-                    group.start_soon(put, number)
-                for _ in range(16):
+                    group.start_soon(put_hung, number)
+                for _ in range(8):
                     assert await anyio.to_thread.run_sync(hung.acquire, True, 30, limiter=anyio.CapacityLimiter(1))
                 await anyio.wait_all_tasks_blocked()
                 with anyio.fail_after(20):
-                    await bert.call(c.StatusRequest(), c.Status)
+                    await put(bert, "file", "k")
             finally:
                 back.set()
 

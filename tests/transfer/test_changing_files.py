@@ -6,9 +6,7 @@ from pathlib import Path
 import pytest
 
 from smp_proto.errors import IntegrityError
-from smp_proto.sealed.bundle import BundleWriter
-from smp_proto.sealed.keys import Identity
-from smpd.transfer.sealing import check_regular, seal_descriptor
+from smpd.transfer.sealing import HandedFile
 
 SIZE = 9 << 20
 
@@ -18,28 +16,28 @@ def test_a_file_that_changes_its_length_is_no_whole_one(tmp_path: Path, becomes:
     """Cut short or added to since it was handed over: it is not sealed as if that were all of it."""
     path = tmp_path / "scan"
     path.write_bytes(bytes(SIZE))
-    fd = os.open(path, os.O_RDONLY)
-    writer = BundleWriter(lambda _: None, sender=None, recipients=[Identity.generate().public])
-    try:
-        size = check_regular(fd, os.O_RDONLY, "scan")
+    with path.open("rb") as file:
+        content = HandedFile(file.fileno(), "scan")
+        content.read()
+        os.truncate(path, becomes)
         with pytest.raises(IntegrityError) as caught:
-            seal_descriptor(writer, fd, size, "scan", "", lambda _: os.truncate(path, becomes))
+            while not content.over:
+                content.read()
         assert (caught.value.code, "scan" in caught.value.message) == ("source_changed", True)
-    finally:
-        writer.abort()
-        os.close(fd)
 
 
-@pytest.mark.parametrize("size", [0, 1, SIZE])
+@pytest.mark.parametrize("size", [0, 1, (4 << 20) - 1, 4 << 20, (4 << 20) + 1, SIZE])
 def test_one_that_does_not_is(tmp_path: Path, size: int) -> None:
-    """Also an empty one."""
+    """Also an empty one, and one that fills what is read at once."""
     path = tmp_path / "scan"
-    path.write_bytes(bytes(size))
-    fd = os.open(path, os.O_RDONLY)
-    writer = BundleWriter(lambda _: None, sender=None, recipients=[Identity.generate().public])
-    try:
-        seal_descriptor(writer, fd, size, "scan", "", lambda _: None)
-        assert writer._entries[0].size == size
-    finally:
-        writer.abort()
-        os.close(fd)
+    written = os.urandom(size)
+    path.write_bytes(written)
+    found = bytearray()
+    with path.open("rb") as file:
+        content = HandedFile(file.fileno(), "scan")
+        while not content.over:
+            view = content.read()
+            found += view
+        assert found == written
+        content.close()
+        assert not any(view)
