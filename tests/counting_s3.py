@@ -41,6 +41,7 @@ class CountingS3:
     def __init__(self, *, conditional: bool = True) -> None:
         self.conditional = conditional
         self.refuses_conditions = False
+        self.may_abort = True
         self.objects: dict[str, bytes] = {}
         self.etags: dict[str, str] = {}
         self.uploads: dict[str, tuple[str, dict[int, bytes]]] = {}
@@ -245,6 +246,8 @@ def _handler(store: CountingS3) -> type[BaseHTTPRequestHandler]:
             key, query, _ = self._begin()
             with store.lock:
                 if "uploadId" in query:
+                    if not store.may_abort:
+                        return self._refuse(403, "AccessDenied")
                     if store.uploads.pop(query["uploadId"][0], None) is None:
                         return self._refuse(404, "NoSuchUpload")
                 else:

@@ -38,7 +38,7 @@ from smpd.fetch.remote import (
     walk_folders,
     why_missing,
 )
-from smpd.links.fetching import Seen
+from smpd.links.fetching import Clear, Seen
 
 COPY_BYTES = 8 << 20
 _SWEPT_MAX = 1024  # folders
@@ -218,10 +218,11 @@ class LocalRemote:
             self._swept.add((found.st_dev, found.st_ino))
             durable.sweep(parent)
 
-    async def clear(self, path: str, size: int, part: str, upload: str) -> None:
+    async def clear(self, asked: Clear) -> None:
         """See :class:`smpd.fetch.remote.Remote`."""
-        if part:
-            await self.delete(path.rpartition("/")[0] + "/" * ("/" in path) + part)
+        if asked.part:
+            folder, slash, _ = asked.path.rpartition("/")
+            await self.delete(folder + slash + asked.part)
 
     async def delete(self, path: str, pin: str = "") -> None:
         """See :class:`smpd.fetch.remote.Remote`."""

@@ -12,7 +12,7 @@ import anyio
 from smp_proto.control import ObjectInfo
 from smp_proto.durable import is_part
 from smp_proto.errors import IntegrityError, NotFoundError, RemoteError, ResourceError, SmpError, StateError, UsageError
-from smpd.links.fetching import END_BYTES, Seen
+from smpd.links.fetching import END_BYTES, Clear, Seen
 
 PATH_MAX_BYTES = 1024
 # What to type to change a remote; smpd puts the name in.
@@ -79,7 +79,7 @@ class Remote(Protocol):
         """Upload bytes ``[0, size)`` of ``fd``, which stays open."""
         ...
 
-    async def clear(self, path: str, size: int, part: str, upload: str) -> None:
+    async def clear(self, asked: Clear) -> None:
         """Remove what a :meth:`write` that was cut off may have left."""
         ...
 

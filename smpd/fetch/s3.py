@@ -17,7 +17,7 @@ from smpd.fetch.patience import while_moving
 from smpd.fetch.pins import bare_etag, parse_pin
 from smpd.fetch.remote import PLAINLY, Outcome, Progress, Writing, is_same, tail_of, taken, unreachable
 from smpd.fetch.upload import OBJECT_MAX_BYTES, PART_BYTES, Uploader
-from smpd.links.fetching import Deadlines, Seen
+from smpd.links.fetching import Clear, Deadlines, Seen
 
 
 class S3Remote:
@@ -146,10 +146,10 @@ class S3Remote:
             raise taken(path)
         return info
 
-    async def clear(self, path: str, size: int, part: str, upload: str) -> None:
+    async def clear(self, asked: Clear) -> None:
         """See :class:`smpd.fetch.remote.Remote`."""
-        if size > PART_BYTES:
-            await self._uploader.clear(path, self._root + path, upload)
+        if asked.size > PART_BYTES:
+            await self._uploader.clear(self._root + asked.path, asked)
 
     async def delete(self, path: str, pin: str = "") -> None:
         """See :class:`smpd.fetch.remote.Remote`."""

@@ -147,7 +147,7 @@ class Service:
                 return await _write_or_look(request, remote, fds[0], exchange)
             case fetching.Clear():
                 check_path(request.path)
-                await remote.clear(request.path, request.size, request.part, request.upload)
+                await remote.clear(request)
             case fetching.Watch():
                 await _watch(request, remote, exchange)
             case fetching.Hold():

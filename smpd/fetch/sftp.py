@@ -34,9 +34,11 @@ from smpd.fetch.remote import (
 from smpd.fetch.sftp_lines import CONNECTIONS_MAX, Line, Lines
 from smpd.fetch.sftp_login import GONE, Login
 from smpd.fetch.sftp_session import ReadSession
-from smpd.links.fetching import Deadlines, Seen
+from smpd.links.fetching import Clear, Deadlines, Seen
 
 WRITE_BYTES = 2 << 20  # sent as parallel requests
+_FOLDER_MAX = 1_000_000  # entries; what one folder holds is sorted, so it has to be held
+_LONG_NAME_BYTES = 256  # a name that is longer counts for several entries
 _SECOND_NS = 1_000_000_000
 _ABSENT = (asyncssh.SFTPNoSuchFile, asyncssh.SFTPNoSuchPath, asyncssh.SFTPNotADirectory, asyncssh.SFTPFileIsADirectory)
 _DENIED = (asyncssh.SFTPPermissionDenied, asyncssh.SFTPWriteProtect, asyncssh.SFTPCannotDelete)
@@ -139,6 +141,7 @@ class SftpRemote:
 
     async def _entries(self, folder: str) -> list[ObjectInfo]:
         found: list[ObjectInfo] = []
+        room = _FOLDER_MAX
         async with self._client() as (line, sftp):
             names = sftp.scandir(self._full(folder).encode())  # as str, one name that is not UTF-8 would end it
             with contextlib.suppress(*(_ABSENT if folder else ())):
@@ -147,8 +150,18 @@ class SftpRemote:
                         entry = await self._within(line, anext(names))
                     except StopAsyncIteration:
                         break
-                    found += await self._entry(line, sftp, folder, cast("bytes", entry.filename), entry.attrs)
+                    called = cast("bytes", entry.filename)
+                    room -= 1 + len(called) // _LONG_NAME_BYTES
+                    if room < 0:
+                        await self._within(line, names.aclose())  # type: ignore[attr-defined]  # as in probe()
+                        raise self._too_large(folder)
+                    found += await self._entry(line, sftp, folder, called, entry.attrs)
         return found
+
+    def _too_large(self, folder: str) -> RemoteError:
+        message = f"the folder {folder!r} at {self._where} has more than {_FOLDER_MAX:,} entries"
+        hint = "spread them over several folders; if there are not that many, do not trust this server"
+        return RemoteError("remote_failed", message, hint=hint, retryable=False)
 
     async def _entry(
         self, line: Line, sftp: asyncssh.SFTPClient, folder: str, called: bytes, attrs: asyncssh.SFTPAttrs
@@ -162,9 +175,8 @@ class SftpRemote:
             size, mtime = attrs.size or 0, attrs.mtime or 0
             return [ObjectInfo(f"{folder}{name}", size, stat_pin(size, int(mtime) * _SECOND_NS), mtime)]
         full = self._full(folder + name)
-        with contextlib.suppress(
-            *_ABSENT, *_DENIED
-        ):  # gone, or a link that leads nowhere, to a folder, or out of bounds
+        # Gone, or a link that leads nowhere, to a folder, out of bounds, or to what no file can be called.
+        with contextlib.suppress(*_ABSENT, *_DENIED, asyncssh.SFTPBadMessage):
             if attrs.type == protocol.FILEXFER_TYPE_UNKNOWN or None in (attrs.size, attrs.mtime):
                 attrs = await self._within(line, sftp.lstat(full))  # in a listing a server may leave out what it tells
             if attrs.type == protocol.FILEXFER_TYPE_DIRECTORY:
@@ -248,10 +260,10 @@ class SftpRemote:
         except _ABSENT:
             return ""
 
-    async def clear(self, path: str, size: int, part: str, upload: str) -> None:
+    async def clear(self, asked: Clear) -> None:
         """See :class:`smpd.fetch.remote.Remote`."""
-        if part:
-            await self.delete(posixpath.join(posixpath.dirname(path), part))
+        if asked.part:
+            await self.delete(posixpath.join(posixpath.dirname(asked.path), asked.part))
 
     async def delete(self, path: str, pin: str = "") -> None:
         """See :class:`smpd.fetch.remote.Remote`."""

@@ -15,7 +15,7 @@ from smpd.fetch.exchange import Unspoken
 from smpd.fetch.pins import parse_pin
 from smpd.fetch.remote import PLAINLY, Progress, Writing, first_error, read_source, taken
 from smpd.fetch.signing import UNSIGNED_PAYLOAD
-from smpd.links.fetching import Deadlines
+from smpd.links.fetching import Clear, Deadlines
 
 PART_BYTES = 8 << 20
 PARTS_MAX = 10_000
@@ -104,19 +104,21 @@ class Uploader:
             raise
         return str(answer.get("ETag", ""))
 
-    async def clear(self, path: str, key: str, upload: str) -> None:
-        """Abort an upload that was cut off; with no id known, those of this key that have no part yet.
+    async def clear(self, key: str, asked: Clear) -> None:
+        """Abort an upload that was cut off; with no id known, those of this key that have no part yet, if asked to.
 
         A process that is killed after the server began an upload, and before its id was kept, has sent no part of it. A
         server that does not list its uploads, or not to us, keeps what it has.
         """
-        if upload:
-            await self._abort(path, key, upload)
+        path = asked.path
+        if asked.upload:
+            await self._abort(path, key, asked.upload)
+        if asked.upload or not asked.unknown:
             return
         try:
             listed = await self._bucket.call("list_multipart_uploads", path, Prefix=key)
             for each in listed.get("Uploads", ()):
-                if each["Key"] == key:
+                if each["Key"] == key and each["UploadId"] not in asked.spared:
                     parts = await self._bucket.call("list_parts", path, Key=key, UploadId=each["UploadId"])
                     if not parts.get("Parts"):
                         await self._abort(path, key, each["UploadId"])

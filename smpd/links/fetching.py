@@ -238,13 +238,16 @@ class Clear(Request, tag="clear"):
     """Remove what a cut off Write of ``size`` bytes to ``path`` may have left. Reply: None. Nothing there is no error.
 
     SFTP and local: the file ``part``. S3: the multipart upload of that id. With no id, a process was perhaps killed
-    before it could tell: then the uploads of exactly this key that have no part yet, where the server lists them.
+    before it could tell: then, if ``unknown``, the uploads of exactly this key that have no part yet and are not to be
+    spared, where the server lists them.
     """
 
     path: str
     size: int
     part: str
     upload: str = ""
+    unknown: bool = True
+    spared: list[str] = []
 
 
 class Hold(Request, tag="hold"):

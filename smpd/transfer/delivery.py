@@ -13,7 +13,9 @@ replaced, and the job fails for a person to decide.
 import contextlib
 import os
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
+from weakref import WeakValueDictionary
 
 import anyio
 import msgspec
@@ -36,6 +38,14 @@ from smpd.vault.remotes import is_prefix, parse_location
 CLEAR_RETRY_S, CLEAR_RETRY_MAX_S = 60.0, 3600.0
 
 
+class _UnderWay:
+    """The uploads of this box to one name, by job: their ids, empty for as long as the server may give one."""
+
+    def __init__(self) -> None:
+        self.ids: dict[str, str] = {}
+        self.clearing = anyio.Lock()
+
+
 class Courier:
     """Delivers results, and clears away what uploads of jobs that are over left behind.
 
@@ -48,6 +58,7 @@ class Courier:
         self._box = box
         self._out = out
         self._wake = anyio.Event()
+        self._under_way: WeakValueDictionary[tuple[str, str], _UnderWay] = WeakValueDictionary()
 
     @property
     def _journal(self) -> Journal:
@@ -92,7 +103,7 @@ class Courier:
                 delivery = await self._planned(job, target)
             elif again or not own:
                 if again:
-                    await self._clear(pool, path, size, delivery)
+                    await self._clear_if_allowed(pool, path, size, delivery)
                 looked = await pool.ask(Look(path, size), Looked, fd)
                 if looked.ours:
                     return
@@ -120,21 +131,31 @@ class Courier:
     ) -> None:
         """Send it. A fault that may pass is tried again here, after clearing away and looking as after a crash."""
         tried = False
+        under_way = self._to(pool, path)
 
         async def begun(upload: str) -> None:
             # The server gave an upload its id; nothing is sent under it before that is known here for good.
             nonlocal delivery
             delivery = msgspec.structs.replace(delivery, upload=upload)
             await _thread(self._journal.deliveries.keep, job.id, delivery)
+            under_way.ids[job.id] = upload
 
         async def once() -> None:
-            nonlocal tried
+            nonlocal tried, delivery
             if tried:
-                await self._clear(pool, path, size, delivery)
+                if not await self._clear_if_allowed(pool, path, size, delivery):
+                    delivery = msgspec.structs.replace(delivery, part=part_name(), upload="")
+                    await _thread(self._journal.deliveries.keep, job.id, delivery)
                 if (await pool.ask(Look(path, size), Looked, fd)).ours:
                     return
             tried = True
-            await pool.write(path, fd, size, meter.reached, part=delivery.part, replaces=delivery.before, begun=begun)
+            async with under_way.clearing:  # what begins meanwhile would look like what is cleared away
+                under_way.ids[job.id] = ""
+            write = partial(pool.write, path, fd, size, meter.reached, part=delivery.part, replaces=delivery.before)
+            try:
+                await write(begun=begun)
+            finally:
+                del under_way.ids[job.id]
 
         try:
             await persist(once)
@@ -169,10 +190,32 @@ class Courier:
             hint=f"to replace it: smpctl job resume {job.id}",
         )
 
-    async def _clear(self, pool: RemotePool, path: str, size: int, delivery: Delivery) -> None:
-        """Remove what an upload that was cut off left at the remote."""
-        if delivery.part:
-            await pool.ask(Clear(path, size, delivery.part, delivery.upload), type(None))
+    def _to(self, pool: RemotePool, path: str) -> _UnderWay:
+        return self._under_way.setdefault((pool.name, path), _UnderWay())
+
+    async def _clear(self, pool: RemotePool, path: str, size: int, delivery: Delivery) -> bool:
+        """Remove what an upload that was cut off left at the remote; whether all of it was looked for.
+
+        One whose id nobody learnt looks like one that another job is just beginning: it is not looked for then.
+        """
+        if not delivery.part:
+            return True
+        under_way = self._to(pool, path)
+        async with under_way.clearing:
+            ids = under_way.ids.values()
+            clear = Clear(path, size, delivery.part, delivery.upload, "" not in ids, list(ids))
+            await pool.ask(clear, type(None))
+        return clear.unknown or bool(delivery.upload)
+
+    async def _clear_if_allowed(self, pool: RemotePool, path: str, size: int, delivery: Delivery) -> bool:
+        """The same before it is sent again, where what is left does no harm; whether we are allowed to remove it."""
+        try:
+            await self._clear(pool, path, size, delivery)
+        except RemoteError as error:
+            if error.code != "remote_forbidden":
+                raise
+            return False
+        return True
 
     # ── of jobs that are over ──────────────────────────────────────────────────────────────────────────
 
@@ -203,7 +246,8 @@ class Courier:
             with contextlib.suppress(NotFoundError):  # the remote was removed, or its bucket
                 pool, path, _ = await self._locate(_target(job), job)
                 result = await _thread(self._journal.result, job_id)
-                await self._clear(pool, path, result.sealed_bytes if result else 1 << 62, delivery)
+                if not await self._clear(pool, path, result.sealed_bytes if result else 1 << 62, delivery):
+                    return False
             if job.state == "cancelled":
                 await _thread(deliveries.forget, job_id)
             else:

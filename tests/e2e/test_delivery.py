@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from box import Box
 from counting_s3 import CountingS3, counting_s3
-from scene import children, client, done
+from scene import children, client, done, workers
 from servers import Served
 
 from smp_proto.control import JobView, LocalConfig
@@ -199,3 +199,56 @@ def test_a_server_without_conditional_writes(machine, store) -> None:
     done(final(machine, put(machine, "small", "lake:out.smp")))
     done(final(machine, put(machine, "large", "lake:results/")))
     assert list(kept.effects.values()) == [1, 1]
+
+
+@pytest.mark.parametrize("died", ["the daemon", "fetch"])
+def test_a_key_that_may_not_abort(machine, store, died) -> None:
+    """A fault that passes is tried again although what it left cannot be cleared away, and stays."""
+    kept = store[0]
+    kept.may_abort = False
+    held = Held(kept, "PUT", "uploadId")
+    job = put(machine, "large", "lake:out.smp")
+    held.until_reached()
+    (left,) = kept.uploads
+    if died == "fetch":
+        for pid in workers(machine, "fetch"):
+            os.kill(pid, signal.SIGKILL)
+        held.release()
+    else:
+        kill_all(machine)
+        held.release()
+        machine.start()
+    done(final(machine, job))
+    assert set(kept.uploads) == {left}
+    assert list(kept.effects.values()) == [1]
+
+
+def test_clearing_for_one_job_leaves_the_upload_of_another(machine, store) -> None:
+    """Of a cancelled job nobody learnt the upload's id. Another job begins one to the same name, and it has no part yet."""
+    kept = store[0]
+    held = Held(kept, "POST", "uploads")
+    cancelled = put(machine, "large", "lake:out.smp")
+    held.until_reached()
+    with client(machine) as caller:
+        caller.cancel(cancelled.id)
+    final(machine, cancelled)
+    part = Held(kept, "PUT", "uploadId")
+    listing, go_on, waits = threading.Event(), threading.Event(), kept.before
+
+    def before(method: str, key: str, asked: dict[str, list[str]]) -> None:
+        if method == "GET" and "uploads" in asked:
+            listing.set()
+            go_on.wait(60)
+        waits(method, key, asked)
+
+    kept.before = before
+    held.free.set()
+    assert listing.wait(60)
+    job = put(machine, "large", "lake:out.smp")
+    go_on.set()
+    part.until_reached()
+    (theirs,) = kept.uploads
+    part.release()
+    done(final(machine, job))
+    assert theirs not in kept.uploads
+    assert list(kept.effects.values()) == [1]

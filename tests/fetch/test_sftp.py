@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import os
 import random
 import subprocess
@@ -17,6 +18,7 @@ from servers import Served, free_port, known_host, make_key, program, sshd
 
 from smp_proto.control import SftpConfig, SftpSecret
 from smp_proto.errors import RemoteError, SmpError
+from smpd.fetch import sftp
 
 MIB = 1 << 20
 
@@ -254,13 +256,28 @@ async def test_a_name_that_is_not_utf_8_is_told(openssh: Served) -> None:
         assert await link.read("odd/new\\xff.smp", written.pin, 0, 1) == b"3"
 
 
+async def test_a_link_to_what_no_file_can_be_called(openssh: Served) -> None:
+    """It leads nowhere, and is left out; what lies beside it is as ever."""
+    assert openssh.path is not None
+    folder = openssh.path / "links"
+    folder.mkdir()
+    (folder / "good").write_bytes(b"1")
+    (folder / "long").symlink_to("a" * 300)
+    (folder / "round").symlink_to("round")
+    async with fetch_process(openssh.config, openssh.secret) as link:
+        assert [info.path for info in await link.list("links/")] == ["links/good"]
+
+
 class Sparing(asyncssh.SFTPServer):
-    """Tells little in listings, makes no folders, and lets nobody look where ``denied`` leads."""
+    """Tells little in listings, and no end of ``endless``, makes no folders, and lets nobody look where ``denied`` leads."""
 
     def __init__(self, chan: asyncssh.SSHServerChannel[bytes], root: Path) -> None:
         super().__init__(chan, chroot=os.fsencode(root))
 
     async def scandir(self, path: bytes) -> AsyncIterator[asyncssh.SFTPName]:
+        if path.rstrip(b"/").endswith(b"endless"):
+            for number in itertools.count():
+                yield asyncssh.SFTPName(b"%d" % number, attrs=asyncssh.SFTPAttrs(size=1, mtime=1, permissions=0o100644))
         async for entry in super().scandir(path):
             entry.attrs = asyncssh.SFTPAttrs()
             yield entry
@@ -314,3 +331,19 @@ async def test_who_may_make_no_folders_writes_into_those_there_are(tmp_path: Pat
             with pytest.raises(SmpError) as caught:
                 await link.write("none/x", b"1234")
         assert caught.value.code == "remote_forbidden"
+
+
+async def test_a_folder_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is given up at so many entries, before it fills the memory; the others are listed."""
+    monkeypatch.setattr(sftp, "_FOLDER_MAX", 10_000)
+    for name in ("endless", "other"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "other" / "x").write_bytes(b"1")
+    async with sparing(tmp_path) as served, fetch_in_process(served.config, served.secret) as link:
+        with (
+            anyio.fail_after(30),
+            pytest.raises(RemoteError, match="'endless/' at .* more than 10,000 entries") as caught,
+        ):
+            await link.list("endless/")
+        assert not caught.value.retryable
+        assert [info.path for info in await link.list("other/")] == ["other/x"]
