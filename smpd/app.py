@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 from typing import Any
 
 import anyio
@@ -24,7 +25,7 @@ from smpd.host.process import collect_seldom, ignore, trim_memory
 from smpd.host.sockets import bind_socket, inherited_sockets
 from smpd.jobs.job import Job
 from smpd.jobs.salvage import Salvaged
-from smpd.state import State, lost_jobs, open_state, revived_senders
+from smpd.state import State, lost_jobs, open_state, revived_remotes, revived_senders
 from smpd.telling import Telling, probe_device
 from smpd.transfer.refusing import Refusals
 from smpd.verbs import handlers
@@ -87,7 +88,7 @@ async def _serve_until_told(
 ) -> None:
     sockets = [each for named in inherited_sockets().values() for each in named]
     async with anyio.create_task_group() as group:
-        await _record_start(daemon, created=state.keys.created, salvaged=state.salvaged)
+        await _record_start(daemon, created=state.keys.created, salvaged=state.salvaged, torn=state.torn)
         await _clean_spool(daemon)
         with contextlib.suppress(AuditError):  # later then, when the log can be written
             await daemon.ends.catch_up(again=True)
@@ -181,7 +182,7 @@ def _take_up_changes(daemon: Daemon, server: ControlServer, notifier: Notifier) 
     daemon.reloading.around = notifier.reloading
 
 
-async def _record_start(daemon: Daemon, *, created: bool, salvaged: Salvaged | None) -> None:
+async def _record_start(daemon: Daemon, *, created: bool, salvaged: Salvaged | None, torn: bool) -> None:
     key_id = daemon.public.key_id.hex()
     if daemon.audit.broken:
         _log.error("audit log is broken: nothing that needs a record is done", reason=daemon.audit.broken.message)
@@ -196,11 +197,21 @@ async def _record_start(daemon: Daemon, *, created: bool, salvaged: Salvaged | N
         for job in await anyio.to_thread.run_sync(lost_jobs, daemon.audit, daemon.box.journal):
             daemon.notes.append(_lost(job))
             await daemon.box.audit("job.lost", actor="smpd", job=job)
-        for name in await anyio.to_thread.run_sync(revived_senders, daemon.audit, daemon.trust):
-            await daemon.box.audit("trust.remove", actor="smpd", subject=name)
-            await anyio.to_thread.run_sync(daemon.trust.remove, name)
-            daemon.notes.append(f"that sender {name} was removed was lost with the damaged database: removed again")
+    if salvaged is not None or torn:
+        await _remove_again(daemon)
     await daemon.box.audit("daemon.start", actor="smpd", key_id=key_id, version=__version__, boot_id=daemon.boot_id)
+
+
+async def _remove_again(daemon: Daemon) -> None:
+    """That somebody is not believed any more, or a remote forgotten, is not to be lost with what held it."""
+    for what, revived, remove in (
+        ("sender", partial(revived_senders, daemon.audit, daemon.trust), daemon.trust.remove),
+        ("remote", partial(revived_remotes, daemon.audit, daemon.remotes), daemon.remotes.remove),
+    ):
+        for name in await anyio.to_thread.run_sync(revived):
+            await daemon.box.audit("trust.remove" if what == "sender" else "remote.remove", actor="smpd", subject=name)
+            await anyio.to_thread.run_sync(remove, name)
+            daemon.notes.append(f"that {what} {name} was removed was lost with the damaged database: removed again")
 
 
 def _lost(job: str) -> str:

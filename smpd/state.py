@@ -32,6 +32,7 @@ from smpd.jobs.salvage import Salvaged, finish_swap, salvage, set_aside
 from smpd.jobs.seal import StateSeal
 from smpd.vault.checkpoint import LastCheckpoint
 from smpd.vault.keys import BoxKeys, load_keys
+from smpd.vault.remotes import RemoteStore
 from smpd.vault.trust import TrustStore
 from smpd.walls.sandbox import code_folders
 
@@ -41,7 +42,7 @@ _log = structlog.get_logger("smpd")
 
 @dataclass(slots=True)
 class State:
-    """The state of a box, open. ``notes`` is what ``doctor`` should warn of."""
+    """The state of a box, open. ``notes`` is what ``doctor`` should warn of; ``torn``: the last change may be lost."""
 
     folder: str
     space: Space
@@ -50,6 +51,7 @@ class State:
     database: Database
     seal: StateSeal
     salvaged: Salvaged | None = None
+    torn: bool = False
     notes: list[str] = field(default_factory=list)
 
     def close(self) -> None:
@@ -84,7 +86,7 @@ def open_state(config: Config) -> State:
             keys = load_keys(keys_folder, config.keys, first=first)
         undo.callback(keys.wipe)
         notes = list(keys.mended)
-        database, salvaged = _open_database(database_path, space, notes)
+        database, salvaged, torn = _open_database(database_path, space, notes)
         undo.callback(database.close)
         seal = StateSeal(keys.state)
         undo.callback(seal.wipe)
@@ -92,7 +94,7 @@ def open_state(config: Config) -> State:
         doubt = "" if keys.signed else "the key of the database was not signed by the box"
         audit = KeptLog(audit_folder, signers, opener, LastCheckpoint(database, seal), doubt)
         undo.pop_all()
-    state = State(folder, space, keys, audit, database, seal, salvaged, notes)
+    state = State(folder, space, keys, audit, database, seal, salvaged, torn, notes)
     state.notes += _notes(state)
     return state
 
@@ -130,7 +132,7 @@ def _open_audit(
     )
 
 
-def _open_database(path: str, space: Space, notes: list[str]) -> tuple[Database, Salvaged | None]:
+def _open_database(path: str, space: Space, notes: list[str]) -> tuple[Database, Salvaged | None, bool]:
     """Open the database; one that is damaged is set aside, and what can be read of it goes into a new one."""
     finish_swap(path)
     salvaged = None
@@ -143,12 +145,12 @@ def _open_database(path: str, space: Space, notes: list[str]) -> tuple[Database,
             "if there was no crash, it is damaged, and one change is lost"
         )
     try:
-        return Database(path, make_room=space.spare), salvaged
+        return Database(path, make_room=space.spare), salvaged, wal.torn
     except ResourceError as error:
         if not error.details.get("damaged"):
             raise
     salvaged = salvage(path)
-    return Database(path, make_room=space.spare), salvaged
+    return Database(path, make_room=space.spare), salvaged, wal.torn
 
 
 def within_reach(folder: str) -> list[str]:
@@ -188,12 +190,21 @@ def lost_jobs(audit: KeptLog, journal: Journal) -> list[str]:
 
 def revived_senders(audit: KeptLog, trust: TrustStore) -> list[str]:
     """The senders who are believed although the audit log says last of them that they were removed; blocking."""
+    return _revived(audit, "trust", [view.name for view in trust.list() if not view.removed])
+
+
+def revived_remotes(audit: KeptLog, remotes: RemoteStore) -> list[str]:
+    """The remotes that are known, with their secrets, although the audit log says last of them the same; blocking."""
+    return _revived(audit, "remote", remotes.names())
+
+
+def _revived(audit: KeptLog, kind: str, names: list[str]) -> list[str]:
     last: dict[str, str] = {}
-    for record in _records(audit, b'"event":"trust.'):
-        if record.event in ("trust.add", "trust.remove"):
+    removed = f"{kind}.remove"
+    for record in _records(audit, f'"event":"{kind}.'.encode()):
+        if record.event in (f"{kind}.add", removed):
             last[record.subject] = record.event
-    names = [view.name for view in trust.list() if not view.removed]
-    return [name for name in names if last.get(audit.pseudonym(name)) == "trust.remove"]
+    return [name for name in names if last.get(audit.pseudonym(name)) == removed]
 
 
 def _records(audit: KeptLog, holding: bytes) -> Iterator[AuditRecord]:

@@ -24,7 +24,7 @@ from smpd.vault import keys
 from smpd.vault.checkpoint import LastCheckpoint
 from smpd.vault.trust import TrustStore
 
-_ROOT_OF_TRUST = "SELECT rootpage FROM sqlite_master WHERE name='trust'"
+_ROOT = "SELECT rootpage FROM sqlite_master WHERE name='{}'"
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "state-2.tar.xz"
 
 
@@ -237,7 +237,7 @@ def test_a_sender_who_was_removed_is_not_believed_again(tmp_path: Path) -> None:
             caller.remote_add("lake", LocalConfig(str(tmp_path)))
         machine.kill()
         shutil.copyfile(machine.state / "smpd.db", tmp_path / "copy.db")  # SQLite would tidy up beside the other
-        (page,) = sqlite3.connect(tmp_path / "copy.db").execute(_ROOT_OF_TRUST).fetchone()
+        (page,) = sqlite3.connect(tmp_path / "copy.db").execute(_ROOT.format("trust")).fetchone()
         wal = machine.state / "smpd.db-wal"
         (frame,) = [frame for frame in read_wal(str(wal)).frames if frame.page == page]
         flip(wal, frame.offset + 3000)
@@ -245,5 +245,39 @@ def test_a_sender_who_was_removed_is_not_believed_again(tmp_path: Path) -> None:
         with client(machine) as caller:
             assert [view.name for view in caller.trusted() if not view.removed] == ["otto"]
             assert "that sender eve was removed was lost" in " ".join(check.text for check in caller.doctor())
+    finally:
+        machine.close()
+
+
+@pytest.mark.parametrize(("kind", "table"), [("sender", "trust"), ("remote", "remotes")])
+@pytest.mark.parametrize("later", [False, True])
+def test_what_was_removed_does_not_come_back(tmp_path: Path, kind: str, table: str, later: bool) -> None:
+    """Where the frame of the write-ahead log that holds it is damaged: the last one, or one before others."""
+    machine = Box(tmp_path / "box", {"compute": {"processors": []}})
+    try:
+        machine.start()
+        with client(machine) as caller:
+            for name in ("eve", "otto"):
+                caller.trust_add(name, Identity.generate(name).public.text())
+                caller.remote_add(name, LocalConfig(str(tmp_path)))
+        assert machine.stop() == 0
+        machine.start()
+        with client(machine) as caller:
+            (caller.trust_remove if kind == "sender" else caller.remote_remove)("eve")
+            if later:
+                caller.submit(GetSpec("otto:x.smp"))
+        machine.kill()
+        shutil.copyfile(machine.state / "smpd.db", tmp_path / "copy.db")
+        (page,) = sqlite3.connect(tmp_path / "copy.db").execute(_ROOT.format(table)).fetchone()
+        wal = machine.state / "smpd.db-wal"
+        frame = [frame for frame in read_wal(str(wal)).frames if frame.page == page or not later][-1]
+        flip(wal, frame.offset + 3000)
+        assert (read_wal(str(wal)).torn, read_wal(str(wal)).damaged) == (True, later)
+        machine.start()
+        with client(machine) as caller:
+            believed = [view.name for view in caller.trusted() if not view.removed]
+            known = [view.name for view in caller.remotes()]
+            assert (believed if kind == "sender" else known) == ["otto"]
+            assert f"that {kind} eve was removed was lost" in " ".join(check.text for check in caller.doctor())
     finally:
         machine.close()
