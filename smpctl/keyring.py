@@ -172,6 +172,8 @@ class Keyring:
             os.fchmod(folder, 0o700)
             durable.sweep(folder)
             durable.write_file(folder, name + ending, data, replace=False)
+        except FileExistsError:  # since it was looked for
+            raise StateError("exists", f"you have a key named {name}", hint="choose another name") from None
         except OSError as error:
             raise ResourceError("disk_failed", f"the key {name} cannot be kept: {error.strerror}", hint=_HINT) from None
         finally:

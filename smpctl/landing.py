@@ -282,6 +282,8 @@ def check_replaceable(path: str) -> None:
 def disk_error(path: str, error: OSError) -> SmpError:
     """What an error of the file system means for a file to be written."""
     reason = (error.strerror or str(error)).lower()
+    if not path:
+        return UsageError("bad_request", "an empty path names nothing to write to", hint="name a file or a folder")
     if isinstance(error, FileExistsError):
         return StateError("exists", f"{path} exists", hint="choose another folder, or add --force to replace it")
     if error.errno in (20, 40):  # ENOTDIR, ELOOP: what O_NOFOLLOW says of a link

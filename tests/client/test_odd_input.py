@@ -63,6 +63,17 @@ def test_what_cannot_be_asked(smpctl: Smpctl, daemon: StandIn, home: Path, key_f
     assert daemon.seen == []
 
 
+def test_a_target_without_a_name(smpctl: Smpctl, home: Path, key_file: Path) -> None:
+    """What is to be written is asked for, and not to be made."""
+    smpctl("keys", "new", "x", "--credential-file", "credential")
+    (home / "a").write_text("a")
+    sealed = smpctl("seal", "a", "-o", "a.smp", "--to", "x", "--credential-file", "credential")
+    assert sealed.code == 0, sealed.err
+    ran = smpctl("open", "a.smp", "-o", "", "--credential-file", "credential")
+    assert ran.code == 2
+    assert "hint: name a file or a folder" in ran.err
+
+
 def test_a_long_argument_is_not_repeated_whole(smpctl: Smpctl, daemon: StandIn) -> None:
     """What went wrong with it can be read all the same, on a screen."""
     for args in (["jobs", "-n", "7" * 60_000 + "x"], ["x" * 60_000], ["run", "digest", "lab:a", "-p", "x" * 60_000]):

@@ -12,7 +12,7 @@ from client.conftest import KEY_MATERIAL, PASSPHRASE, Ran, Smpctl, run_smpctl
 from client.standin import StandIn
 
 from smp_proto import control as c
-from smp_proto.errors import IntegrityError, NotFoundError, ResourceError, UsageError
+from smp_proto.errors import IntegrityError, NotFoundError, ResourceError, StateError, UsageError
 from smp_proto.sealed.entries import misplaced
 from smp_proto.sealed.keys import Identity
 from smpctl.files import LocalFile, collect
@@ -395,3 +395,13 @@ def test_ran_is_what_it_says(smpctl: Smpctl) -> None:
     """The keyring of a new home is empty, and says what to type."""
     ran: Ran = smpctl("keys", "list")
     assert (ran.code, "smpctl keys new" in ran.out) == (0, True)
+
+
+def test_a_key_that_came_meanwhile(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two are made under one name at once: the later one is told that there is one, as ever."""
+    ring, text = Keyring(), Identity.generate().public.text().encode()
+    ring.add("x", text, private=False)
+    monkeypatch.setattr(ring, "find", lambda _name: None)
+    with pytest.raises(StateError) as caught:
+        ring.add("x", text, private=False)
+    assert caught.value.code == "exists"

@@ -87,7 +87,7 @@ def test_append_writes_each_end_once(home: Path, tmp_path: Path) -> None:
     path, file = os.environ["SMPD_SOCKET"], tmp_path / "traces.jsonl"
     file.write_text("")
     argv = [sys.executable, "-m", "smpctl", "traces", "append", str(file)]
-    late = [ended(id=name, updated=4e9) for name in ("a", "b", "c")]
+    late = [ended(id=name, updated=5.0) for name in ("a", "b", "c")]  # by a clock that was set back
     with standin(path) as daemon:
         daemon.answers[c.Watch] = daemon.watching([ended(id="old"), late[0], job("running"), late[1]])
         with subprocess.Popen(argv) as process:
@@ -99,7 +99,29 @@ def test_append_writes_each_end_once(home: Path, tmp_path: Path) -> None:
             assert process.wait(60) == 0
     lines = file.read_text().splitlines()
     assert len({spans_of(line)[0].trace_id for line in lines}) == 3
-    assert len(lines) == 4
+    assert len(lines) == 3
+
+
+@pytest.mark.parametrize("half", ['{"resourceSpans":[{"res', '{"re', "a note"])
+def test_append_after_half_a_line(home: Path, tmp_path: Path, half: str) -> None:
+    """A disk that is full leaves no half of a trace, and one that a crash left is cut off; what is no trace stays."""
+    path, file = os.environ["SMPD_SOCKET"], tmp_path / "traces.jsonl"
+    file.write_text("{}\n" + half)
+    argv = [sys.executable, "-m", "smpctl", "traces", "append", str(file)]
+    limit = 1000  # bytes: less than two lines
+    full = ["prlimit", f"--fsize={limit}", *argv]
+    for command, code in ((full, 8), (argv, 0)):
+        with standin(path) as daemon:
+            daemon.answers[c.Watch] = daemon.watching([ended(id="old"), ended(id="a"), ended(id="b")])
+            with subprocess.Popen(command) as process:
+                assert process.wait(60) == code
+        lines = file.read_text().splitlines()
+        assert file.read_text().endswith("\n")
+        assert [line for line in lines if not line.startswith('{"resourceSpans"')] == [
+            "{}",
+            *["a note"] * (half == "a note"),
+        ]
+        assert all(spans_of(line) for line in lines if line.startswith('{"resource'))
 
 
 @pytest.mark.parametrize("name", ["absent/traces.jsonl", "link"])
@@ -115,7 +137,7 @@ def test_append_ends_with_ctrl_c(home: Path, daemon: StandIn, tmp_path: Path) ->
     file = tmp_path / "traces.jsonl"
 
     async def answer(_request: c.Watch, exchange: Any) -> None:
-        await exchange.send(c.Event(1, "snapshot", msgspec.Raw(msgspec.msgpack.encode(ended(updated=4e9)))))
+        await exchange.send(c.Event(1, "job", msgspec.Raw(msgspec.msgpack.encode(ended()))))
         await exchange.receive(c.Event)  # which never comes
 
     daemon.answers[c.Watch] = answer
