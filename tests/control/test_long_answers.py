@@ -137,7 +137,7 @@ async def test_descriptors_that_one_request_holds(tmp_path: Path) -> None:
     async with whole(tmp_path) as box:
         item = await anyio.to_thread.run_sync(kept, box, ["x"])
         async with box.client(0) as caller:
-            with open(tmp_path / "out", "wb") as file, pytest.raises(DaemonError, match="at most 256"):
+            with open(tmp_path / "out", "wb") as file, pytest.raises(DaemonError, match="at most 256|too many unread"):
                 async with caller.open(c.VaultOpen(item)) as exchange:
                     for number in range(UNREAD_FDS_MAX + 1):
                         await exchange.send(c.OpenInto(str(number)), [file.fileno()])
