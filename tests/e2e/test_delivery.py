@@ -12,7 +12,7 @@ from counting_s3 import CountingS3, counting_s3
 from scene import children, client, done, workers
 from servers import Served
 
-from smp_proto.control import JobView, LocalConfig
+from smp_proto.control import GetSpec, JobView, LocalConfig
 
 MIB = 1 << 20
 CONFIG = {"fetch": {"processes": 1, "slots": 2, "slot_bytes": MIB, "connections": 2}}
@@ -243,6 +243,8 @@ def test_clearing_for_one_job_leaves_the_upload_of_another(machine, store) -> No
 
     kept.before = before
     held.free.set()
+    with client(machine) as caller:  # a job that ends without a result has smpd look again at once
+        final(machine, caller.submit(GetSpec("lake:none.smp")))
     assert listing.wait(60)
     job = put(machine, "large", "lake:out.smp")
     go_on.set()
