@@ -243,13 +243,9 @@ async def _mend(daemon: Daemon) -> None:
     owed: set[int] = set()
     while True:
         await anyio.sleep(min(_AUDIT_RETRY_S, daemon.config.audit.checkpoint_s))
-        await anyio.to_thread.run_sync(daemon.box.space.restore)
         try:
-            if mended := bool(daemon.audit.failure and not daemon.audit.broken):
-                await anyio.to_thread.run_sync(daemon.audit.retry)
+            if mended := await anyio.to_thread.run_sync(_mended, daemon):
                 _log.info("audit log mended")
-            elif not daemon.audit.broken:
-                await anyio.to_thread.run_sync(daemon.audit.checkpoint_if_due)
             # Whoever wrote a record meanwhile may have mended it before this did.
             pending = {ending.number for ending in daemon.box.journal.endings.pending()}
             if mended or (owed & pending and not daemon.audit.failure):
@@ -257,6 +253,18 @@ async def _mend(daemon: Daemon) -> None:
             owed = pending
         except SmpError as error:
             _log.error("audit log cannot be written", code=error.code)
+
+
+def _mended(daemon: Daemon) -> bool:
+    """Do what time makes due, in one thread, as each wakes a machine at rest; whether the audit log was mended."""
+    daemon.box.space.restore()
+    if daemon.audit.broken:
+        return False
+    if daemon.audit.failure:
+        daemon.audit.retry()
+        return True
+    daemon.audit.checkpoint_if_due()
+    return False
 
 
 async def _look_back(daemon: Daemon) -> None:
