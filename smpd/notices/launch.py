@@ -52,6 +52,7 @@ def main() -> None:
         sandbox.forgo_privileges(signal.SIGKILL)
         sandbox.limit(_LIMITS)
         sandbox.enter_landlock([Rule(path, READ | _EXECUTE) for path in around("/", hidden)], tcp=True)
+        os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # copies of its own three, by which uvloop started this process
         os.execv(argv[0], argv)  # noqa: S606 - the command of the configuration, without a shell
     except (SmpError, OSError) as error:
         print(f"{argv[0]}: {error}", file=sys.stderr)  # noqa: T201 - smpd reads it
