@@ -150,18 +150,22 @@ class Keyring:
             "untrusted_sender", f"the sender {shown} is not in your keyring", hint=hint, details=details
         )
 
-    def add(self, name: str, data: bytes, *, private: bool) -> Key:
-        """Keep a key.
+    def check_free(self, name: str) -> None:
+        """See that a key can have this name.
 
         Raises:
             UsageError: ``bad_name``.
             StateError: ``exists``; a name stands for one key.
         """
         if not _NAME.fullmatch(name):
-            hint = "letters, digits and ._@+- only, beginning with a letter or digit"
+            hint = "up to 64 letters, digits and ._@+-, beginning with a letter or digit"
             raise UsageError("bad_name", f"{name!r} is no name for a key", hint=hint)
         if self.find(name) is not None:
             raise StateError("exists", f"you have a key named {name}", hint="choose another name")
+
+    def add(self, name: str, data: bytes, *, private: bool) -> Key:
+        """Keep a key. Raises as :meth:`check_free`, too."""
+        self.check_free(name)
         try:
             durable.make_folders(self.folder, 0o700)
             folder = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

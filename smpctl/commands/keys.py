@@ -51,6 +51,7 @@ def _shown(key: Key) -> dict[str, Any]:
 def new(session: Session, name: str, passphrase_file: str | None, credential_file: str | None) -> None:
     """Make a private key, sealed by a passphrase (asked for, unless a file is given)."""
     keyring, unlock = Keyring(), unlock_of(passphrase_file, credential_file)
+    keyring.check_free(name)  # before a passphrase is asked for
     passphrase = credential = None
     if unlock.credential_file:
         credential = secret_bytes(unlock.credential_file, "credential")

@@ -13,6 +13,7 @@ from smpctl.render import ago, duration, facts, moment, plain, table
 from smpctl.session import Session, VerbGroup, location
 
 _DIGITS_MAX = 10  # nobody waits for longer, and no clock can tell
+_SHOWN = 40  # characters of what is no time
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86_400.0}
 
 
@@ -129,7 +130,8 @@ def seconds(text: str) -> float:
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|min|h|d|)", text.strip())
     if not found or len(found[1]) > _DIGITS_MAX:
-        raise UsageError("bad_request", f"{text} is no time", hint="for example: 30s, 5m, 1h")
+        shown = text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
+        raise UsageError("bad_request", f"{shown} is no time", hint="for example: 30s, 5m, 1h")
     return float(found[1]) * _UNITS[found[2]]
 
 

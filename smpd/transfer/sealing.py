@@ -161,6 +161,9 @@ class HandedFile:
                 self._offset += more
             if self._offset > self._size or not (count or self._over):
                 found = os.fstat(self._fd).st_size
+                if found == self._size < self._offset:  # of the kernel's own, as in /proc
+                    text = f"{self._name} says that it is {found} bytes long, and holds more"
+                    raise IntegrityError("source_changed", text, hint="seal a copy of it")
                 message = f"{self._name} was {self._size} bytes long and then {found}: something writes to it"
                 raise IntegrityError("source_changed", message, hint="seal it once it is complete")
             return view[:count]

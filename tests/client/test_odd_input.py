@@ -29,6 +29,21 @@ def refused(ran: Ran, code: int) -> None:
     assert hint.startswith("hint: ")
 
 
+def test_what_is_long_is_not_repeated_whole(smpctl: Smpctl) -> None:
+    """A time of thousands of digits."""
+    ran = smpctl("events", "--since", "9" * 5000)
+    refused(ran, 2)
+    assert len(ran.err) < 200
+
+
+@pytest.mark.parametrize("name", ["k" * 65, "-k", "a/b", ""])
+def test_a_name_that_no_key_can_have(smpctl: Smpctl, name: str) -> None:
+    """It is told before a passphrase is asked for, and for what it is."""
+    ran = smpctl("keys", "new", "--", name)
+    refused(ran, 2)
+    assert "is no name for a key" in ran.err
+
+
 @pytest.mark.parametrize(
     "args",
     [

@@ -41,3 +41,12 @@ def test_one_that_does_not_is(tmp_path: Path, size: int) -> None:
         assert found == written
         content.close()
         assert not any(view)
+
+
+def test_one_of_the_kernels_own_is_told_of_as_that() -> None:
+    """Those of /proc have no length and hold something; nobody writes to them."""
+    with open("/proc/cpuinfo", "rb") as file:
+        content = HandedFile(file.fileno(), "cpuinfo")
+        with pytest.raises(IntegrityError, match="says that it is 0 bytes long, and holds more") as caught:
+            content.read()
+        assert caught.value.hint == "seal a copy of it"
