@@ -335,15 +335,12 @@ async def test_who_may_make_no_folders_writes_into_those_there_are(tmp_path: Pat
 
 async def test_a_folder_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is given up at so many entries, before it fills the memory; the others are listed."""
-    monkeypatch.setattr(sftp, "_FOLDER_MAX", 10_000)
+    monkeypatch.setattr(sftp, "_FOLDER_MAX", 500)
     for name in ("endless", "other"):
         (tmp_path / name).mkdir()
     (tmp_path / "other" / "x").write_bytes(b"1")
     async with sparing(tmp_path) as served, fetch_in_process(served.config, served.secret) as link:
-        with (
-            anyio.fail_after(30),
-            pytest.raises(RemoteError, match="'endless/' at .* more than 10,000 entries") as caught,
-        ):
+        with pytest.raises(RemoteError, match="'endless/' at .* more than 500 entries") as caught:
             await link.list("endless/")
         assert not caught.value.retryable
         assert [info.path for info in await link.list("other/")] == ["other/x"]
