@@ -491,5 +491,5 @@ async def test_a_server_that_only_goes_on_is_given_up() -> None:
 
     async with scripted({"object": script}) as endpoint:
         async with fetch_in_process(S3Config("b", endpoint=endpoint, addressing="path"), SECRET) as link:
-            with pytest.raises(SmpError, match="nothing else"), anyio.fail_after(20):
+            with pytest.raises(SmpError, match="nothing else"), anyio.fail_after(60):
                 await link.read("object", PIN, 0, 1000)

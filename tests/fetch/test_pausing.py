@@ -126,7 +126,7 @@ async def test_who_goes_while_the_server_has_no_room_is_let_go() -> None:
                 async with link.caller.open(fetching.Write("x", len(BODY)), [file.fileno()]) as exchange:
                     assert (await exchange.receive(fetching.Progress))[0].busy_s
                     await exchange.cancel()
-            assert time.monotonic() - began < 5
+            assert time.monotonic() - began < 25  # and not the 30 that the server asked for
 
 
 async def test_smpd_can_hold_what_is_under_way() -> None:
