@@ -2,40 +2,29 @@
 
 import contextlib
 import os
-import socket
-import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from functools import partial
-from types import TracebackType
-from typing import Any, Literal, Self, TypeVar
+from typing import Literal, TypeVar
 
 import anyio
 import anyio.abc
 import anyio.to_thread
-import msgspec
 
 from smp_proto import control as c
-from smp_proto.aio import Caller, Channel, Exchange
 from smp_proto.errors import DaemonError, SmpError
-from smpctl.address import connect
-from smpctl.async_connection import greet, hold, in_thread, message_of, messages
-from smpctl.client import (
-    ANSWER_TIMEOUT_S,
-    SLOW_TIMEOUT_S,
-    Paths,
-    Progress,
-    new_key,
-)
-from smpctl.connection import encode_request, too_slow
+from smpctl.asking import SLOW_TIMEOUT_S
+from smpctl.async_asking import AsyncAsking
+from smpctl.async_connection import in_thread, message_of, messages
+from smpctl.client import Paths, Progress, new_key
 from smpctl.files import batches, wanted_entries
 from smpctl.handing import Handing
 from smpctl.landing import Landing, check_apart, opening
-from smpctl.watching import Cursor, job_of, joined, pause_after
+from smpctl.watching import Cursor, job_of, joined
 
 T = TypeVar("T")
 
 
-class AsyncClient:
+class AsyncClient(AsyncAsking):
     """A client of the daemon, an async context manager; its methods may run at the same time.
 
     Args:
@@ -44,101 +33,6 @@ class AsyncClient:
     The methods, their arguments and their errors are those of :class:`smpctl.Client`; ``watch``, ``ls`` and
     ``audit_lines`` are async iterators.
     """
-
-    def __init__(self, path: str | None = None) -> None:
-        self._path = path
-        self._hello: c.Hello | None = None
-        self._caller: Caller | None = None
-        self._connecting = anyio.Lock()
-        self._release = anyio.Event()
-        self._group: anyio.abc.TaskGroup | None = None
-
-    async def __aenter__(self) -> Self:
-        self._group = anyio.create_task_group()
-        await self._group.__aenter__()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        assert self._group is not None
-        self._group.cancel_scope.cancel()
-        await self._group.__aexit__(None, None, None)  # the block's own exception goes on as it is, in no group
-
-    async def connect(self) -> c.Hello:
-        """Connect now, if need be, and return what the daemon said of itself."""
-        assert self._group is not None, "use it as: async with AsyncClient() as client"
-        async with self._connecting:
-            if self._caller is None or self._hello is None or not self._caller.alive:
-                sock = await in_thread(connect, self._path, undo=socket.socket.close)
-                channel = Channel(sock)
-                try:
-                    self._hello = await greet(channel)
-                except BaseException:
-                    channel.close()
-                    raise
-                # The connection lives in a task of the client, since whoever asks first may be gone before others.
-                self._release.set()
-                self._release = anyio.Event()
-                self._caller = await self._group.start(hold, channel, self._release)
-            return self._hello
-
-    @contextlib.asynccontextmanager
-    async def _open(self, request: Any) -> AsyncIterator[Exchange]:
-        body = msgspec.Raw(encode_request(request))
-        await self.connect()
-        assert self._caller is not None
-        async with self._caller.open(body) as exchange:
-            yield exchange
-
-    async def _call(self, request: Any, kind: type[T], timeout: float = ANSWER_TIMEOUT_S) -> T:
-        return await self._ask(request, lambda exchange: exchange.result(kind), timeout)
-
-    async def _parts(self, request: Any, kind: type[T], timeout: float = ANSWER_TIMEOUT_S) -> list[T]:
-        """Every part of an answer that may not fit one frame: DATA of the reply's own kind, then the reply."""
-
-        async def take(exchange: Exchange) -> list[T]:
-            parts = [part async for part in exchange.messages(kind)]
-            return [*parts, await exchange.result(kind)]
-
-        return await self._ask(request, take, timeout)
-
-    async def _ask(self, request: Any, take: Callable[[Exchange], Awaitable[T]], timeout: float) -> T:
-        until = time.monotonic() + timeout
-        try:
-            with anyio.fail_after(timeout):
-                while True:
-                    try:
-                        async with self._open(request) as exchange:
-                            return await take(exchange)
-                    except DaemonError as error:
-                        await anyio.sleep(pause_after(error, until))
-        except TimeoutError:
-            raise too_slow(timeout) from None
-
-    async def _again(self, act: Callable[[], Awaitable[T]]) -> T:
-        """Do it once more where the daemon wants to be asked more rarely, which it says before anything else."""
-        until = time.monotonic() + ANSWER_TIMEOUT_S
-        while True:
-            try:
-                return await act()
-            except DaemonError as error:
-                await anyio.sleep(pause_after(error, until))
-
-    async def _stream(self, request: Any, kind: type[T], timeout: float = ANSWER_TIMEOUT_S) -> AsyncGenerator[T, None]:
-        """Every part of an answer as it comes."""
-        until, begun = time.monotonic() + ANSWER_TIMEOUT_S, False
-        while True:
-            try:
-                async with self._open(request) as exchange:
-                    async for part in messages(exchange, kind, timeout):
-                        begun = True
-                        yield part
-                return
-            except DaemonError as error:
-                if begun:
-                    raise
-                await anyio.sleep(pause_after(error, until))
 
     # ── the box ──
 

@@ -13,7 +13,7 @@ from smp_proto import control as c
 from smp_proto.aio import Caller, Channel, Exchange, close_all, encode
 from smp_proto.errors import DaemonError
 from smp_proto.wire import FrameType
-from smpctl.client import ANSWER_TIMEOUT_S
+from smpctl.asking import ANSWER_TIMEOUT_S
 from smpctl.connection import HELLO_TIMEOUT_S, check_hello, decode, lost, our_hello, too_slow
 
 T = TypeVar("T")

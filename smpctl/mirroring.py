@@ -240,8 +240,7 @@ class Mirror:
         return self._result
 
     def _walk(self) -> Iterator[tuple[str, tuple[LocalFile, Print]]]:
-        left_out = lambda path: self._note(f"left out {path}: a link or no file")  # noqa: E731
-        for file in walk(self._state.kept.folder, "", left_out, living=True):
+        for file in walk(self._state.kept.folder, "", self._leave_out, living=True):
             if durable.is_part(os.path.basename(file.name)):
                 continue
             if not valid_entry_name(file.name):  # nor is one that is not UTF-8
@@ -249,6 +248,9 @@ class Mirror:
             else:
                 with contextlib.suppress(FileNotFoundError):
                     yield file.name, (file, Print.of(file.path))
+
+    def _leave_out(self, path: str) -> None:
+        self._note(f"left out {path}: a link or no file")
 
     def _lacks(self, name: str, target: str, now: Print) -> bool:
         return self._state.kept.files[name].there.get(target) != (now, self._readers)

@@ -204,12 +204,12 @@ async def _record_start(daemon: Daemon, *, created: bool, salvaged: Salvaged | N
 
 async def _remove_again(daemon: Daemon) -> None:
     """That somebody is not believed any more, or a remote forgotten, is not to be lost with what held it."""
-    for what, revived, remove in (
-        ("sender", partial(revived_senders, daemon.audit, daemon.trust), daemon.trust.remove),
-        ("remote", partial(revived_remotes, daemon.audit, daemon.remotes), daemon.remotes.remove),
+    for what, event, revived, remove in (
+        ("sender", "trust.remove", partial(revived_senders, daemon.audit, daemon.trust), daemon.trust.remove),
+        ("remote", "remote.remove", partial(revived_remotes, daemon.audit, daemon.remotes), daemon.remotes.remove),
     ):
         for name in await anyio.to_thread.run_sync(revived):
-            await daemon.box.audit("trust.remove" if what == "sender" else "remote.remove", actor="smpd", subject=name)
+            await daemon.box.audit(event, actor="smpd", subject=name)
             await anyio.to_thread.run_sync(remove, name)
             daemon.notes.append(f"that {what} {name} was removed was lost with the damaged database: removed again")
 

@@ -9,6 +9,7 @@ import select
 import struct
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from typing import Any, Self
 from box import Box
 from servers import Served
 
-from smp_proto.control import FINAL_STATES, JobView, LocalConfig, S3Config, S3Secret, SftpConfig, SftpSecret
+from smp_proto.control import FINAL_STATES, JobView, LocalConfig, S3Config, S3Secret, SftpConfig, SftpSecret, SyncView
 from smpctl import Client, job_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,6 +35,15 @@ def sha256(data: bytes) -> str:
 def digests(folder: Path) -> dict[str, str]:
     """Name and SHA-256 of every file below a folder."""
     return {str(p.relative_to(folder)): sha256(p.read_bytes()) for p in folder.rglob("*") if p.is_file()}
+
+
+def until_sync(ctl: Client, name: str, test: Callable[[SyncView], bool]) -> SyncView:
+    """Wait for a sync by looking at it again and again: an event that came before anybody listened would be missed."""
+    end = time.monotonic() + WAIT_S
+    while not test(view := ctl.sync_show(name).sync):
+        assert time.monotonic() < end, view
+        time.sleep(0.05)
+    return view
 
 
 def read_digests(folder: Path) -> dict[str, str]:

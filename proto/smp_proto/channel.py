@@ -69,7 +69,7 @@ class Channel:
     ) -> None:
         sock.setblocking(False)
         self.socket = sock
-        self.descriptors: Callable[[], bool] = _always
+        self.descriptors: Callable[[], bool] = lambda: True
         self.discard: Callable[[Sequence[int]], None] = close_all
         self._stall_s = stall_s
         self._decoder = FrameDecoder()
@@ -221,10 +221,6 @@ class Channel:
         fds = list(self._fds)
         self._fds.clear()
         self.discard(fds)
-
-
-def _always() -> bool:
-    return True
 
 
 def close_all(fds: Sequence[int]) -> None:

@@ -192,7 +192,7 @@ class ControlServer:
 
     async def _connection(self, sock: socket.socket, peer: Peer) -> None:
         channel = Channel(sock, stall_s=self._config.stall_s, unread_bytes_max=CLIENT_UNREAD_BYTES_MAX)
-        channel.descriptors = _never  # nobody has a use for them yet, and a viewer has none at all
+        channel.descriptors = lambda: False  # nobody has a use for them yet, and a viewer has none at all
         share = self._handed.of(peer.uid)
         channel.discard = share.close
         try:
@@ -304,10 +304,6 @@ class ControlServer:
 
 def _spare() -> int:
     return os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
-
-
-def _never() -> bool:
-    return False
 
 
 def _no_descriptors() -> DaemonError:

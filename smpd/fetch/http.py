@@ -15,7 +15,7 @@ from smpd.fetch.connection import Body, Connection
 from smpd.fetch.crowd import Crowd
 from smpd.fetch.dialling import dial
 from smpd.fetch.exchange import REFUSAL_MAX_BYTES, Answer, Exchange, Suffix, Wanted
-from smpd.fetch.remote import ANEW, first_error, unreachable
+from smpd.fetch.remote import ANEW, unreachable
 from smpd.links.fetching import Deadlines
 
 Head = bytes | Callable[[], Awaitable[bytes]]
@@ -159,7 +159,7 @@ class Pool:
     async def _connect(self) -> Connection:
         secure, host, port = self.origin
         try:
-            with anyio.fail_after(self._deadlines.connect_s), first_error():
+            with anyio.fail_after(self._deadlines.connect_s):
                 _, connection = await asyncio.get_running_loop().create_connection(
                     lambda: Connection(self._deadlines),
                     sock=await dial(host, port),

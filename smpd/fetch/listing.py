@@ -56,6 +56,8 @@ def parse_page(body: bytes) -> Page | None:
         name = _local(child.tag)
         if name == "Contents":
             found.append(_texts(child))
+            if not found[-1].get("Key"):
+                raise ValueError("an object without a name")
         elif name == "CommonPrefixes":
             folders += [each.text or "" for each in child if _local(each.tag) == "Prefix"]
         else:
@@ -63,7 +65,7 @@ def parse_page(body: bytes) -> Page | None:
     if said.get("EncodingType") == "url":
         folders = [unquote_plus(folder) for folder in folders]
         for fields in found:
-            fields["Key"] = unquote_plus(fields.get("Key", ""))
+            fields["Key"] = unquote_plus(fields["Key"])
     truncated = said.get("IsTruncated", "").strip() == "true"
     return Page([_listed(fields) for fields in found], folders, truncated, said.get("NextContinuationToken", ""))
 
@@ -80,10 +82,7 @@ def _texts(element: ElementTree.Element) -> dict[str, str]:
 def _listed(fields: dict[str, str]) -> Listed:
     modified = fields.get("LastModified", "")
     seconds = timestamp(modified).timestamp() if modified else 0.0
-    try:
-        return Listed(fields["Key"], int(fields["Size"]), fields.get("ETag", ""), seconds)
-    except KeyError as error:
-        raise ValueError("an object without a name or a size") from error
+    return Listed(fields["Key"], int(fields.get("Size", "")), fields.get("ETag", ""), seconds)
 
 
 def object_info(where: str, path: str, size: int, etag: str, modified: float) -> ObjectInfo:

@@ -12,10 +12,10 @@ import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
-_PR_SET_CHILD_SUBREAPER = 36
+_PR_SET_CHILD_SUBREAPER, _PR_GET_CHILD_SUBREAPER = 36, 37
 _ROUNDS_S = 5.0
 _PAUSE_S = 0.01
-_adopting = False
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class _Standing(NamedTuple):
@@ -29,12 +29,14 @@ def adopt_orphans() -> None:
     Raises:
         OSError: the kernel refuses.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+    if _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
-    global _adopting  # noqa: PLW0603 - it holds for the process
-    _adopting = True
+
+
+def _adopts() -> bool:
+    found = ctypes.c_int()
+    return _libc.prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(found), 0, 0, 0) == 0 and found.value == 1
 
 
 def parent_of(pid: int) -> int:
@@ -56,7 +58,7 @@ def end_orphans() -> bool:
     Returns:
         Whether none is left.
     """
-    if not _adopting:
+    if not _adopts():
         return True
     give_up = time.monotonic() + _ROUNDS_S
     while left := list(_orphans()):

@@ -370,9 +370,8 @@ class Database:
     def _named(self, error: sqlite3.Error) -> SmpError:
         extended = getattr(error, "sqlite_errorcode", 0)
         code = extended & 0xFF  # the low byte is the primary code
-        if (
-            code == sqlite3.SQLITE_FULL or extended == sqlite3.SQLITE_IOERR_SHMSIZE
-        ):  # the file beside the log cannot grow
+        # SHMSIZE: the index beside the write-ahead log cannot grow.
+        if code == sqlite3.SQLITE_FULL or extended == sqlite3.SQLITE_IOERR_SHMSIZE:
             return disk_error(OSError(errno.ENOSPC, str(error)), f"the database {self._path}")
         if code in _DAMAGED:
             return self._damaged(str(error))

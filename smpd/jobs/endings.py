@@ -38,7 +38,7 @@ class Endings:
         self._lock = threading.Lock()
         rows = db.rows("SELECT number, job, owner, state, outcome FROM endings ORDER BY number")
         self._pending = {row[0]: Ending(*row) for row in rows if _whole(*row)}
-        self._recorded = {int(row[0]) for row in rows if not _whole(*row)}  # no record could be made of them
+        self._recorded = {row[0] for row in rows} - self._pending.keys()  # no record could be made of them
         self._damaged = len(self._recorded)
 
     @property

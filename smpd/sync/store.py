@@ -37,15 +37,8 @@ from smpd.sync.forgetting import Forgetting
 from smpd.sync.standing import Standings
 
 UNFINISHED = ("settling", "new", "working", "delivered", "failed", "damaged")
-_SEEN = (
-    "new",
-    "working",
-    "delivered",
-    "done",
-    "away",
-    "failed",
-    "quarantined",
-)  # what a listing that names it again leaves
+# What a listing that names it again leaves.
+_SEEN = ("new", "working", "delivered", "done", "away", "failed", "quarantined")
 _DELETED_AT_ONCE = 10_000
 LOOKUPS = 500  # rows looked up by one statement
 _OBJECT = "number, version, state, tries, job, body, token"

@@ -324,12 +324,18 @@ class Watcher:
                 else:
                     await self._failed(found.number, error.body())
 
-    async def _take_in(self, row: int, job: Job | Seen) -> None:
-        """A job ended: so does its object's turn."""
+    async def _take_in(self, row: int, ended: Job | Seen) -> None:
+        """An object's turn ends, by its job or by what was to come after it."""
+        if isinstance(ended, Seen):
+            await self._finish(row, ended.after, ended.path, ended.pin)
+        else:
+            await self._take_in_job(row, ended)
+        self._flying.discard(row)
+        self._changed()
+
+    async def _take_in_job(self, row: int, job: Job) -> None:
         code = job.error.code if job.error else ""
-        if isinstance(job, Seen):
-            await self._finish(row, job.after, job.path, job.pin)
-        elif job.state == "done":
+        if job.state == "done":
             spec: Any = job.spec
             await _thread(self._store.deliver, row, job.id)
             if await self._finish(row, job.id, str(spec.source).partition(":")[2], spec.pin):
@@ -343,8 +349,6 @@ class Watcher:
         else:
             error = job.error or ErrorBody("cancelled", "its job was cancelled")
             await _thread(self._store.fail, row, "quarantined", error)
-        self._flying.discard(row)
-        self._changed()
 
     async def _finish(self, row: int, job: str, path: str, pin: str) -> bool:
         """An object's result is delivered: do what is to be done afterwards; whether that could be done."""

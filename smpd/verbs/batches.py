@@ -1,13 +1,14 @@
 """Answers of any length, in parts that each fit a frame."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
-from smp_proto.aio import encode
+from smp_proto.aio import Exchange, encode
 
 _BATCH_BYTES = 512 << 10  # half a frame, so that there is room for whatever stands round the items
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 def batches(items: Iterable[T]) -> Iterator[list[T]]:
@@ -22,3 +23,11 @@ def batches(items: Iterable[T]) -> Iterator[list[T]]:
         batch.append(item)
         filled += length
     yield batch
+
+
+async def in_parts(exchange: Exchange, items: Iterable[T], answer: Callable[[list[T]], R]) -> R:
+    """The answer with the last items; those that do not fit are sent before it, as DATA of the same kind."""
+    *before, last = batches(items)
+    for batch in before:
+        await exchange.send(answer(batch))
+    return answer(last)

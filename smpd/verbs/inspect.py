@@ -30,7 +30,7 @@ from smpd.host.space import Room
 from smpd.transfer.device import Compute
 from smpd.transfer.pool import RemotePool
 from smpd.transfer.workers import WorkerHost
-from smpd.verbs.batches import batches
+from smpd.verbs.batches import batches, in_parts
 from smpd.verbs.daemon import Daemon
 
 _LINES = 1000
@@ -138,10 +138,7 @@ async def processors(daemon: Daemon, actor: Actor, request: ProcessorsRequest, e
         except SmpError as error:
             owner, reason = compute.distribution, error.message
             found += [ProcessorInfo(name, "", owner, "", trouble=reason) for name in compute.processors]
-    *before, last = batches(found)
-    for batch in before:
-        await exchange.send(Processors(batch))
-    return Processors(last)
+    return await in_parts(exchange, found, Processors)
 
 
 async def audit_read(daemon: Daemon, actor: Actor, request: AuditRead, exchange: Exchange) -> AuditProof:

@@ -19,7 +19,7 @@ from smpd.control.actor import Actor
 from smpd.control.permissions import check, needs_of_job
 from smpd.jobs.job import Job
 from smpd.transfer.refusing import take_out
-from smpd.verbs.batches import batches
+from smpd.verbs.batches import in_parts
 from smpd.verbs.daemon import Daemon
 from smpd.verbs.seen import JobsSeen, all_refused_seen, refused_seen
 
@@ -28,10 +28,7 @@ async def quarantine_list(daemon: Daemon, actor: Actor, request: QuarantineList,
     """List what was refused, a page of it."""
     seen = JobsSeen(daemon.box.journal, actor)
     page = partial(all_refused_seen, daemon.box.quarantine, seen, request.job, request.before)
-    *before, last = batches(await anyio.to_thread.run_sync(page))
-    for batch in before:
-        await exchange.send(Quarantine(batch))
-    return Quarantine(last)
+    return await in_parts(exchange, await anyio.to_thread.run_sync(page), Quarantine)
 
 
 async def quarantine_show(daemon: Daemon, actor: Actor, request: QuarantineShow, exchange: Exchange) -> QuarantineItem:

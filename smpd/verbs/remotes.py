@@ -30,7 +30,7 @@ from smp_proto.sealed.keys import PublicIdentity
 from smpd.control.actor import Actor
 from smpd.control.permissions import Need
 from smpd.vault.remotes import Remote, parse_location
-from smpd.verbs.batches import batches
+from smpd.verbs.batches import in_parts
 from smpd.verbs.daemon import Daemon
 
 _UNFINISHED: tuple[JobState, ...] = ("queued", "waiting", "running", "paused")
@@ -53,10 +53,8 @@ async def remote_add(daemon: Daemon, actor: Actor, request: RemoteAdd, exchange:
 async def remote_list(daemon: Daemon, actor: Actor, request: RemoteList, exchange: Exchange) -> Remotes:
     """List the remotes that the caller may use."""
     found = await anyio.to_thread.run_sync(daemon.remotes.list)
-    *before, last = batches(remote for remote in found if actor.rights.allow(Need("any", remote.name)))
-    for batch in before:
-        await exchange.send(Remotes(batch))
-    return Remotes(last)
+    shown = (remote for remote in found if actor.rights.allow(Need("any", remote.name)))
+    return await in_parts(exchange, shown, Remotes)
 
 
 async def remote_test(daemon: Daemon, actor: Actor, request: RemoteTest, exchange: Exchange) -> RemoteTested:

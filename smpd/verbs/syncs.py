@@ -34,7 +34,7 @@ from smpd.transfer.box import Audit
 from smpd.transfer.pool import RemotePool
 from smpd.transfer.pools import Pools
 from smpd.vault.remotes import check_name, parse_location
-from smpd.verbs.batches import batches
+from smpd.verbs.batches import batches, in_parts
 from smpd.verbs.daemon import Daemon
 
 
@@ -104,11 +104,8 @@ async def sync_add(daemon: Daemon, actor: Actor, request: SyncAdd, exchange: Exc
 
 async def sync_list(daemon: Daemon, actor: Actor, request: SyncList, exchange: Exchange) -> Syncs:
     """List the syncs."""
-    found = await daemon.syncs.views()
-    *before, last = batches(view for view in found if _sees(actor, view.owner, view.spec))
-    for batch in before:
-        await exchange.send(Syncs(batch))
-    return Syncs(last)
+    shown = (view for view in await daemon.syncs.views() if _sees(actor, view.owner, view.spec))
+    return await in_parts(exchange, shown, Syncs)
 
 
 async def sync_show(daemon: Daemon, actor: Actor, request: SyncShow, exchange: Exchange) -> SyncShown:

@@ -34,7 +34,7 @@ def test_both_clients_have_the_same_methods() -> None:
     import inspect
 
     def public(kind: type) -> dict[str, list[str]]:
-        names = [name for name in vars(kind) if not name.startswith("_") and name != "close"]
+        names = [name for name in dir(kind) if not name.startswith("_") and name != "close"]
         return {name: list(inspect.signature(getattr(kind, name)).parameters) for name in names}
 
     assert public(AsyncClient) == public(Client)

@@ -34,7 +34,7 @@ def asked(request: pytest.FixtureRequest) -> Asked:
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("smpctl.connection.connect", connect)
-            patch.setattr("smpctl.async_client.connect", connect)
+            patch.setattr("smpctl.async_asking.connect", connect)
             if request.param == "anyio":
                 async with AsyncClient() as client:
                     return await getattr(client, method)(*args, **named)

@@ -45,19 +45,24 @@ def flip(path: Path, offset: int) -> None:
     path.write_bytes(data)
 
 
+def spoil_wal(machine: Box, part: int, left: int) -> None:
+    """Overwrite the write-ahead log of a stopped daemon: from one ``part`` of its frames on, but for the last of them."""
+    wal = machine.state / "smpd.db-wal"
+    found = read_wal(str(wal))
+    data = bytearray(wal.read_bytes())
+    start = found.frames[len(found.frames) // part].offset - FRAME_HEADER_BYTES
+    last = found.frames[-left].offset + found.page_size
+    data[start:last] = os.urandom(last - start)
+    wal.write_bytes(data)
+
+
 def events(caller) -> list[dict]:
     return [msgspec.json.decode(line) for line in caller.audit_lines()]
 
 
 def test_lost_jobs_are_named(machine: Box) -> None:
     """Frames that nothing can be read of cost the jobs in them: they are in the audit log, and doctor says so."""
-    wal = Path(f"{machine.state}/smpd.db-wal")
-    found = read_wal(str(wal))
-    data = bytearray(wal.read_bytes())
-    start = found.frames[len(found.frames) // 2].offset - FRAME_HEADER_BYTES
-    last = found.frames[-6].offset + found.page_size
-    data[start:last] = os.urandom(last - start)
-    wal.write_bytes(data)
+    spoil_wal(machine, 2, 6)
     machine.start()
     with client(machine) as caller:
         records = events(caller)
@@ -203,13 +208,7 @@ def test_lost_jobs_are_named_although_the_audit_log_is_broken_too(tmp_path: Path
             caller.remote_add("lake", LocalConfig(str(tmp_path)))
             submitted = {caller.submit(GetSpec(f"lake:{number}.smp")).id for number in range(20)}
         machine.kill()
-        wal = machine.state / "smpd.db-wal"
-        found = read_wal(str(wal))
-        data = bytearray(wal.read_bytes())
-        start = found.frames[len(found.frames) // 3].offset - FRAME_HEADER_BYTES
-        last = found.frames[-3].offset + found.page_size
-        data[start:last] = os.urandom(last - start)
-        wal.write_bytes(data)
+        spoil_wal(machine, 3, 3)
         flip(machine.state / "audit" / "audit.jsonl", 0)
         machine.start()
         with client(machine) as caller:

@@ -1,31 +1,18 @@
 """Another secret of a remote that is in use: jobs and syncs go on with it, and nothing is done again."""
 
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from box import box
 from gated_s3 import gated_s3
-from scene import Person, add_remote, believe, box_key, client, faults
+from scene import Person, add_remote, believe, box_key, client, faults, until_sync
 from servers import rclone_s3
 
-from smp_proto.control import GetSpec, S3Secret, SyncView
+from smp_proto.control import GetSpec, S3Secret
 from smp_proto.errors import StateError
-from smpctl import Client
 
 MIB = 1 << 20
-WAIT_S = 60.0
-
-
-def until(ctl: Client, name: str, test: Callable[[SyncView], bool]) -> SyncView:
-    """Wait for a sync by looking at it again and again."""
-    end = time.monotonic() + WAIT_S
-    while not test(view := ctl.sync_show(name).sync):
-        assert time.monotonic() < end, view
-        time.sleep(0.05)
-    return view
 
 
 def test_a_remote_with_a_sync(tmp_path: Path) -> None:
@@ -41,18 +28,18 @@ def test_a_remote_with_a_sync(tmp_path: Path) -> None:
         folder.mkdir()
         sender.seal([tmp_path / "scan.bin"], folder / "1.smp")
         machine.ctl("sync", "add", "s", "lake:replacing/", "--every", "1s")
-        until(ctl, "s", lambda view: view.done == 1)
+        until_sync(ctl, "s", lambda view: view.done == 1)
         with pytest.raises(StateError) as caught:
             ctl.remote_remove("lake")
         assert "smpctl remote add lake URL --replace" in caught.value.hint
         wrong = S3Secret("AKIAIOSFODNN7EXAMPLE", "not the secret at all")
         ctl.remote_add("lake", rclone.config, secret=wrong, replace=True)
-        until(ctl, "s", lambda view: view.error is not None and view.error.code == "remote_auth")
+        until_sync(ctl, "s", lambda view: view.error is not None and view.error.code == "remote_auth")
         with pytest.raises(StateError):
             ctl.remote_add("lake", rclone.config, secret=rclone.secret)
         ctl.remote_add("lake", rclone.config, secret=rclone.secret, replace=True)
         sender.seal([tmp_path / "scan.bin"], folder / "2.smp")
-        until(ctl, "s", lambda view: view.done == 2 and view.error is None)
+        until_sync(ctl, "s", lambda view: view.done == 2 and view.error is None)
         assert len(ctl.jobs()) == 2
         assert [b"remote.replace" in line for line in ctl.audit_lines()].count(True) == 2
         assert faults(machine) == []

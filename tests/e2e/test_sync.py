@@ -3,19 +3,17 @@
 import os
 import random
 import socket
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from box import Box, box
 from e2e.long_sync import soak
-from scene import WAIT_S, Person, add_remote, believe, box_key, client, faults, read_digests, sha256
+from scene import Person, add_remote, believe, box_key, client, faults, read_digests, sha256, until_sync
 from servers import BUCKET, admin, moto_s3, sqs
 
-from smp_proto.control import LocalConfig, S3Config, S3Secret, SyncSpec, SyncView
+from smp_proto.control import LocalConfig, S3Config, S3Secret, SyncSpec
 from smp_proto.errors import UsageError
-from smpctl import Client
 
 
 class Place:
@@ -44,15 +42,6 @@ class Place:
             self.sender.open(path, into)
             found[str(path.relative_to(self.folder / "out"))] = read_digests(into)["scan.bin"]
         return found
-
-
-def until(ctl: Client, name: str, test: Callable[[SyncView], bool]) -> SyncView:
-    """Wait for a sync by looking at it again and again: an event that came before anybody listened would be missed."""
-    end = time.monotonic() + WAIT_S
-    while not test(view := ctl.sync_show(name).sync):
-        assert time.monotonic() < end, view
-        time.sleep(0.05)
-    return view
 
 
 @pytest.fixture(scope="module")
@@ -87,14 +76,14 @@ def test_what_arrives_is_worked_on_once(machine, tmp_path: Path) -> None:
     flags = ["--run", "digest", "--to", f"{place.remote}:out/", "--include", "**/*.smp", "--every", "1s"]
     place.box.ctl("sync", "add", name, f"{place.remote}:in/", *flags)
     with client(place.box) as ctl:
-        until(ctl, name, lambda view: view.done == 3 and view.quarantined == 1)
+        until_sync(ctl, name, lambda view: view.done == 3 and view.quarantined == 1)
     place.arrive("a/1.smp", b"another")
     place.arrive("new.smp", b"new")
     expected |= {"a/1.smp": sha256(b"another"), "new.smp": sha256(b"new")}
     place.box.kill()
     place.box.start()
     with client(place.box) as ctl:
-        view = until(ctl, name, lambda view: view.done == 4 and not view.waiting + view.in_flight)
+        view = until_sync(ctl, name, lambda view: view.done == 4 and not view.waiting + view.in_flight)
         assert (view.seen, view.quarantined, view.failed) == (5, 1, 0)
         (trouble,) = ctl.sync_show(name).troubles
         assert (trouble.path, trouble.error.code if trouble.error else "") == ("in/bad.smp", "not_sealed")
@@ -121,20 +110,20 @@ def test_into_the_vault_and_away(machine, tmp_path: Path) -> None:
         place.arrive(f"{number}.smp", b"%d" % number)
     running.ctl("sync", "add", "ward", "ward:in/", "--after", "delete", "--every", "1h", "--max-in-flight", "1")
     with client(running) as ctl:
-        until(ctl, "ward", lambda view: view.done == 3)
+        until_sync(ctl, "ward", lambda view: view.done == 3)
         assert list((tmp_path / "root" / "in").iterdir()) == []
         ctl.sync_control("ward", "pause")
         place.arrive("late.smp", b"late")
         ctl.sync_control("ward", "resume")
         ctl.sync_control("ward", "now")
-        until(ctl, "ward", lambda view: view.done == 4)
+        until_sync(ctl, "ward", lambda view: view.done == 4)
         assert len([item for item in ctl.vault() if item.entries == 1]) >= 4
     running.ctl("sync", "remove", "ward")
     running.ctl("sync", "add", "ward", "ward:in/", "--after", "move:old/", "--every", "1h")
     with client(running) as ctl:
-        until(ctl, "ward", lambda view: view.last_poll > 0 and view.told)
+        until_sync(ctl, "ward", lambda view: view.last_poll > 0 and view.told)
         place.arrive("a/kept.smp", b"kept")  # which the folder tells of: it is not listed again for an hour
-        until(ctl, "ward", lambda view: view.done == 1)
+        until_sync(ctl, "ward", lambda view: view.done == 1)
         shown = running.ctl("sync", "show", "ward").stdout.decode()
     assert "the object is moved to ward:old/" in shown
     assert [path.name for path in (tmp_path / "root" / "old" / "a").iterdir()] == ["kept.smp"]
@@ -152,7 +141,7 @@ def test_what_the_target_has_not_is_no_word_on_the_source(machine, tmp_path: Pat
     place.arrive("a/b.smp", b"1")
     running.ctl("sync", "add", "blocked", "blocked:in/", "--run", "digest", "--to", "blocked:out/", "--every", "1s")
     with client(running) as ctl:
-        until(ctl, "blocked", lambda view: view.failed == 1)
+        until_sync(ctl, "blocked", lambda view: view.failed == 1)
         (trouble,) = ctl.sync_show("blocked").troubles
         assert (trouble.path, trouble.error.code if trouble.error else "") == ("in/a/b.smp", "remote_failed")
     running.ctl("sync", "remove", "blocked")
@@ -177,15 +166,15 @@ def test_a_bucket_tells(machine, tmp_path: Path) -> None:
 
         running.ctl("sync", "add", "told", "moto:in/", "--every", "1d", "--events", url)
         with client(running) as ctl:
-            until(ctl, "told", lambda view: view.last_poll > 0 and view.told)
+            until_sync(ctl, "told", lambda view: view.last_poll > 0 and view.told)
             listed = ctl.sync_show("told").sync.last_poll
             arrive("a b+ä.smp")
-            view = until(ctl, "told", lambda view: view.done == 1)
+            view = until_sync(ctl, "told", lambda view: view.done == 1)
             assert (view.last_poll, view.hints) == (listed, 1)
             bucket.put_bucket_notification_configuration(Bucket=BUCKET, NotificationConfiguration={})
             arrive("lost.smp")
             ctl.sync_control("told", "now")
-            until(ctl, "told", lambda view: view.done == 2)
+            until_sync(ctl, "told", lambda view: view.done == 2)
         assert "by the queue, 1 times" in running.ctl("sync", "show", "told").stdout.decode()
         running.ctl("sync", "remove", "told")
 

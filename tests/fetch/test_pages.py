@@ -92,6 +92,8 @@ def test_anything_else_is_a_value_error(body):
         b"<html><body>Welcome</body></html>",
         b'<?xml version="1.0" encoding="klingon"?><ListBucketResult/>',
         b"<ListBucketResult><Contents><Size>1</Size></Contents></ListBucketResult>",
+        b"<ListBucketResult><EncodingType>url</EncodingType><Contents><Size>1</Size></Contents></ListBucketResult>",
+        b"<ListBucketResult><Contents><Key/><Size>1</Size></Contents></ListBucketResult>",
         b"<ListBucketResult><Contents><Key>a</Key></Contents></ListBucketResult>",
         b"<ListBucketResult><Contents><Key>a</Key><Size>1</Size><LastModified>soon</LastModified></Contents></ListBucketResult>",
     ],

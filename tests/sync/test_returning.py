@@ -7,6 +7,7 @@ import pytest
 from sync.world import Bucket, Machine, spec
 
 from smp_proto.control import ObjectInfo
+from smpd.sync.syncs import Syncs
 
 PATH = "in/x.smp"
 
@@ -14,6 +15,15 @@ PATH = "in/x.smp"
 @pytest.fixture
 def machine(tmp_path: Path) -> Machine:
     return Machine(tmp_path, Bucket())
+
+
+async def seen(machine: Machine, syncs: Syncs, *pins: str) -> None:
+    """Watch, while the object is one version after the other, each of which has its job."""
+    await syncs.add(spec(), "ann(1)")
+    await machine.settled(1)
+    for pin in pins:
+        machine.bucket.objects[PATH] = pin
+        await machine.again()
 
 
 async def test_after_another_had_its_result(machine: Machine) -> None:
@@ -33,11 +43,7 @@ async def test_after_another_had_its_result(machine: Machine) -> None:
 async def test_across_a_crash(machine: Machine) -> None:
     """Its job is found again, and is not made twice."""
     async with machine.running() as syncs:
-        await syncs.add(spec(), "ann(1)")
-        await machine.settled(1)
-        for pin in ("A", "B"):
-            machine.bucket.objects[PATH] = pin
-            await machine.again()
+        await seen(machine, syncs, "A", "B")
         machine.hold = True
         machine.bucket.objects[PATH] = "A"
         await syncs.control("s", "now")
@@ -51,11 +57,7 @@ async def test_across_a_crash(machine: Machine) -> None:
 async def test_named_by_mistake(machine: Machine) -> None:
     """An old listing still names what was replaced: that has no result, and what replaced it has none twice."""
     async with machine.running() as syncs:
-        await syncs.add(spec(), "ann(1)")
-        await machine.settled(1)
-        for pin in ("A", "B"):
-            machine.bucket.objects[PATH] = pin
-            await machine.again()
+        await seen(machine, syncs, "A", "B")
         look = machine.bucket.list
         old = [ObjectInfo(PATH, 1, "A")]
 
