@@ -102,7 +102,7 @@ def test_a_broken_audit_log(machine: Box) -> None:
     """The daemon runs and lets look; acts are refused, jobs wait, until an admin begins a new log that names the old one."""
     machine.start()
     with client(machine) as caller:  # else it waits by the clock of the machine that the state is from
-        (job,) = [job for job in caller.jobs() if job.state == "waiting"]
+        (job,) = until(lambda: [job for job in caller.jobs() if job.state == "waiting"])
         caller.pause(job.id)
         caller.resume(job.id)
     assert machine.stop() == 0
