@@ -52,6 +52,13 @@ def tensorizer_open(url: str, key: str, device: str = "cpu") -> None:
     assert count
 
 
+def alone_open(**arguments: Any) -> None:
+    """What SMP does with one object, without SMP."""
+    from benchmarks.work_alone import work_alone
+
+    work_alone(**arguments)
+
+
 def streamer_open(url: str, names: int, device: str) -> None:
     """The Run:ai model streamer, from S3 to tensors, in the clear: it knows no encryption."""
     import torch
@@ -65,7 +72,7 @@ def streamer_open(url: str, names: int, device: str) -> None:
     assert len(found) == names
 
 
-ACTS = {each.__name__: each for each in (tink_open, age_open, tensorizer_open, streamer_open)}
+ACTS = {each.__name__: each for each in (alone_open, tink_open, age_open, tensorizer_open, streamer_open)}
 
 
 def _spent() -> float:

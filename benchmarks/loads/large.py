@@ -2,14 +2,16 @@
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from benchmarks import peers
+from benchmarks import peers, work_alone
 from benchmarks.bench import Bench, Contestant, Entry, present
 from benchmarks.objects import MIB, seal_object, write_plain
 from benchmarks.results import Sample
 from benchmarks.smp import ENDS_AS
+from smp_proto.sealed.keys import Identity
 
 BYTES, QUICK_BYTES = 1024 * MIB, 16 * MIB
 CURL_ENDS_AS = "discarded; nothing is checked"
@@ -53,6 +55,7 @@ class LargeHttp:
             yield [
                 Contestant("SMP", ENDS_AS, lambda: bench.smp.run(source, size)),
                 Contestant("curl", CURL_ENDS_AS, lambda: sized(size, peers.curl(url))),
+                Contestant("the work alone", work_alone.ENDS_AS, forms.work_alone()),
                 present("s5cmd, then tink", _THEN, forms.s5cmd_tink),
                 present("s5cmd, then age", _THEN, forms.s5cmd_age),
                 present("rclone crypt", "piped to /dev/null; tags checked, no signature", forms.rclone),
@@ -113,6 +116,16 @@ class Forms:
     def _fetched(self, path: Path) -> Sample:
         self.fetched.unlink(missing_ok=True)
         return peers.s5cmd(self.bench.store, f"s3://bucket/{self._key(path)}", self.fetched, tls=self.tls)
+
+    def work_alone(self) -> Callable[[], Sample]:
+        """What SMP does with the object, in one process and with nothing around it."""
+        path, key_file, key = self.folder / "alone.smp", self.bench.work / "reader.key", os.urandom(32)
+        reader = Identity.generate("reader")
+        key_file.write_bytes(reader.to_file(credential=bytearray(key)))
+        seal_object(path, self.size, self.bench.sender, reader.public)
+        asked = {"url": self.bench.store.url(self._key(path)), "size": path.stat().st_size, "key": key.hex()}
+        asked |= {"act": "alone_open", "key_file": str(key_file), "sender": self.bench.sender.public.text()}
+        return lambda: sized(self.size, self.bench.libraries.do(**asked))
 
     def s5cmd_tink(self) -> Callable[[], Sample]:
         """s5cmd to tmpfs, then Tink."""
