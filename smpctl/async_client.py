@@ -1,4 +1,4 @@
-"""The client for anyio programs: the methods of :class:`smpctl.Client`, awaited, several at a time if wanted."""
+"""The client for programs on asyncio, or anyio on it: the methods of :class:`smpctl.Client`, awaited."""
 
 import contextlib
 import os

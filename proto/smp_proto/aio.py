@@ -4,6 +4,7 @@
 END); :func:`smp_proto.serving.serve` answers. Either side of a link or control connection is one of the two.
 """
 
+import asyncio
 import contextlib
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
@@ -52,7 +53,7 @@ class Exchange:
         self.aside = False
         self._believe = believe
         self._inbox: deque[tuple[Frame, list[int]]] = deque()
-        self._arrived = anyio.Event()
+        self._arrival: asyncio.Future[None] | None = None  # what receive() waits for
         self._closed = False
         self._result: bytes | None = None
 
@@ -66,7 +67,7 @@ class Exchange:
             self.channel.discard(fds)
             return
         self._inbox.append((frame, fds))
-        self._arrived.set()
+        self._wake()
         if frame.type is FrameType.DATA:
             self.channel.count_unread(1, frame)
 
@@ -91,8 +92,8 @@ class Exchange:
         while not self._inbox:
             if self._closed:
                 raise anyio.EndOfStream
-            self._arrived = anyio.Event()
-            await self._arrived.wait()
+            self._arrival = asyncio.get_running_loop().create_future()
+            await self._arrival
         frame, fds = self._inbox.popleft()
         if frame.type is FrameType.DATA:
             self.channel.count_unread(-1, frame)
@@ -145,12 +146,16 @@ class Exchange:
     def close(self) -> None:
         """Release what was received and not read."""
         self._closed = True
-        self._arrived.set()
+        self._wake()
         while self._inbox:
             frame, fds = self._inbox.popleft()
             self.channel.discard(fds)
             if frame.type is FrameType.DATA:
                 self.channel.count_unread(-1, frame)
+
+    def _wake(self) -> None:
+        if self._arrival is not None and not self._arrival.done():
+            self._arrival.set_result(None)
 
 
 class Caller:

@@ -4,6 +4,7 @@ This is the lowest layer that does I/O; streams and their rules are in :mod:`smp
 """
 
 import array
+import asyncio
 import contextlib
 import os
 import socket
@@ -77,6 +78,8 @@ class Channel:
         self._fds: deque[int] = deque()
         self._send_lock = anyio.Lock()
         self._reads = 0  # since the others had their turn
+        self._waiter: asyncio.Future[None] | None = None
+        self._watching: asyncio.AbstractEventLoop | None = None
         self._unread = [0, 0, 0]
         self._unread_max = (UNREAD_MESSAGES_MAX, unread_bytes_max, UNREAD_FDS_MAX)
 
@@ -100,6 +103,15 @@ class Channel:
         """Send several frames without descriptors in one go, so that the peer wakes up once. Raises as :meth:`send`."""
         await self._send_frame(memoryview(b"".join(encode_frame(frame_type, stream, body) for body in bodies)), [])
 
+    async def send_anyway(self, frame_type: FrameType, stream: int, body: bytes) -> None:
+        """Send one frame without descriptors, whoever is cancelled. Raises as :meth:`send`."""
+        data = memoryview(encode_frame(frame_type, stream, body))
+        if not self._send_lock.locked():
+            data, _ = self._send_some(data, [])
+        if data:
+            with anyio.CancelScope(shield=True):
+                await self._send_rest(data, [])
+
     async def _send_frame(self, data: memoryview, fds: Sequence[int]) -> None:
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         await anyio.lowlevel.checkpoint_if_cancelled()
@@ -110,13 +122,16 @@ class Channel:
                 return
         # Shielded: half a frame would garble every later one. One that was begun finds the lock free.
         with anyio.CancelScope(shield=begun):
-            async with self._send_lock:
-                with anyio.CancelScope(shield=True):
-                    while data:
-                        left, rights = self._send_some(data, rights)
-                        if len(left) == len(data):
-                            await self._writable()
-                        data = left
+            await self._send_rest(data, rights)
+
+    async def _send_rest(self, data: memoryview, rights: list[Any]) -> None:
+        async with self._send_lock:
+            with anyio.CancelScope(shield=True):
+                while data:
+                    left, rights = self._send_some(data, rights)
+                    if len(left) == len(data):
+                        await self._writable()
+                    data = left
 
     def _send_some(self, data: memoryview, rights: list[Any]) -> tuple[memoryview, list[Any]]:
         """Send what the socket takes; returns what is left."""
@@ -150,30 +165,65 @@ class Channel:
                 self._reads = 0
                 await anyio.lowlevel.checkpoint()
             try:
-                room = socket.CMSG_SPACE(FDS_MAX * _INT_BYTES) if self.descriptors() else 0
-                data, ancillary, flags, _ = self.socket.recvmsg(_RECEIVE_BYTES, room, socket.MSG_CMSG_CLOEXEC)
+                self._read()
+                self._reads += 1
             except (BlockingIOError, InterruptedError):
                 self._reads = 0
-                await self._readable()
-                continue
-            except (OSError, ValueError) as error:
-                raise anyio.BrokenResourceError from error
-            self._reads += 1
-            self._take_descriptors(ancillary)
-            if not data:
-                raise anyio.BrokenResourceError if self._decoder.partial else anyio.EndOfStream
-            self._decoder.feed(data)
-            wipe_bytes(data)  # it may hold a secret, which the heap would keep until something else comes there
-            self._ready.extend(self._decoder.frames())
-            self._check_descriptors(flags)
+                await self._arrival()
         frame = self._ready.popleft()
         return frame, [self._fds.popleft() for _ in range(frame.fds)]
 
-    async def _readable(self) -> None:
+    def _read(self) -> None:
+        """Take what has come. Raises as :meth:`receive`, and what says that nothing has."""
         try:
-            await anyio.wait_readable(self.socket)
-        except anyio.ClosedResourceError as error:
+            room = socket.CMSG_SPACE(FDS_MAX * _INT_BYTES) if self.descriptors() else 0
+            data, ancillary, flags, _ = self.socket.recvmsg(_RECEIVE_BYTES, room, socket.MSG_CMSG_CLOEXEC)
+        except (BlockingIOError, InterruptedError):
+            raise
+        except (OSError, ValueError) as error:
             raise anyio.BrokenResourceError from error
+        self._take_descriptors(ancillary)
+        if not data:
+            raise anyio.BrokenResourceError if self._decoder.partial else anyio.EndOfStream
+        self._decoder.feed(data)
+        wipe_bytes(data)  # it may hold a secret, which the heap would keep until something else comes there
+        self._ready.extend(self._decoder.frames())
+        self._check_descriptors(flags)
+
+    async def _arrival(self) -> None:
+        """Wait until something comes, and take it.
+
+        The socket stays with the loop from one wait to the next: to hand it over and take it back takes four times as
+        long as all else of a wait.
+        """
+        loop = asyncio.get_running_loop()
+        self._waiter = loop.create_future()
+        if self._watching is None:
+            loop.add_reader(self.socket.fileno(), self._came)
+            self._watching = loop
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def _came(self) -> None:
+        waiter = self._waiter
+        if waiter is None or waiter.done():  # nobody waits for it: it stays with the kernel, which holds the peer back
+            self._unwatch()
+            return
+        try:
+            self._read()
+        except (BlockingIOError, InterruptedError):
+            return
+        except Exception as error:  # noqa: BLE001 - it is of whoever waits
+            waiter.set_exception(error)
+        else:
+            waiter.set_result(None)
+
+    def _unwatch(self) -> None:
+        if self._watching is not None:
+            self._watching.remove_reader(self.socket.fileno())
+            self._watching = None
 
     def _take_descriptors(self, ancillary: list[tuple[int, int, bytes]]) -> None:
         for level, kind, data in ancillary:
@@ -217,6 +267,9 @@ class Channel:
     def close(self) -> None:
         """Close the socket and every descriptor not yet handed out."""
         anyio.notify_closing(self.socket)
+        self._unwatch()
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_exception(anyio.BrokenResourceError())
         self.socket.close()
         fds = list(self._fds)
         self._fds.clear()

@@ -84,8 +84,8 @@ async def serve(
             exchange.close()
             channel.count_unread(-1, frame)
             wipe_bytes(frame.body)
-            with anyio.CancelScope(shield=True), contextlib.suppress(anyio.BrokenResourceError):
-                await channel.send(FrameType.END, frame.stream, end or cut_short)
+            with contextlib.suppress(anyio.BrokenResourceError):
+                await channel.send_anyway(FrameType.END, frame.stream, end or cut_short)
             # Only now may the number be used again, and only now is this request no longer counted as open:
             # a peer that asks and never reads would otherwise pile up replies without limit.
             del scopes[frame.stream]
