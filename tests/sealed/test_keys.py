@@ -55,6 +55,14 @@ def test_a_name_with_a_space_too_many() -> None:
         PublicIdentity.parse(TEXT.replace(" ", "  "))
 
 
+@pytest.mark.parametrize("gap", ["\n", " " * 400, "\n" * 70_000])
+def test_nothing_follows_a_public_key(gap: str) -> None:
+    """White space around is passed over however long it is, and never what comes behind it."""
+    assert PublicIdentity.parse(f"{gap}{TEXT}{gap}") == ALICE.public
+    with pytest.raises(KeyFileError):
+        PublicIdentity.parse(f"{TEXT}{gap}{identity('bob').public.text()}")
+
+
 @given(st.one_of(st.text(max_size=60), st.text(max_size=60).map("smp1pub:".__add__)))
 def test_public_text_fuzz(text: str) -> None:
     """Any other text is ``key_invalid``."""

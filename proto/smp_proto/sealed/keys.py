@@ -127,7 +127,7 @@ class PublicIdentity:
         Raises:
             KeyFileError: ``key_invalid``; a typo anywhere in the key is refused.
         """
-        line = text[: _TEXT_MAX + 1].strip()
+        line = text.strip()
         encoded, _, name = line.removeprefix(_PREFIX).partition(" ")
         if len(line) > _TEXT_MAX or not line.startswith(_PREFIX):
             raise _invalid("this is no public key")
