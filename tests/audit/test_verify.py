@@ -120,11 +120,27 @@ def test_a_good_log_verifies(key: VerifierKey, signer: Callable[[bytes], bytes])
 
 
 def test_a_clock_that_went_back_is_a_finding(key: VerifierKey, signer: Callable[[bytes], bytes]) -> None:
-    """Order is by number; a jump of the clock is told, not refused, and the findings stay bounded."""
+    """Order is by number; a jump of the clock is told, not refused; so many are told, and how many more there are."""
     lines = [encode_line(record(seq, seconds=1e9 - seq * 3600)) for seq in range(300)]
     report = verify_log(lines, [signed(lines, 300, key, signer)], (key,))
     assert "record 1: the clock went back" in report.findings[0]
-    assert len(report.findings) == 100
+    assert len(report.findings) == 101
+    assert report.findings[-1] == "199 more like these are left out: the clock went back"
+
+
+@pytest.mark.parametrize(
+    ("event", "told"), [("audit.adopted", "was taken as it was found"), ("audit.begin", "comes after a broken one")]
+)
+def test_no_clock_hides_what_happened_to_the_log(
+    event: str, told: str, key: VerifierKey, signer: Callable[[bytes], bytes]
+) -> None:
+    """However often the clock went back, what else is to be looked at is told; so is what no checkpoint covers."""
+    records = [record(seq, seconds=1e9 - seq * 3600) for seq in range(300)]
+    records[250] = msgspec.structs.replace(records[250], event=event)
+    lines = list(map(encode_line, records))
+    findings = verify_log(lines, [signed(lines, 299, key, signer)], (key,)).findings
+    assert [finding for finding in findings if told in finding and finding.startswith("record 250: ")]
+    assert "records 299 to 299 are covered by no checkpoint yet" in findings
 
 
 def test_a_checkpoint_of_another_log_is_refused(key: VerifierKey, signer: Callable[[bytes], bytes]) -> None:

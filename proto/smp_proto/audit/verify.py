@@ -4,6 +4,7 @@ The log's own checkpoints show damage and careless editing. Whoever holds the si
 and sign it again; that shows only against an *outside* checkpoint, and only for the records it covers.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ from .note import Checkpoint, VerifierKey, peek_checkpoint, signers
 from .record import AuditRecord, parse_line
 from .turns import Turns
 
-MAX_FINDINGS = 100
+MAX_FINDINGS = 100  # of one kind, so that many of one hide none of another
 
 
 class AuditReport(msgspec.Struct, frozen=True):
@@ -27,7 +28,8 @@ class AuditReport(msgspec.Struct, frozen=True):
         root: root over all of them.
         checkpoints_ok: how many of the log's own checkpoints match.
         covered: how many records the last matching checkpoint covers.
-        findings: what a person should look at although nothing is broken; at most :data:`MAX_FINDINGS`.
+        findings: what a person should look at although nothing is broken; at most :data:`MAX_FINDINGS` of a kind, and
+            then how many more there are.
         signers: the keys that signed its checkpoints, each in its turn, as text.
     """
 
@@ -109,6 +111,7 @@ class LogVerifier:
         self._notes = iter(checkpoints)
         self._time = ""
         self._findings: list[str] = []
+        self._found: Counter[str] = Counter()  # by kind
         self._called = called
         self._outside = None if outside is None else _Note(outside, self._peek(outside, called))
         self._next = self._advance()
@@ -136,7 +139,10 @@ class LogVerifier:
                 self._verify(note, name)
                 raise broken(size, f"the log ends after {size} records, but {name} covers {note.says.size}")
         if self.covered < size:
-            self._find(f"records {self.covered} to {size - 1} are covered by no checkpoint yet")
+            self._find("covered", f"records {self.covered} to {size - 1} are covered by no checkpoint yet")
+        for kind, count in self._found.items():
+            if count > MAX_FINDINGS:
+                self._findings.append(f"{count - MAX_FINDINGS} more like these are left out: {kind}")
         findings, signers = tuple(self._findings), tuple(map(str, self.turns.signers))
         return AuditReport(size, self.tree.root(), self.checkpoints_ok, self.covered, findings, signers)
 
@@ -147,21 +153,24 @@ class LogVerifier:
     def _look_at(self, record: AuditRecord) -> None:
         number = record.seq
         if record.time < self._time:
-            self._find(f"record {number}: the clock went back from {self._time} to {record.time}")
+            back = "the clock went back"
+            self._find(back, f"record {number}: {back} from {self._time} to {record.time}")
         if record.event == "audit.recovered":
-            self._find(f"record {number}: the log was recovered after a crash or a failed write")
+            self._find(record.event, f"record {number}: the log was recovered after a crash or a failed write")
         if record.event == "audit.adopted":
-            why = record.fields.get("reason")
-            self._find(f"record {number}: the log was taken as it was found, since {why}; hold it against a checkpoint")
+            why = f"the log was taken as it was found, since {record.fields.get('reason')}"
+            self._find(record.event, f"record {number}: {why}; hold it against a checkpoint")
         if record.event == "audit.begin":
             after, covered = record.fields.get("after"), record.fields.get("covered")
-            self._find(f"record {number}: this log comes after a broken one, set aside as {after}, {covered} signed")
+            what = f"this log comes after a broken one, set aside as {after}, {covered} signed"
+            self._find(record.event, f"record {number}: {what}")
         try:
             key = self.turns.look_at(record)
         except KeyFileError as exc:
             raise broken(number, f"record {number} names a key that is none: {exc.message}") from exc
         if key is not None:
-            self._find(f"record {number}: {record.actor} had a new key made, which may sign from there on: {key}")
+            what = f"{record.actor} had a new key made, which may sign from there on: {key}"
+            self._find(record.event, f"record {number}: {what}")
 
     def _peek(self, note: bytes, name: str) -> Checkpoint:
         try:
@@ -213,8 +222,9 @@ class LogVerifier:
                 "moved or replaced",
             )
 
-    def _find(self, finding: str) -> None:
-        if len(self._findings) < MAX_FINDINGS:
+    def _find(self, kind: str, finding: str) -> None:
+        self._found[kind] += 1
+        if self._found[kind] <= MAX_FINDINGS:
             self._findings.append(finding)
 
 
