@@ -4,14 +4,16 @@ import os
 import sys
 from collections import deque
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import click
 import msgspec
 
 from smp_proto.audit.note import VerifierKey, iter_notes
+from smp_proto.audit.record import MAX_LINE_BYTES
 from smp_proto.audit.verify import AuditReport, verify_log
-from smp_proto.errors import AuditError, NotFoundError, UsageError
+from smp_proto.errors import AuditError, KeyFileError, NotFoundError, UsageError
 from smpctl.render import facts, plain
 from smpctl.session import Session, VerbGroup
 
@@ -60,7 +62,7 @@ def verify(session: Session, folder: str | None, key_file: str | None, checkpoin
     not change it shows that the log was not rewritten and signed again.
     """
     outside = _read(checkpoint) if checkpoint else None
-    keys = [VerifierKey.parse(line) for line in _read(key_file).decode("utf-8", "replace").split()] if key_file else []
+    keys = _keys(key_file) if key_file else []
     if folder:
         if not keys:
             hint = "smpctl audit verify prints it on the log's box; keep it in a file"
@@ -121,10 +123,19 @@ def _from_daemon(session: Session) -> tuple[Iterator[bytes], list[bytes], list[V
     return lines, [note.encode() for note in proof.checkpoints], keys, proof.broken
 
 
+def _keys(path: str) -> list[VerifierKey]:
+    found = [VerifierKey.parse(line) for line in _read(path).decode("utf-8", "replace").split()]
+    if not found:  # else the log's own word for its key would be taken
+        hint = "smpctl audit verify prints it on the log's box; keep it in a file"
+        raise KeyFileError("key_invalid", f"{path} holds no key", hint=hint)
+    return found
+
+
 def _lines(path: str) -> Iterator[bytes]:
     try:
         with open(path, "rb") as file:
-            yield from file
+            # One that is longer is no record, however much of it there is.
+            yield from iter(partial(file.readline, MAX_LINE_BYTES + 1), b"")
     except OSError as error:
         raise _unreadable(path, error) from None
 

@@ -12,7 +12,8 @@ from smp_proto import aio
 from smp_proto import control as c
 from smp_proto.audit.merkle import leaf_hash, root_of
 from smp_proto.audit.note import Checkpoint, VerifierKey, sign_note
-from smp_proto.audit.record import AuditRecord, encode_line, format_time
+from smp_proto.audit.record import MAX_LINE_BYTES, AuditRecord, encode_line, format_time
+from smpctl.commands.audit import _lines
 
 SIGNER = SigningKey(bytes(32))
 KEY = VerifierKey("box.example/audit", bytes(SIGNER.verify_key))
@@ -162,6 +163,26 @@ def test_another_key_is_not_believed(smpctl: Smpctl, daemon: StandIn, tmp_path: 
     assert smpctl("audit", "verify", "--key", tmp_path / "key").code == 0
     (tmp_path / "key").write_text(str(VerifierKey(KEY.name, bytes(SigningKey(b"1" * 32).verify_key))))
     assert smpctl("audit", "verify", "--key", tmp_path / "key").code == 11
+
+
+def test_a_file_without_a_key_is_no_key(smpctl: Smpctl, daemon: StandIn, tmp_path: Path) -> None:
+    """What was to be the key kept elsewhere, and is empty, does not have the log's own word for it taken."""
+    keep(daemon, lines_of(3))
+    (tmp_path / "key").write_text("\n")
+    told = smpctl("audit", "verify", "--key", tmp_path / "key")
+    assert told.code == 12
+    assert "holds no key" in told.err
+
+
+def test_a_line_without_end_is_not_held(smpctl: Smpctl, tmp_path: Path) -> None:
+    """Of a line that is longer than any record no more is read than it takes to see that."""
+    (tmp_path / "audit.jsonl").write_bytes(bytes(1 << 20))
+    (tmp_path / "checkpoints").write_bytes(b"")
+    (tmp_path / "key").write_text(f"{KEY}\n")
+    assert max(map(len, _lines(str(tmp_path / "audit.jsonl")))) == MAX_LINE_BYTES + 1
+    told = smpctl("audit", "verify", "--dir", tmp_path, "--key", tmp_path / "key")
+    assert told.code == 11
+    assert "record 0 is not a record" in told.err
 
 
 def test_verify_files(smpctl: Smpctl, tmp_path: Path) -> None:
