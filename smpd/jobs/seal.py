@@ -51,17 +51,22 @@ class StateSeal:
         Raises:
             IntegrityError: ``corrupt``, when the blob was changed, moved, or sealed under another key.
         """
+        plain = bytearray()
         try:
             # A damaged cell may have become one of another type.
             if not isinstance(blob, bytes) or len(blob) < _NONCE_BYTES + _TAG_BYTES:
                 raise InvalidTag
-            return AESGCM(self._cipher_key).decrypt(blob[:_NONCE_BYTES], blob[_NONCE_BYTES:], context.encode())
-        except InvalidTag:
+            plain = bytearray(len(blob) - _NONCE_BYTES - _TAG_BYTES)
+            AESGCM(self._cipher_key).decrypt_into(blob[:_NONCE_BYTES], blob[_NONCE_BYTES:], context.encode(), plain)
+            return bytes(plain)
+        except InvalidTag:  # the plaintext is there all the same, and would be in an object that nobody could reach
             raise IntegrityError(
                 "corrupt",
                 f"the stored record {context} does not open",
                 hint="the state directory was changed or damaged, or belongs to another key; restore it from a backup",
             ) from None
+        finally:
+            wipe(plain)
 
     def digest(self, *parts: str) -> bytes:
         """Return a keyed digest of 32 bytes, to look something up by without storing it.

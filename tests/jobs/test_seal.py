@@ -1,5 +1,8 @@
 """Sealing of small blobs."""
 
+import subprocess
+import sys
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -28,6 +31,53 @@ def test_any_flipped_bit_is_refused(plain: bytes, data: st.DataObject) -> None:
         with pytest.raises(IntegrityError) as caught:
             SEAL.open(bad, context)
         assert caught.value.code == "corrupt"
+
+
+CHILD = """
+import hashlib
+import os
+
+from smp_proto.errors import IntegrityError
+from smp_proto.memory import take
+from smpd.jobs.seal import StateSeal
+
+
+def secret():
+    return take(hashlib.shake_128(b"secret").digest(20_000))
+
+
+def copies():
+    needle, found = bytes(each ^ 0x55 for each in masked), 0
+    with open("/proc/self/maps") as maps, open("/proc/self/mem", "rb", buffering=0) as memory:
+        for start, end in (line.split()[0].split("-") for line in maps if " rw" in line and "[v" not in line):
+            data = os.pread(memory.fileno(), int(end, 16) - int(start, 16), int(start, 16))
+            at = data.find(needle)
+            while at >= 0:
+                found += not id(needle) <= int(start, 16) + at < id(needle) + 100
+                at = data.find(needle, at + 1)
+            del data
+    return found
+
+
+plain = secret()
+masked = bytes(each ^ 0x55 for each in plain[9000:9024])
+seal = StateSeal(bytearray(32))
+blob = bytearray(seal.seal(plain, "remote x"))
+plain[:] = bytes(len(plain))
+blob[-1] ^= 1
+try:
+    seal.open(bytes(blob), "remote x")
+except IntegrityError:
+    print(copies())
+kept = secret()
+print(copies())
+"""
+
+
+def test_a_bad_tag_leaves_no_plaintext_behind() -> None:
+    """What does not open, such as the record of a remote's secret, is nowhere in memory afterwards; a copy would be seen."""
+    done = subprocess.run([sys.executable, "-c", CHILD], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["0", "1"]
 
 
 def test_other_key_opens_nothing() -> None:
