@@ -232,6 +232,35 @@ def test_hostile_key_file(change: dict[str, object]) -> None:
     assert peak < 1 << 20
 
 
+@pytest.mark.parametrize("change", [{"passes": 1}, {"memory_kib": 8}])
+def test_a_credential_takes_no_argon2(change: dict[str, object]) -> None:
+    """A header has one form: with a credential there is nothing to say of Argon2."""
+    with pytest.raises(KeyFileError) as caught:
+        Identity.from_file(rebuilt(ALICE.to_file(credential=bytearray(32)), **change), credential=bytearray(32))
+    assert caught.value.code == "key_invalid"
+
+
+STARVED = """
+import resource
+from smp_proto.errors import SmpError
+from smp_proto.sealed.keys import Identity
+
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+identity = Identity.generate()
+resource.setrlimit(resource.RLIMIT_AS, (used + (100 << 20),) * 2)
+try:
+    identity.to_file(passphrase=bytearray(b"a"))
+except SmpError as error:
+    print(error.code, error.message)
+"""
+
+
+def test_argon2_without_memory() -> None:
+    """Where there is too little memory for Argon2id it is said how much it takes."""
+    done = subprocess.run([sys.executable, "-c", STARVED], capture_output=True, text=True, check=False)
+    assert done.stdout == "no_memory no memory for a key file's passphrase: Argon2id takes 256 MiB\n"
+
+
 KEY_FILE = ALICE.to_file(credential=bytearray(32))
 
 

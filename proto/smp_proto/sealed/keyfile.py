@@ -10,11 +10,12 @@ import os
 from typing import Annotated
 
 import msgspec
+import nacl.exceptions
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from nacl.bindings import crypto_pwhash_alg, crypto_pwhash_ALG_ARGON2ID13
 
-from smp_proto.errors import KeyFileError, UsageError
+from smp_proto.errors import KeyFileError, ResourceError, UsageError
 from smp_proto.sealed.canonical import decode
 from smp_proto.sealed.filekey import hkdf, take, wipe
 
@@ -113,6 +114,8 @@ def _parse(data: bytes) -> tuple[_File, _Header]:
         raise KeyFileError("key_invalid", "the key file is of an unknown version", hint=hint)
     if header.kdf == "argon2id" and (header.passes < 1 or header.memory_kib < 8):
         raise _malformed()
+    if header.kdf == "hkdf-sha256" and (header.passes or header.memory_kib):
+        raise _malformed()
     return file, header
 
 
@@ -124,6 +127,10 @@ def _key(header: _Header, passphrase: bytearray | None, credential: bytearray | 
             memory = header.memory_kib << 10
             algorithm = crypto_pwhash_ALG_ARGON2ID13
             return take(crypto_pwhash_alg(32, phrase, header.salt, header.passes, memory, algorithm))
+        except nacl.exceptions.RuntimeError:  # the one way it fails
+            message = f"no memory for a key file's passphrase: Argon2id takes {memory >> 20} MiB"
+            hint = "free memory, or raise the limit on it (ulimit -v, MemoryMax)"
+            raise ResourceError("no_memory", message, hint=hint) from None
         finally:
             wipe(take(phrase))
     if header.kdf == "hkdf-sha256" and credential is not None:

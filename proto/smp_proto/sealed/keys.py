@@ -275,6 +275,7 @@ class Identity:
 
         Raises:
             UsageError: ``bad_request``; none or both are given, or one is too short.
+            ResourceError: ``no_memory``; Argon2id gets none.
         """
         if not self._secret:
             raise _wiped()
@@ -290,6 +291,7 @@ class Identity:
 
         Raises:
             KeyFileError: ``key_locked`` for a wrong or missing secret, ``key_invalid`` for a damaged file.
+            ResourceError: ``no_memory``; Argon2id gets none.
         """
         public = cls.peek(data)
         identity = cls(keyfile.open_(data, passphrase=passphrase, credential=credential), public.name)
