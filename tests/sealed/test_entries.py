@@ -1,6 +1,7 @@
 """Names, the index and media types."""
 
 import posixpath
+import struct
 import tracemalloc
 import unicodedata
 
@@ -11,11 +12,14 @@ from hypothesis import strategies as st
 
 from smp_proto.errors import UsageError
 from smp_proto.sealed.entries import (
+    PLACE,
     VALUES_MAX,
     Entry,
     NameSet,
+    Scalar,
     check_entries,
     guess_media_type,
+    misplaced,
     pack_entries,
     packed_entries,
     unpack_entries,
@@ -228,3 +232,23 @@ def test_packed_entries_are_encoded_as_the_others() -> None:
     """Their attributes are there once they are decoded."""
     entries = [Entry("a", 0, 0, ZERO, "", {"k": [1, "x"]}), Entry("b", 0, 0, ZERO)]
     assert msgspec.msgpack.encode(packed_entries(entries)) == msgspec.msgpack.encode(entries)
+
+
+@pytest.mark.parametrize(
+    "bits", ["7ff8000000000000", "fff8000000000000", "7ff0000000000001", "fff0000000000000", "8000000000000000"]
+)
+def test_a_float_keeps_its_bytes(bits: str) -> None:
+    """Every float is allowed, also those that arithmetic makes of nothing, and none is changed on its way."""
+    (value,) = struct.unpack(">d", bytes.fromhex(bits))
+    packed = pack_entries([Entry("a", 0, 0, bytes(32), "", {"x": value})])
+    assert bytes.fromhex("cb" + bits) in packed
+    found = unpack_entries(packed)[0].attributes["x"]
+    assert struct.pack(">d", found).hex() == bits
+
+
+@pytest.mark.parametrize("place", ["", 1, True, ["b"], "c", "/b"])
+def test_a_place_that_is_none(place: Scalar | list[Scalar]) -> None:
+    """What is empty, no text, or the end of no path, is the place of nothing."""
+    entry = Entry("a", 0, 0, bytes(32), "", {PLACE: place})
+    assert all(misplaced([entry], path) for path in ("a/b", "a/b/", "1"))
+    assert not misplaced([msgspec.structs.replace(entry, attributes={PLACE: "b"})], "a/b")
