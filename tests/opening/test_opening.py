@@ -5,8 +5,8 @@ import os
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sealed.forge import forge, identity, trusting
-from sealed.helpers import seal
+from sealed.forge import entry, forge, identity, trusting
+from sealed.helpers import reader, seal
 
 from smp_proto.errors import IntegrityError, StateError
 from smp_proto.sealed.layout import SEGMENT_BYTES
@@ -95,3 +95,13 @@ def test_segments_that_open_and_are_not_the_signed_ones(size):
     with pytest.raises(IntegrityError, match="not what the sender signed"):
         open_whole(from_memory(data), len(data), [BOB], trusting(ALICE), plain, None)
     assert not any(plain)
+
+
+def test_a_senders_own_mistake_shows_when_files_are_made() -> None:
+    """A SHA-256 that is not its entry's is no change by others: the object is taken, and no file is made of the entry."""
+    data = forge(b"scan", [entry("a", b"scan", sha256=bytes(32))], sender=ALICE, recipients=[BOB.public])
+    plain = bytearray(4)
+    open_whole(from_memory(data), len(data), [BOB], trusting(ALICE), memoryview(plain), None)
+    assert plain == b"scan"
+    with reader(data, [BOB], [ALICE]) as whole, pytest.raises(IntegrityError, match="SHA-256"):
+        whole.verify()
