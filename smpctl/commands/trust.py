@@ -65,5 +65,5 @@ def remove(session: Session, name: str) -> None:
 def _moment(text: str) -> float:
     try:
         return datetime.datetime.fromisoformat(text).astimezone().timestamp()
-    except ValueError:
+    except (ValueError, OverflowError):  # the latter beyond the years that there are
         raise UsageError("bad_request", f"{text} is no date", hint="for example: --until 2027-01-31") from None
