@@ -10,6 +10,7 @@ import click
 from smp_proto.control import EntryView
 from smp_proto.errors import IntegrityError
 from smp_proto.sealed.entries import Entry
+from smp_proto.sealed.envelope import open_envelope
 from smp_proto.sealed.keys import Identity
 from smpctl.commands.keys import unlock_of, unlocking
 from smpctl.commands.vault import entry_table
@@ -137,15 +138,11 @@ def inspect(
         known = {key.public.key_id: key.name for key in keyring.all_keys()}
         entries: tuple[Entry, ...] | None = None
         if name or unlock.given:
-            from smp_proto.sealed.bundle import BundleReader  # noqa: PLC0415 - only with a key
-
-            with (
-                _recipient(keyring, sealed, name, unlock) as identity,
-                BundleReader(
-                    sealed.read_into, sealed.trailer.object_bytes, identities=[identity], trust=keyring.trusted
-                ) as reader,
-            ):
-                entries = reader.entries
+            with _recipient(keyring, sealed, name, unlock) as identity:
+                # Of the bytes that are shown: the file may be another one by now.
+                opened = open_envelope(sealed.envelope_bytes, sealed.trailer, [identity], keyring.trusted)
+                opened.file_key.wipe()
+                entries = opened.entries
         found = _claims(sealed, known, checked=entries is not None)
         if entries is not None:
             found["entries"] = _views(entries)

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -199,6 +200,24 @@ def test_rewrap_where_ranges_cannot_be_copied(
         payload = found.trailer.payload_bytes
     identity.wipe()
     assert (home / "y").read_bytes()[:payload] == sealed.read_bytes()[:payload]
+
+
+def test_what_inspect_calls_checked_is_what_it_shows(smpctl: Smpctl, sealed: Path, ann: list[str], home: Path) -> None:
+    """A file that is exchanged for a good one while a key is asked for is not shown as it was before, and called checked."""
+    good = sealed.read_bytes()
+    object_id = bytes.fromhex(smpctl("inspect", sealed, "--json").json["object_id"])
+    sealed.write_bytes(good.replace(object_id, bytes(16)))
+    os.mkfifo(home / "pipe")
+
+    def exchange() -> None:
+        with (home / "pipe").open("wb") as pipe:  # opens when somebody reads it
+            sealed.write_bytes(good)
+            pipe.write(KEY_MATERIAL)
+
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(exchange)
+        ran = smpctl("inspect", sealed, "--json", "--credential-file", home / "pipe")
+    assert (ran.code, "signature" in ran.err) == (7, True)
 
 
 def test_inspect_with_and_without_a_key(smpctl: Smpctl, sealed: Path, ann: list[str]) -> None:
