@@ -4,6 +4,7 @@ import os
 import sys
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -18,6 +19,7 @@ from smpctl.render import facts, plain
 from smpctl.session import Session, VerbGroup
 
 LOG_NAME, NOTES_NAME = "audit.jsonl", "checkpoints"
+_DAMAGED_MAX = 200  # characters shown of what is no record
 
 
 @click.group(cls=VerbGroup)
@@ -31,11 +33,22 @@ def tail(session: Session, count: int) -> None:
     """The last records."""
     count = min(count, sys.maxsize)
     for line in deque(session.client.audit_lines(last=count), count):  # of a broken log all come
-        record: dict[str, Any] = msgspec.json.decode(line)
+        record = _shown(line)
         session.show(record, lambda each=record: click.echo(_line(each)))  # type: ignore[misc]
 
 
+def _shown(line: bytes) -> dict[str, Any]:
+    """A record as it is; what is none, as it may be in a broken log, as text."""
+    with suppress(msgspec.MsgspecError, ValueError, RecursionError):
+        record = msgspec.json.decode(line, type=dict[str, Any])
+        if isinstance(record.get("fields"), dict):
+            return record
+    return {"damaged": line.decode("utf-8", "replace").rstrip("\n")}
+
+
 def _line(record: dict[str, Any]) -> str:
+    if "damaged" in record:
+        return plain(f"{'?':>8}  damaged: {record['damaged'][:_DAMAGED_MAX]}")
     parts = [f"{record.get('seq', ''):>8}", record.get("time", ""), record.get("event", ""), record.get("actor", "")]
     details = [f"{name}={value}" for name, value in record.get("fields", {}).items()]
     more = [str(record[name]) for name in ("job", "outcome") if record.get(name)]

@@ -106,6 +106,19 @@ def test_tail_shows_the_last(smpctl: Smpctl, daemon: StandIn) -> None:
     assert [each.seq for each in found] == [8, 9]
 
 
+@pytest.mark.parametrize(
+    "line", [b"{}", b"", b"garbage \x1b[2J", b"\xff\xfe", b"[1,2]", b'{"seq":1,"fields":[1]}', b"[" * 60_000]
+)
+def test_tail_of_a_broken_log(smpctl: Smpctl, daemon: StandIn, line: bytes) -> None:
+    """What is no record is shown as it is, between those that are, and obeyed by no terminal."""
+    keep(daemon, [*lines_of(2), line + b"\n", *lines_of(1)], broken="record 2 is not a record")
+    ran = smpctl("audit", "tail")
+    shown = ran.out.splitlines()
+    assert (ran.code, [each.split()[0] for each in shown], "\x1b" in ran.out) == (0, ["0", "1", "?", "0"], False)
+    assert max(map(len, shown)) < 300
+    assert smpctl("audit", "tail", "--json").lines[2] == {"damaged": line.decode("utf-8", "replace")}
+
+
 @pytest.mark.parametrize("newlines", [True, False])
 def test_verify_through_the_socket(smpctl: Smpctl, daemon: StandIn, newlines: bool) -> None:
     """A whole log verifies here, whether or not its lines come with their ends; the key is shown to be kept."""
