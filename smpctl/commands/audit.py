@@ -141,6 +141,8 @@ def _keys(path: str) -> list[VerifierKey]:
     if not found:  # else the log's own word for its key would be taken
         hint = "smpctl audit verify prints it on the log's box; keep it in a file"
         raise KeyFileError("key_invalid", f"{path} holds no key", hint=hint)
+    if len({key.name for key in found}) > 1:  # else who signs one of the logs could pass off theirs as another
+        raise KeyFileError("key_invalid", f"{path} holds keys of several logs", hint="keep a file for each log")
     return found
 
 

@@ -187,6 +187,15 @@ def test_a_file_without_a_key_is_no_key(smpctl: Smpctl, daemon: StandIn, tmp_pat
     assert "holds no key" in told.err
 
 
+def test_the_keys_of_one_log(smpctl: Smpctl, daemon: StandIn, tmp_path: Path) -> None:
+    """Of two logs whose keys are in one file, the one does not verify in the other's place."""
+    keep(daemon, lines_of(3))
+    other = VerifierKey("other.example/audit", bytes(SigningKey(b"1" * 32).verify_key))
+    (tmp_path / "key").write_text(f"{other}\n{KEY}\n")
+    told = smpctl("audit", "verify", "--key", tmp_path / "key")
+    assert (told.code, "keys of several logs" in told.err) == (12, True)
+
+
 def test_a_line_without_end_is_not_held(smpctl: Smpctl, tmp_path: Path) -> None:
     """Of a line that is longer than any record no more is read than it takes to see that."""
     (tmp_path / "audit.jsonl").write_bytes(bytes(1 << 20))
