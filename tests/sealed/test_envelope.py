@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sealed.forge import encode, forge, identity, trusting
-from sealed.helpers import extract, seal
+from sealed.helpers import extract, reader, seal
 
 from smp_proto.errors import IntegrityError, NotFoundError, SmpError, UsageError
 from smp_proto.sealed import envelope as room
@@ -223,3 +223,15 @@ def test_index_fuzz(index: bytes) -> None:
         code = ""
         assert encode(opened.entries) == index
     assert code in {"", "corrupt"}
+
+
+def test_the_first_row_for_one_of_our_keys_counts() -> None:
+    """Whether an object opens does not depend on the order in which its reader holds keys."""
+    alice, bob, carol = map(identity, ("alice", "bob", "carol"))
+    data = forge(
+        sender=alice, recipients=[bob.public, carol.public], rows=lambda rows: rows[:16] + bytes(1168) + rows[1184:]
+    )
+    for identities in ([bob, carol], [carol, bob]):
+        with pytest.raises(IntegrityError, match="does not open"):
+            reader(data, identities, [alice])
+    reader(data, [carol], [alice]).close()

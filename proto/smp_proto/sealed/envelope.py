@@ -205,7 +205,7 @@ def open_envelope(data: bytes, trailer: Trailer, identities: Sequence[Identity],
     Args:
         data: bytes C to C+E of the object.
         trailer: the object's trailer.
-        identities: ours; whichever the object is for is used.
+        identities: ours, in any order; the first row for one of them is used.
         trust: gives the public identity of a sender by key id, or None; may raise its own error.
 
     Raises:
@@ -258,10 +258,10 @@ def rewrap_envelope(
 
 
 def _unwrap(envelope: Envelope, identities: Sequence[Identity]) -> FileKey:
-    for identity in identities:
-        wrapped = envelope.recipients.get(identity.public.key_id)
-        if wrapped is not None:
-            return FileKey(identity.unwrap(wrapped, _wrap_info(envelope.wire.signed)))
+    ours = {identity.public.key_id: identity for identity in identities}
+    for key_id, wrapped in envelope.recipients.items():
+        if key_id in ours:
+            return FileKey(ours[key_id].unwrap(wrapped, _wrap_info(envelope.wire.signed)))
     hint = "ask the sender to seal it for this box's public key, or a recipient to rewrap it"
     raise IntegrityError("wrong_recipient", "the object was sealed for other recipients", hint=hint)
 
