@@ -78,6 +78,7 @@ def open_verified(
             read += len(note)
             if note.endswith(b"\n") and b"\n\n" in note[:-1]:  # one before it that is not whole is damage, not a rest
                 notes_size, newest = read, note
+        signed_bytes = reached.notes_bytes if reached is not None else 0  # those before the last one, all synced
         if reached is not None and reached.verified.size <= WHOLE_RECORDS:
             reached = None
         try:
@@ -87,6 +88,9 @@ def open_verified(
                 raise
             reached = None  # all of it will show which record is bad
             verifier, marks, log_size = _verify(directory, keys, last, log_end, notes_size, None)
+        if notes_size < signed_bytes:  # no crash does that, and who follows the log's keys needs them
+            message = f"of {signed_bytes} bytes of checkpoints that were signed {notes_size} are left"
+            raise broken(verifier.covered, message)
         if not verifier.may_sign(keys[0]):
             raise broken(verifier.covered, "the key that signed the log last did not hand it over to the box's")
         dropped = log.cut(log_size) + notes.cut(notes_size)

@@ -61,6 +61,18 @@ def test_a_log_that_was_written_anew(place: Place, how: str) -> None:
     assert place.events() == ["audit.begin", "a.b"]
 
 
+@pytest.mark.parametrize("left", [0, 1])
+def test_checkpoints_that_were_taken_away(place: Place, left: int) -> None:
+    """The records are those that were signed, but who follows the log from its first key on needs every checkpoint."""
+    for _ in range(3):
+        place.write()
+    notes = list(iter_notes(place.notes.read_bytes().splitlines(keepends=True)))
+    place.notes.write_bytes(b"".join(notes[:left]))
+    assert "bytes of checkpoints that were signed" in place.broken()
+    place.notes.write_bytes(b"".join(notes))
+    assert not place.broken()
+
+
 def test_what_comes_from_one_backup(place: Place, tmp_path: Path) -> None:
     """Log and database of one time, an older database alone, and neither of them: all that opens. An older log alone does not."""
     place.write()
