@@ -208,8 +208,16 @@ def _handler(store: CountingS3) -> type[BaseHTTPRequestHandler]:
                     upload = query["uploadId"][0]
                     if upload not in store.uploads:
                         return self._refuse(404, "NoSuchUpload")
+                    if source := self.headers.get("x-amz-copy-source"):  # UploadPartCopy
+                        found = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers["x-amz-copy-source-range"])
+                        assert found
+                        data = store.objects[unquote(source).lstrip("/").removeprefix(f"{BUCKET}/")]
+                        body = data[int(found[1]) : int(found[2]) + 1]
                     store.uploads[upload][1][int(query["partNumber"][0])] = body
                     etag = hashlib.md5(body).hexdigest()
+                    if source:
+                        text = f"<CopyPartResult><ETag>&quot;{etag}&quot;</ETag></CopyPartResult>"
+                        return self._xml(text)
                 elif store.may_write(key, self.headers.get("If-None-Match"), self.headers.get("If-Match")):
                     etag = store.store(key, body)
                 else:

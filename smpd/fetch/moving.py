@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import anyio
@@ -118,17 +119,14 @@ class Mover:
         if not etag.startswith("W/"):  # a weak tag never matches
             of["CopySourceIfMatch"] = f'"{etag}"'
         if size > COPY_MAX_BYTES:
-            await self._copy_parts(path, self._root + target, size, of)
+            await self._copy_parts(path, target, size, of)
             return
 
-        async def once(**condition: str) -> None:
-            key, answer_s = self._root + target, self._deadlines.complete_s
-            await self._bucket.call("copy_object", path, answer_s=answer_s, Key=key, **of, **condition)
+        key, answer_s = self._root + target, self._deadlines.complete_s
+        await _unless_known(partial(self._bucket.call, "copy_object", path, answer_s=answer_s, Key=key, **of))
 
-        await _unless_known(once, target)
-
-    async def _copy_parts(self, path: str, key: str, size: int, of: dict[str, Any]) -> None:
-        call = self._bucket.call
+    async def _copy_parts(self, path: str, target: str, size: int, of: dict[str, Any]) -> None:
+        call, key = self._bucket.call, self._root + target
         await self._clear(path, key)
         with anyio.CancelScope(shield=True):
             upload = (await call("create_multipart_upload", path, Key=key))["UploadId"]
@@ -140,8 +138,11 @@ class Mover:
                 more = {"UploadId": upload, "CopySourceRange": extent, **part, **of}
                 answer = await call("upload_part_copy", path, answer_s=self._deadlines.complete_s, Key=key, **more)
                 parts.append({**part, "ETag": answer.get("CopyPartResult", {}).get("ETag", "")})
+            if await self._look(target) is not None:  # the copying may have taken hours
+                raise taken(target)
             put = {"UploadId": upload, "MultipartUpload": {"Parts": parts}}
-            await call("complete_multipart_upload", path, answer_s=self._deadlines.complete_s, Key=key, **put)
+            answer_s = self._deadlines.complete_s
+            await _unless_known(partial(call, "complete_multipart_upload", path, answer_s=answer_s, Key=key, **put))
         except BaseException:
             with anyio.move_on_after(self._deadlines.cleanup_s, shield=True), contextlib.suppress(Exception):
                 await call("abort_multipart_upload", path, Key=key, UploadId=upload)
@@ -156,8 +157,8 @@ class Mover:
                     await self._bucket.call("abort_multipart_upload", path, Key=key, UploadId=each["UploadId"])
 
 
-async def _unless_known(once: Callable[..., Awaitable[None]], target: str) -> None:
-    """Copy where nothing is at the target, as far as the server can tell; it was looked at just before."""
+async def _unless_known(once: Callable[..., Awaitable[object]]) -> None:
+    """Make a copy where nothing is at the target, as far as the server can tell; it was looked at just before."""
     try:
         await once(IfNoneMatch="*")
     except RemoteError as error:

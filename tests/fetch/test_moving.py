@@ -4,6 +4,7 @@ import os
 
 import anyio
 import pytest
+from counting_s3 import counting_s3
 from fetch_link import Link, fetch_in_process, fetch_process
 from servers import Served, admin
 
@@ -120,6 +121,31 @@ async def test_a_large_object_is_copied_in_parts(moto: Served, monkeypatch) -> N
         assert moved.pin != info.pin
         assert bucket.get_object(Bucket="scans", Key="large/b")["Body"].read() == data
     assert not bucket.list_multipart_uploads(Bucket="scans", Prefix="large/").get("Uploads")
+
+
+@pytest.mark.parametrize(("method", "conditional"), [("PUT", False), ("POST", True)])
+async def test_what_appears_at_the_target_during_a_copy_in_parts_is_not_replaced(
+    method: str, conditional: bool, monkeypatch
+) -> None:
+    """While the parts are copied any server shows it; one that knows conditions also at the last moment."""
+    monkeypatch.setattr(moving, "COPY_MAX_BYTES", 1 << 20)
+    monkeypatch.setattr(moving, "COPY_PART_BYTES", 1 << 20)
+    with counting_s3(conditional=conditional) as (store, served):
+        data = bytes(range(256)) * (5 << 10)
+        store.store("a", data)
+
+        def appear(found: str, key: str, query: dict[str, list[str]]) -> None:
+            if found == method and "uploadId" in query and "b" not in store.objects:
+                store.store("b", b"theirs")
+
+        store.before = appear
+        async with fetch_in_process(served.config, served.secret) as link:
+            info = await link.stat("a")
+            assert await code_of(link, "a", info.pin, "b") == "target_changed"
+            assert store.objects == {"a": data, "b": b"theirs"}
+            assert not store.uploads
+            assert await link.move("a", info.pin, "c") == "moved"
+            assert store.objects == {"b": b"theirs", "c": data}
 
 
 @pytest.mark.parametrize("server", ["go_sftp", "openssh", "local"], indirect=True)
