@@ -35,8 +35,8 @@ class Steps:
         """Begin nothing for so long."""
         self._pause.extend(time.monotonic(), seconds)
 
-    async def do(self, step: Callable[[], Awaitable[T]]) -> T:
-        """Do a step, which may be done twice.
+    async def do(self, step: Callable[[], Awaitable[T]], attempts: int = ATTEMPTS) -> T:
+        """Do a step; again where it failed, so often in all. One that must not be done twice has one attempt.
 
         Raises:
             SmpError: it failed for good, too often, or the server asks for more patience than we have.
@@ -53,7 +53,7 @@ class Steps:
                     await self._busy(error)
                     continue
                 failed += 1
-                if not error.retryable or failed == ATTEMPTS:
+                if not error.retryable or failed == attempts:
                     raise
                 await anyio.sleep(_AGAIN_S * (failed - 1) * self._rng.random())
             else:

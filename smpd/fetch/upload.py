@@ -82,7 +82,8 @@ class Uploader:
                 answer = await self._bucket.call("create_multipart_upload", path, Key=key)
             return str(answer["UploadId"])
 
-        upload = await self._bucket.steps.do(create)
+        # Once: one that was made, and not told of, is to be cleared away before there is another beside it.
+        upload = await self._bucket.steps.do(create, attempts=1)
         try:
             if how.begun is not None:
                 await how.begun(upload)

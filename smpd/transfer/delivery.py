@@ -143,9 +143,10 @@ class Courier:
         async def once() -> None:
             nonlocal tried, delivery
             if tried:
-                if not await self._clear_if_allowed(pool, path, size, delivery):
-                    delivery = msgspec.structs.replace(delivery, part=part_name(), upload="")
-                    await _thread(self._journal.deliveries.keep, job.id, delivery)
+                await self._clear_if_allowed(pool, path, size, delivery)
+                # Without the id that is done with: by it the next would not be looked for, should its own be lost.
+                delivery = msgspec.structs.replace(delivery, part=part_name(), upload="")
+                await _thread(self._journal.deliveries.keep, job.id, delivery)
                 if (await pool.ask(Look(path, size), Looked, fd)).ours:
                     return
             tried = True

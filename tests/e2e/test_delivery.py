@@ -137,6 +137,27 @@ def test_an_upload_whose_id_nobody_learned_is_aborted(machine, store) -> None:
     assert set(kept.uploads) == {"theirs"}
 
 
+@pytest.mark.parametrize("failed", [False, True], ids=["first", "after-another"])
+def test_an_upload_whose_begin_was_not_answered_is_aborted(machine, store, failed) -> None:
+    """The server made it, and the answer was lost: it goes before another is made, though nobody was killed."""
+    kept = store[0]
+    lost: list[str] = []
+
+    def before(method: str, key: str, asked: dict[str, list[str]]) -> None:
+        if method == "PUT" and failed and not lost:
+            raise ConnectionError("no part of the first arrives")
+        if method == "POST" and "uploads" in asked and not lost and kept.requests["POST uploads"] >= failed:
+            kept.uploads["lost"] = (key, {})
+            lost.append(key)
+            raise ConnectionError("the answer is lost")
+
+    kept.before = before
+    done(final(machine, put(machine, "large", "lake:out.smp")))
+    assert lost == ["out.smp"]
+    assert not kept.uploads
+    assert list(kept.effects.values()) == [1]
+
+
 def test_what_a_cancelled_job_left_is_cleared_away(machine, store) -> None:
     """A job that was killed and then cancelled leaves no upload, though no attempt follows."""
     kept = store[0]
