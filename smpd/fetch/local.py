@@ -26,6 +26,7 @@ from smpd.fetch.remote import (
     Progress,
     Writing,
     changed,
+    in_the_way,
     is_listed,
     missing,
     missing_root,
@@ -336,7 +337,14 @@ def _publish(root: int, path: str, target: int, part: str, parent: int, replaces
             raise taken(path)
         durable.publish(target, part, path.rpartition("/")[2], parent, replace=replaces != "")
     except FileExistsError as error:
-        raise taken(path) from error
+        raise (taken if _is_file(root, path) else in_the_way)(path) from error
+
+
+def _is_file(root: int, path: str) -> bool:
+    with contextlib.suppress(OSError):
+        _stat(root, path)
+        return True
+    return False
 
 
 def _move(root: int, path: str, pin: str, target: str) -> Outcome:

@@ -225,6 +225,13 @@ def taken(path: str) -> StateError:
     return StateError("target_changed", f"{path} is not what was there when this was to be written")
 
 
+def in_the_way(path: str) -> RemoteError:
+    """What is at a target is no file: a folder, or a link that leads nowhere. To try again does not help."""
+    hint = "choose another name, or move it away"
+    text = f"{path} is there already and is no file, so nothing can be written under that name"
+    return RemoteError("remote_failed", text, hint=hint, retryable=False)
+
+
 def spoken(name: bytes) -> str:
     """A file's name as messages can carry it: what is not UTF-8 of it is escaped."""
     return name.decode(errors="backslashreplace")

@@ -19,6 +19,7 @@ from smpd.fetch.remote import (
     Progress,
     Writing,
     changed,
+    in_the_way,
     is_copy,
     is_listed,
     missing,
@@ -249,8 +250,13 @@ class SftpRemote:
                 await self._within(line, sftp.remove(target))
             await self._within(line, sftp.rename(temporary, target))
         except (asyncssh.SFTPFailure, asyncssh.SFTPFileAlreadyExists):
-            if replaces == "" and await self._pin(line, sftp, path):
+            if replaces != "":
+                raise
+            if await self._pin(line, sftp, path):
                 raise taken(path) from None
+            with contextlib.suppress(*_ABSENT):
+                await self._within(line, sftp.lstat(target))
+                raise in_the_way(path) from None
             raise
 
     async def _pin(self, line: Line, sftp: asyncssh.SFTPClient, path: str) -> str:

@@ -1,6 +1,7 @@
 """Bodies that we send: early and wrong answers, servers that stall or want a hash, connections that went stale."""
 
 import hashlib
+import os
 import socket
 import ssl
 import tempfile
@@ -16,7 +17,7 @@ from fetch_link import Link, fetch_in_process, fetch_process
 from scripted_http import Asked, Peer, Script, refusal, scripted
 from servers import Served, make_certificate
 
-from smp_proto.control import ObjectInfo, S3Config, S3Secret
+from smp_proto.control import LocalConfig, ObjectInfo, S3Config, S3Secret
 from smp_proto.errors import SmpError
 from smpd.fetch import pausing, upload
 from smpd.fetch.connection import Body, Connection
@@ -362,11 +363,11 @@ async def test_an_upload_that_takes_long_is_told_of(size: int, paced: bool, monk
         assert len(store.objects["x"]) == size
 
 
-async def write_over(link: Link, pin: str, size: int) -> None:
-    """Write ``x`` in place of that version, or of nothing."""
+async def write_over(link: Link, pin: str, size: int, path: str = "x") -> None:
+    """Write in place of that version, or of nothing."""
     with tempfile.TemporaryFile() as file:
         file.truncate(size)
-        async with link.caller.open(Write("x", size, replaces=pin), [file.fileno()]) as exchange:
+        async with link.caller.open(Write(path, size, replaces=pin), [file.fileno()]) as exchange:
             async for _ in exchange.messages(Progress):
                 pass
             await exchange.result(ObjectInfo)
@@ -407,6 +408,26 @@ async def test_an_object_that_went_and_came_again_is_not_replaced() -> None:
             with pytest.raises(SmpError) as caught:
                 await write_over(link, "etag:10:0f", 10)
             assert caught.value.code == "target_changed"
+
+
+@pytest.mark.parametrize("remote", ["openssh", "local"])
+async def test_a_folder_at_the_target_is_no_object_of_somebody_else(
+    remote: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """It did not appear meanwhile, and neither sending it again nor resuming the job helps: what is there is told."""
+    server = Served(LocalConfig(str(tmp_path)), None, tmp_path)
+    if remote != "local":
+        server = request.getfixturevalue(remote)
+    assert server.path is not None
+    place = server.path / "in-the-way"
+    (place / "folder").mkdir(parents=True)
+    (place / "link").symlink_to("nowhere")
+    async with fetch_in_process(server.config, server.secret) as link:
+        for path in ("in-the-way/folder", "in-the-way/link"):
+            with pytest.raises(SmpError, match="is no file") as caught:
+                await write_over(link, "", 10, path)
+            assert (caught.value.code, caught.value.retryable) == ("remote_failed", False)
+    assert sorted(os.listdir(place)) == ["folder", "link"]
 
 
 async def test_a_server_that_lost_its_patience_still_knows_conditions() -> None:
