@@ -210,6 +210,15 @@ class LocalRemote:
             os.close(parent)
         return await self.stat(path)
 
+    async def settle(self, path: str) -> None:
+        """See :class:`smpd.fetch.remote.Remote`. Its content was synced before it got its name."""
+
+        def settle(root: int) -> None:
+            with _folder(root, path.rpartition("/")[0]) as parent:
+                durable.sync(parent)
+
+        await self._run(path, settle)
+
     def _sweep(self, parent: int) -> None:
         """Once for each folder: what is left there was left by a process that is gone."""
         found = os.fstat(parent)
@@ -233,11 +242,8 @@ class LocalRemote:
             with contextlib.suppress(FileNotFoundError):
                 if pin and _stat(root, path).pin != pin:
                     raise changed(path)
-                parent = open_beneath(root, folder or ".", os.O_RDONLY | os.O_DIRECTORY)
-                try:
+                with _folder(root, folder) as parent:
                     durable.remove(name, parent)
-                finally:
-                    os.close(parent)
 
         await self._run(path, delete)
 
@@ -267,6 +273,15 @@ class LocalRemote:
         """See :class:`smpd.fetch.remote.Remote`."""
         await self._run("", lambda root: os.close(open_beneath(root, ".", os.O_RDONLY | os.O_DIRECTORY)))
         return {"folder": self._root}
+
+
+@contextlib.contextmanager
+def _folder(root: int, path: str) -> Iterator[int]:
+    fd = open_beneath(root, path or ".", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def _open_file(root: int, path: str, flags: int) -> int:
@@ -323,11 +338,8 @@ def _make_folders(root: int, folder: str) -> int:
     """Open ``folder``, making what is missing of it durably."""
     parts = [part for part in folder.split("/") if part]
     for depth in range(len(parts)):
-        parent = open_beneath(root, "/".join(parts[:depth]) or ".", os.O_RDONLY | os.O_DIRECTORY)
-        try:
+        with _folder(root, "/".join(parts[:depth])) as parent:
             durable.make_folder(parts[depth], 0o755, parent)
-        finally:
-            os.close(parent)
     return open_beneath(root, "/".join(parts) or ".", os.O_RDONLY | os.O_DIRECTORY)
 
 
@@ -352,8 +364,7 @@ def _move(root: int, path: str, pin: str, target: str) -> Outcome:
     if (found := _pin(root, path)) != pin:
         return "replaced" if found else "gone"
     name, other = path.rpartition("/")[2], target.rpartition("/")[2]
-    parent = open_beneath(root, path.rpartition("/")[0] or ".", os.O_RDONLY | os.O_DIRECTORY)
-    try:
+    with _folder(root, path.rpartition("/")[0]) as parent:
         if stat.S_ISLNK(os.lstat(name, dir_fd=parent).st_mode):
             raise UsageError(
                 "bad_name", f"{path} is a symbolic link, which is not moved", hint="leave it, or delete it"
@@ -370,8 +381,6 @@ def _move(root: int, path: str, pin: str, target: str) -> Outcome:
             raise taken(target) from error
         finally:
             os.close(into)
-    finally:
-        os.close(parent)
 
 
 def _pin(root: int, path: str) -> str:

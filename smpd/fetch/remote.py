@@ -79,6 +79,10 @@ class Remote(Protocol):
         """Upload bytes ``[0, size)`` of ``fd``, which stays open."""
         ...
 
+    async def settle(self, path: str) -> None:
+        """Have what a :meth:`write` that was cut off brought there outlive a power cut, as one that returned has."""
+        ...
+
     async def clear(self, asked: Clear) -> None:
         """Remove what a :meth:`write` that was cut off may have left."""
         ...

@@ -146,6 +146,9 @@ class S3Remote:
             raise taken(path)
         return info
 
+    async def settle(self, path: str) -> None:
+        """See :class:`smpd.fetch.remote.Remote`. What a bucket shows it keeps."""
+
     async def clear(self, asked: Clear) -> None:
         """See :class:`smpd.fetch.remote.Remote`."""
         if asked.size > PART_BYTES:

@@ -175,7 +175,10 @@ async def _write_or_look(
 ) -> object:
     check_path(request.path)
     if isinstance(request, fetching.Look):
-        return fetching.Looked(*await is_same(remote, request.path, fd, request.size))
+        pin, ours = await is_same(remote, request.path, fd, request.size)
+        if ours:
+            await remote.settle(request.path)
+        return fetching.Looked(pin, ours)
     reporter = _Reporter(exchange, request.size if request.paced else 0)
     tell.set(reporter.busy)
     how = Writing(request.part, request.replaces, reporter.begun if request.part else None)

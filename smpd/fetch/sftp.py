@@ -266,6 +266,9 @@ class SftpRemote:
         except _ABSENT:
             return ""
 
+    async def settle(self, path: str) -> None:
+        """See :class:`smpd.fetch.remote.Remote`. The protocol has nothing for folders."""
+
     async def clear(self, asked: Clear) -> None:
         """See :class:`smpd.fetch.remote.Remote`."""
         if asked.part:

@@ -16,6 +16,7 @@ from smp_proto.errors import SmpError, UsageError
 from smpd.fetch import local
 from smpd.fetch.local import LocalRemote
 from smpd.fetch.remote import check_path
+from smpd.links.fetching import Look, Looked
 
 DATA = os.urandom(3 << 20)
 
@@ -41,6 +42,27 @@ async def test_what_is_written_is_read(tmp_path: Path) -> None:
         await link.delete("a/b/c.bin")
         assert list((tmp_path / "a/b").iterdir()) == []
         assert {"folder": str(tmp_path)} == (await link.probe()).facts
+
+
+async def test_what_a_killed_process_brought_is_made_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed between the name and the sync of its folder: whoever finds the object may delete its source on that."""
+    synced: list[str] = []
+    sync = os.fsync
+
+    def fsync(fd: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{fd}"))
+        sync(fd)
+
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "ours").write_bytes(DATA)
+    (tmp_path / "a" / "theirs").write_bytes(DATA[1:] + b"x")
+    monkeypatch.setattr(os, "fsync", fsync)
+    async with fetch_in_process(LocalConfig(str(tmp_path))) as link:
+        with (tmp_path / "a" / "ours").open("rb") as file:
+            for name in ("theirs", "ours"):
+                look = Look(f"a/{name}", len(DATA))
+                found = await link.caller.call(look, Looked, fds=[file.fileno()], timeout=60.0)
+                assert (found.ours, synced) == (name == "ours", [str(tmp_path / "a")] * found.ours)
 
 
 @pytest.mark.parametrize("number", [437, 100_437], ids=["openat2", "none"])
