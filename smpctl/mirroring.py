@@ -13,13 +13,13 @@ import os
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
 
 from smp_proto import durable
-from smp_proto.control import JobView, Priority
+from smp_proto.control import JobState, JobView, Priority
 from smp_proto.errors import IntegrityError, NotFoundError, SmpError, StateError, UsageError
 from smp_proto.sealed.entries import valid_entry_name
 from smpctl.client import Client
@@ -29,6 +29,8 @@ IN_FLIGHT = 16  # files whose jobs have not ended
 SAVE_S = 5.0
 TARGETS_MAX = 17
 _SUFFIX = ".smp"
+_UNFINISHED: tuple[JobState, ...] = ("queued", "waiting", "running", "paused")
+_JOBS_MAX = 10_000
 
 
 class Print(NamedTuple):
@@ -55,6 +57,7 @@ _NOTHING = (Print(-1, 0, 0), "")  # what no file is
 class Sent(msgspec.Struct):
     """What is known of one file: by target, as what it is there, and for whom; how often its jobs were cancelled.
 
+    Where a file was sent to and may not have arrived, it is there as :data:`_NOTHING`, so that it is removed with it.
     ``turn`` is another one whenever something arrived, and for a file that comes back after it was removed. Else the
     daemon would answer with the job of the time before, which is done.
     """
@@ -195,6 +198,7 @@ class Mirror:
         self._priority: Priority = priority
         self._note = note
         self._seen: dict[str, Print] = {}
+        self._expected: dict[str, list[str]] = {}  # by file: targets that it was never sent to before this round
 
     def round(self, *, delete: bool = False, settled: bool = False) -> Mirrored:
         """Upload what changed since it was uploaded, and wait for that.
@@ -213,15 +217,19 @@ class Mirror:
         found = dict(self._walk())
         fresh = found.keys() - files.keys()
         files.update((name, Sent(turn=_turn())) for name in fresh)
-        if fresh:
-            self._state.save()  # before anything is sent: who is killed sends it by the same job
+        wanted = {
+            name: [each for each in self._targets if self._lacks(name, each, now)] for name, (_, now) in found.items()
+        }
+        ready = [
+            name for name, (_, now) in found.items() if wanted[name] and (not settled or self._seen.get(name) == now)
+        ]
+        self._expect(ready, wanted)
+        if fresh or self._expected:
+            self._state.save()  # before anything is sent: who is killed sends it by the same job, or removes it
         try:
-            for name, (file, now) in found.items():
-                wants = [target for target in self._targets if self._lacks(name, target, now)]
-                if not wants:
-                    self._result.same += 1
-                elif not settled or self._seen.get(name) == now:
-                    self._send(name, file, now, wants)
+            self._result.same = sum(not wants for wants in wanted.values())
+            for name in ready:
+                self._send(name, *found[name], wanted[name])
             while self._waiting:
                 self._settle()
             self._seen = {name: now for name, (_, now) in found.items()}
@@ -231,8 +239,9 @@ class Mirror:
             gone = [name for name in files if name not in found]
             if delete and gone:  # who is killed within that, and has the file again, is to send it again
                 for name in gone:
-                    files[name].there = dict.fromkeys(files[name].there, _NOTHING)
+                    files[name].there, files[name].turn = dict.fromkeys(files[name].there, _NOTHING), _turn()
                 self._state.save()
+                self._stop(gone)
             for name in gone:
                 self._gone(name, delete=delete)
         finally:
@@ -248,6 +257,24 @@ class Mirror:
             else:
                 with contextlib.suppress(FileNotFoundError):
                     yield file.name, (file, Print.of(file.path))
+
+    def _expect(self, names: Sequence[str], wanted: Mapping[str, Sequence[str]]) -> None:
+        """Note where files may come to be that nothing was sent of before."""
+        self._expected.clear()
+        for name in names:
+            there = self._state.kept.files[name].there
+            if new := [target for target in wanted[name] if target not in there]:
+                self._expected[name] = new
+                there.update(dict.fromkeys(new, _NOTHING))
+
+    def _stop(self, gone: Sequence[str]) -> None:
+        """End what an earlier mirror that was killed left under way of files that are gone: it would arrive later."""
+        files = self._state.kept.files
+        places = {self.location(target, name) for name in gone for target in files[name].there}
+        for job in self._client.jobs(_UNFINISHED, limit=_JOBS_MAX):
+            if job.kind == "put" and job.target in places:
+                with contextlib.suppress(StateError):  # it has ended by itself
+                    self._client.cancel(job.id)
 
     def _leave_out(self, path: str) -> None:
         self._note(f"left out {path}: a link or no file")
@@ -276,6 +303,8 @@ class Mirror:
         except (NotFoundError, IntegrityError) as error:
             if error.code not in ("no_such_file", "source_changed"):
                 raise
+            for target in self._expected.get(name, ()):  # there is no job
+                del sent.there[target]
             if os.path.lexists(file.path):  # else it went: the next round sees
                 self._note(f"{file.path} is not sent: {error.message}")
                 self._result.failed += 1

@@ -3,12 +3,14 @@
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from box import Box, box
+from counting_s3 import counting_s3
 from faulty import until
 from scene import client, faults, spool_empties
 from servers import rclone_s3
@@ -156,6 +158,47 @@ def test_killed_while_it_removes(sender: Sender, tmp_path: Path) -> None:
         with State(str(tmp_path / "f"), str(home)) as state:
             assert Mirror(ctl, state, ["attic:killed/"], [public]).round().sent == 1
     assert sender.opened(sender.places["attic"] / "killed") == {"a": b"1", "b": b"2"}
+
+
+@pytest.mark.parametrize("arrived", [True, False])
+def test_what_was_on_its_way_when_it_was_killed_is_removed(sender: Sender, tmp_path: Path, arrived: bool) -> None:
+    """The file is gone before it learned that the object is there, or while the job still runs: neither stays."""
+    (tmp_path / "f").mkdir()
+    (tmp_path / "f" / "stays").write_bytes(b"1")
+    file, home, public = tmp_path / "f" / "goes", tmp_path / "home", sender.reader.public.text()
+    go, name = threading.Event(), f"held-{arrived}".lower()
+    with counting_s3() as (store, served), client(sender.box) as ctl:
+        ctl.remote_add(name, served.config, secret=served.secret)
+        put, jobs, left = ctl.put, list[str](), dict[Path, bytes]()
+
+        def killed(*args: Any, **options: Any) -> Any:
+            jobs.append(put(*args, **options).id)
+            left.update((path, path.read_bytes()) for path in home.glob("*.json"))
+            raise KeyboardInterrupt
+
+        def round_of(*, delete: bool = False) -> Mirrored:
+            with State(str(tmp_path / "f"), str(home)) as state:
+                return Mirror(ctl, state, [f"{name}:in/"], [public]).round(delete=delete)
+
+        assert round_of().sent == 1
+        (kept,) = store.objects
+        if not arrived:
+            store.before = lambda method, *_: go.wait(60.0) if method == "PUT" else None
+        file.write_bytes(b"2")
+        ctl.put = killed  # type: ignore[method-assign]
+        with pytest.raises(KeyboardInterrupt):
+            round_of()
+        ctl.put = put  # type: ignore[method-assign]
+        for path, data in left.items():
+            path.write_bytes(data)
+        if arrived:
+            assert ctl.wait(jobs[0]).state == "done"
+        file.unlink()
+        assert round_of(delete=True).removed == 1
+        go.set()
+        assert ctl.wait(jobs[0]).state == ("done" if arrived else "cancelled")
+        assert list(store.objects) == [kept]
+        ctl.remote_remove(name)
 
 
 def test_one_that_may_not_be_read_is_told_of(tmp_path: Path, sender: Sender, monkeypatch: pytest.MonkeyPatch) -> None:
