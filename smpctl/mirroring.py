@@ -13,7 +13,7 @@ import os
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from typing import NamedTuple
 
 import msgspec
@@ -198,6 +198,7 @@ class Mirror:
         self._priority: Priority = priority
         self._note = note
         self._seen: dict[str, Print] = {}
+        self._earlier: list[JobView] = []
         self._expected: dict[str, list[str]] = {}  # by file: targets that it was never sent to before this round
 
     def round(self, *, delete: bool = False, settled: bool = False) -> Mirrored:
@@ -226,6 +227,8 @@ class Mirror:
         self._expect(ready, wanted)
         if fresh or self._expected:
             self._state.save()  # before anything is sent: who is killed sends it by the same job, or removes it
+        places = {self.location(target, name) for name in ready for target in wanted[name]}
+        self._earlier = self._under_way(places)
         try:
             self._result.same = sum(not wants for wants in wanted.values())
             for name in ready:
@@ -241,7 +244,9 @@ class Mirror:
                 for name in gone:
                     files[name].there, files[name].turn = dict.fromkeys(files[name].there, _NOTHING), _turn()
                 self._state.save()
-                self._stop(gone)
+                self._stop(
+                    self._under_way({self.location(target, name) for name in gone for target in files[name].there})
+                )
             for name in gone:
                 self._gone(name, delete=delete)
         finally:
@@ -267,14 +272,16 @@ class Mirror:
                 self._expected[name] = new
                 there.update(dict.fromkeys(new, _NOTHING))
 
-    def _stop(self, gone: Sequence[str]) -> None:
-        """End what an earlier mirror that was killed left under way of files that are gone: it would arrive later."""
-        files = self._state.kept.files
-        places = {self.location(target, name) for name in gone for target in files[name].there}
-        for job in self._client.jobs(_UNFINISHED, limit=_JOBS_MAX):
-            if job.kind == "put" and job.target in places:
-                with contextlib.suppress(StateError):  # it has ended by itself
-                    self._client.cancel(job.id)
+    def _under_way(self, places: Set[str]) -> list[JobView]:
+        """The jobs that an earlier mirror, which was killed, left under way to these places."""
+        found = self._client.jobs(_UNFINISHED, limit=_JOBS_MAX) if places else []
+        return [job for job in found if job.kind == "put" and job.target in places]
+
+    def _stop(self, jobs: Iterable[JobView]) -> None:
+        """Cancel what would arrive after what is to be there, or after it was removed."""
+        for job in jobs:
+            with contextlib.suppress(StateError):  # it has ended by itself
+                self._client.cancel(job.id)
 
     def _leave_out(self, path: str) -> None:
         self._note(f"left out {path}: a link or no file")
@@ -310,7 +317,9 @@ class Mirror:
                 self._result.failed += 1
                 self._result.exit_code = error.exit_code
             return
-        self._waiting.append(Sending(name, now, dict(zip(wants, [job.id, *job.also], strict=True))))
+        jobs = dict(zip(wants, [job.id, *job.also], strict=True))
+        self._stop(old for old in self._earlier if old.target in places and old.id not in jobs.values())
+        self._waiting.append(Sending(name, now, jobs))
 
     def _settle(self) -> None:
         """Wait for the jobs of the file that waits longest, and remember what arrived."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from box import Box, box
-from counting_s3 import counting_s3
+from counting_s3 import CountingS3, counting_s3
 from faulty import until
 from scene import client, faults, spool_empties
 from servers import rclone_s3
@@ -19,6 +19,7 @@ from smp_proto.control import LocalConfig
 from smp_proto.errors import NotFoundError, StateError, UsageError
 from smp_proto.sealed.bundle import BundleReader
 from smp_proto.sealed.keys import Identity, PublicIdentity
+from smpctl import Client
 from smpctl.files import LocalFile
 from smpctl.mirroring import Mirror, Mirrored, State
 
@@ -160,45 +161,70 @@ def test_killed_while_it_removes(sender: Sender, tmp_path: Path) -> None:
     assert sender.opened(sender.places["attic"] / "killed") == {"a": b"1", "b": b"2"}
 
 
-@pytest.mark.parametrize("arrived", [True, False])
-def test_what_was_on_its_way_when_it_was_killed_is_removed(sender: Sender, tmp_path: Path, arrived: bool) -> None:
-    """The file is gone before it learned that the object is there, or while the job still runs: neither stays."""
-    (tmp_path / "f").mkdir()
-    (tmp_path / "f" / "stays").write_bytes(b"1")
-    file, home, public = tmp_path / "f" / "goes", tmp_path / "home", sender.reader.public.text()
-    go, name = threading.Event(), f"held-{arrived}".lower()
-    with counting_s3() as (store, served), client(sender.box) as ctl:
-        ctl.remote_add(name, served.config, secret=served.secret)
-        put, jobs, left = ctl.put, list[str](), dict[Path, bytes]()
+class Killed:
+    """A mirror into a bucket that was killed as soon as the daemon had taken its second file, ``goes``.
+
+    Args:
+        held: whether what the daemon asks of the bucket is held from then on, until ``go`` is set.
+    """
+
+    def __init__(self, ctl: Client, store: CountingS3, folder: Path, key: str, target: str, *, held: bool) -> None:
+        self._ctl, self._folder, self._key, self._target = ctl, folder, key, target
+        self.file, self.go = folder / "f" / "goes", threading.Event()
+        self.file.parent.mkdir()
+        (folder / "f" / "stays").write_bytes(b"1")
+        put, left = ctl.put, dict[Path, bytes]()
+        assert self.round().sent == 1
+        (self.stays,) = store.objects
 
         def killed(*args: Any, **options: Any) -> Any:
-            jobs.append(put(*args, **options).id)
-            left.update((path, path.read_bytes()) for path in home.glob("*.json"))
+            self.job = put(*args, **options).id
+            left.update((path, path.read_bytes()) for path in (folder / "home").glob("*.json"))
             raise KeyboardInterrupt
 
-        def round_of(*, delete: bool = False) -> Mirrored:
-            with State(str(tmp_path / "f"), str(home)) as state:
-                return Mirror(ctl, state, [f"{name}:in/"], [public]).round(delete=delete)
-
-        assert round_of().sent == 1
-        (kept,) = store.objects
-        if not arrived:
-            store.before = lambda method, *_: go.wait(60.0) if method == "PUT" else None
-        file.write_bytes(b"2")
+        if held:
+            store.before = lambda method, *_: self.go.wait(60.0) if method == "HEAD" else None
+        self.file.write_bytes(b"2")
         ctl.put = killed  # type: ignore[method-assign]
         with pytest.raises(KeyboardInterrupt):
-            round_of()
+            self.round()
         ctl.put = put  # type: ignore[method-assign]
         for path, data in left.items():
             path.write_bytes(data)
+
+    def round(self, *, delete: bool = False) -> Mirrored:
+        with State(str(self._folder / "f"), str(self._folder / "home")) as state:
+            return Mirror(self._ctl, state, [self._target], [self._key]).round(delete=delete)
+
+
+@pytest.mark.parametrize("arrived", [True, False])
+def test_what_was_on_its_way_when_it_was_killed_is_removed(sender: Sender, tmp_path: Path, arrived: bool) -> None:
+    """The file is gone before it learned that the object is there, or while the job still runs: neither stays."""
+    with counting_s3() as (store, served), client(sender.box) as ctl:
+        ctl.remote_add("gone", served.config, secret=served.secret)
+        killed = Killed(ctl, store, tmp_path, sender.reader.public.text(), "gone:in/", held=not arrived)
         if arrived:
-            assert ctl.wait(jobs[0]).state == "done"
-        file.unlink()
-        assert round_of(delete=True).removed == 1
-        go.set()
-        assert ctl.wait(jobs[0]).state == ("done" if arrived else "cancelled")
-        assert list(store.objects) == [kept]
-        ctl.remote_remove(name)
+            assert ctl.wait(killed.job).state == "done"
+        killed.file.unlink()
+        assert killed.round(delete=True).removed == 1
+        killed.go.set()
+        assert ctl.wait(killed.job).state == ("done" if arrived else "cancelled")
+        assert list(store.objects) == [killed.stays]
+        ctl.remote_remove("gone")
+
+
+def test_an_older_version_on_its_way_when_it_was_killed_does_not_arrive(sender: Sender, tmp_path: Path) -> None:
+    """Its job waits still when the file has changed and was sent again: it would replace what is there by then."""
+    with counting_s3() as (store, served), client(sender.box) as ctl:
+        ctl.remote_add("older", served.config, secret=served.secret)
+        killed = Killed(ctl, store, tmp_path, sender.reader.public.text(), "older:in/", held=True)
+        assert ctl.pause(killed.job).state == "paused"
+        killed.go.set()
+        killed.file.write_bytes(b"a newer version")
+        assert killed.round().sent == 1
+        assert ctl.job(killed.job).state == "cancelled"
+        assert list(store.effects.values()) == [1, 1]
+        ctl.remote_remove("older")
 
 
 def test_one_that_may_not_be_read_is_told_of(tmp_path: Path, sender: Sender, monkeypatch: pytest.MonkeyPatch) -> None:
