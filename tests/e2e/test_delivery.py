@@ -213,6 +213,23 @@ def test_an_object_that_was_there_is_replaced(machine, store, tmp_path, remote) 
     assert size > 9 * MIB
 
 
+@pytest.mark.parametrize("name", ["small", "large"])
+def test_an_object_that_was_to_be_replaced_and_went_is_nobody_elses(machine, store, name) -> None:
+    """The condition does not hold any more, as if another had come; but nothing is there: the result takes its place."""
+    kept = store[0]
+    kept.store("out.smp", b"older")
+
+    def before(method: str, key: str, asked: dict[str, list[str]]) -> None:
+        if method == "PUT":
+            kept.remove("out.smp")
+            kept.before = lambda *_: None
+
+    kept.before = before
+    done(final(machine, put(machine, name, "lake:out.smp")))
+    assert kept.effects["out.smp"] == 2  # the older one, and the result
+    assert not kept.uploads
+
+
 def test_a_server_without_conditional_writes(machine, store) -> None:
     """One that refuses the condition gets the object without."""
     kept = store[0]
