@@ -14,7 +14,7 @@ from smpd.host.space import disk_errors
 from smpd.opening.ranges import private_copies
 from smpd.transfer.lanes import Lane
 from smpd.transfer.pool import RemotePool
-from smpd.transfer.source import Tally, no_objects
+from smpd.transfer.source import Tally, naming, no_objects
 from smpd.vault.remotes import is_prefix
 
 OBJECTS_MAX = 500_000  # of one bundle; a server may list without end
@@ -98,11 +98,18 @@ def _pieces(objects: Sequence[ObjectInfo], path: str, slot_bytes: int) -> Iterat
 def _seal(pool: RemotePool, lane: Lane, piece: _Piece, writer: BundleWriter) -> None:
     with disk_errors("the spool"):
         if not piece.length:
-            writer.begin(piece.name, guess_media_type(piece.name))
+            _begin(pool, piece, writer, b"")
         else:
             for start, part in private_copies(pool.processes.ring(lane), lane.slot, piece.length):
                 if piece.offset + start == 0:
-                    writer.begin(piece.name, guess_media_type(piece.name, part))
+                    _begin(pool, piece, writer, part)
                 writer.write(part)
         if piece.offset + piece.length == piece.info.size:
             writer.end()
+
+
+def _begin(pool: RemotePool, piece: _Piece, writer: BundleWriter, head: bytes | memoryview) -> None:
+    try:
+        writer.begin(piece.name, guess_media_type(piece.name, head))
+    except UsageError as error:  # of very many objects one has to be found
+        raise naming(error, f"{pool.name}:{piece.info.path}") from error

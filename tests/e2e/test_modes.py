@@ -75,6 +75,18 @@ def test_loose_objects_of_all_sizes(site, tmp_path):
     assert digests(tmp_path / "out") == digests(site.folders["s3"] / "sizes")
 
 
+@pytest.mark.parametrize("size", [0, 3])
+def test_one_that_no_entry_can_be_named_after_is_named(site, size):
+    """Of very many objects somebody has to find the one to rename."""
+    folder = site.folders["sftp"] / f"odd-{size}"
+    folder.mkdir()
+    for name in ("scan.dcm", "SCAN.dcm"):  # one file for some systems
+        (folder / name).write_bytes(b"x" * size)
+    found = site.box.ctl("get", f"sftp-standard:odd-{size}/", check=False)
+    assert found.returncode
+    assert f"sftp-standard:odd-{size}/scan.dcm: ".encode() in found.stderr
+
+
 def test_an_empty_folder_is_an_error(site):
     """A folder that holds nothing is an error that says where to look, not an empty object."""
     found = site.box.ctl("get", "s3-standard:nothing/here/", check=False)
