@@ -65,6 +65,7 @@ class Daemon:
     handed: Shares = field(default_factory=Shares)
     sealing: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(_SEALED_AT_ONCE))
     clock: Clock = field(default_factory=Clock)
+    resting: anyio.Lock = field(default_factory=anyio.Lock)  # while jobs that refused something are to stay as they are
     notices: Sequence[Notices] = field(init=False)
 
     @property

@@ -1,5 +1,6 @@
 """Verbs for jobs: submit, list, control."""
 
+import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -234,10 +235,11 @@ async def control(daemon: Daemon, actor: Actor, request: JobControl, exchange: E
     found = await anyio.to_thread.run_sync(JobsSeen(daemon.box.journal, actor).get, request.id)
     if request.action == "resume":
         check(actor.rights, actor.label, needs_of_job(found.spec))
-    await daemon.record(actor, f"job.{request.action}", job_id=found.id)
-    refused = await record_of_refused(daemon, actor, found, request.action)
-    act = getattr(daemon.scheduler, request.action)
-    moved = await act(found.id)
+    async with daemon.resting if request.action == "resume" else contextlib.nullcontext():
+        await daemon.record(actor, f"job.{request.action}", job_id=found.id)
+        refused = await record_of_refused(daemon, actor, found, request.action)
+        act = getattr(daemon.scheduler, request.action)
+        moved = await act(found.id)
     if request.action == "cancel":
         for item in refused:  # its move to the end took them out
             publish(daemon.box, moved, item, "remove")

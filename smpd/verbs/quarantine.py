@@ -38,22 +38,24 @@ async def quarantine_show(daemon: Daemon, actor: Actor, request: QuarantineShow,
 
 async def quarantine_retry(daemon: Daemon, actor: Actor, request: QuarantineRetry, exchange: Exchange) -> JobView:
     """Resume the job that refused an item, which takes what submitting it would."""
-    item, job = await _resting(daemon, actor, request.id)
-    check(actor.rights, actor.label, needs_of_job(job.spec))
-    act = partial(daemon.box.quarantine.accept_older, item.id) if request.accept_older else None
-    fields = {"job": item.job, "accept_older": request.accept_older}
-    await daemon.record(actor, "quarantine.retry", item.location, act=act, **fields)
-    return daemon.box.journal.view(await daemon.scheduler.resume(item.job))
+    async with daemon.resting:
+        item, job = await _resting(daemon, actor, request.id)
+        check(actor.rights, actor.label, needs_of_job(job.spec))
+        act = partial(daemon.box.quarantine.accept_older, item.id) if request.accept_older else None
+        fields = {"job": item.job, "accept_older": request.accept_older}
+        await daemon.record(actor, "quarantine.retry", item.location, act=act, **fields)
+        return daemon.box.journal.view(await daemon.scheduler.resume(item.job))
 
 
 async def quarantine_remove(daemon: Daemon, actor: Actor, request: QuarantineRemove, exchange: Exchange) -> JobView:
     """Delete an item, and with the last one of its job end the job."""
-    item, job = await _resting(daemon, actor, request.id)
-    await take_out(daemon.box, job, actor.label, [item], "removed")
-    if not await anyio.to_thread.run_sync(daemon.box.quarantine.count, job.id):
-        await daemon.record(actor, "job.cancel", job_id=job.id)
-        job = await daemon.scheduler.cancel(job.id)
-    return daemon.box.journal.view(job)
+    async with daemon.resting:
+        item, job = await _resting(daemon, actor, request.id)
+        await take_out(daemon.box, job, actor.label, [item], "removed")
+        if not await anyio.to_thread.run_sync(daemon.box.quarantine.count, job.id):
+            await daemon.record(actor, "job.cancel", job_id=job.id)
+            job = await daemon.scheduler.cancel(job.id)
+        return daemon.box.journal.view(job)
 
 
 async def record_of_refused(daemon: Daemon, actor: Actor, job: Job, action: str) -> list[QuarantineItem]:
@@ -74,7 +76,7 @@ async def _item(daemon: Daemon, actor: Actor, item_id: str) -> QuarantineItem:
 
 
 async def _resting(daemon: Daemon, actor: Actor, item_id: str) -> tuple[QuarantineItem, Job]:
-    """An item, and its job, which rests."""
+    """An item, and its job, which rests, and goes on doing so for as long as the caller has ``daemon.resting``."""
     item = await _item(daemon, actor, item_id)
     job = await anyio.to_thread.run_sync(daemon.box.journal.get, item.job)
     if job.state != "quarantined":
