@@ -164,13 +164,14 @@ class Courier:
             # Perhaps it is what a killed process had sent, and the server only now took.
             if error.code != "target_changed":
                 raise
+            # Nobody knows of an upload that was not aborted once the row is gone.
+            await self._clear_if_allowed(pool, path, size, delivery)
             looked = await pool.ask(Look(path, size), Looked, fd)
             if looked.ours:
                 return
             if looked.pin or not delivery.before:
                 raise await self._taken(job) from error
             # What was to be replaced went meanwhile, which is told as any other change (RFC 9110 §13.1.1).
-            await self._clear_if_allowed(pool, path, size, delivery)
             delivery = Delivery(sent=True, part=part_name())
             await _thread(self._journal.deliveries.keep, job.id, delivery)
             await self._upload(job, pool, path, fd, size, meter, delivery)

@@ -213,6 +213,26 @@ def test_an_object_that_was_there_is_replaced(machine, store, tmp_path, remote) 
     assert size > 9 * MIB
 
 
+def test_an_upload_that_came_too_late_is_aborted_though_that_failed_at_first(machine, store) -> None:
+    """Its parts are all there when it turns out that the target is somebody else's, and then the server goes away."""
+    kept = store[0]
+    away = 0
+
+    def before(method: str, key: str, asked: dict[str, list[str]]) -> None:
+        nonlocal away
+        if method == "POST" and "uploadId" in asked and not kept.objects:
+            kept.store("out.smp", b"theirs")
+        if method == "DELETE" and away < 4:
+            away += 1
+            raise ConnectionError("it is away")
+
+    kept.before = before
+    view = final(machine, put(machine, "large", "lake:out.smp"))
+    assert (view.state, view.error.code if view.error else "") == ("failed", "target_changed")
+    assert kept.objects == {"out.smp": b"theirs"}
+    assert not kept.uploads
+
+
 @pytest.mark.parametrize("name", ["small", "large"])
 def test_an_object_that_was_to_be_replaced_and_went_is_nobody_elses(machine, store, name) -> None:
     """The condition does not hold any more, as if another had come; but nothing is there: the result takes its place."""
