@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -28,6 +29,7 @@ UNREAD_FDS_MAX = 256
 UNREAD_MESSAGES_MAX = 4096
 _RECEIVE_BYTES = 1 << 16
 _INT_BYTES = array.array("i").itemsize
+_RIGHTS_BYTES = socket.CMSG_SPACE(253 * _INT_BYTES)  # the most that one message brings (SCM_MAX_FD, unix(7))
 T = TypeVar("T")
 
 
@@ -60,15 +62,18 @@ class Channel:
         unread_bytes_max: what a peer can make us hold of what it sent.
 
     Attributes:
-        descriptors: whether the peer may hand any over now. Else the kernel drops them, and they are never ours: to
+        descriptors: whether the peer may hand any over now. Else they stay where they are, and are never ours: to
             close one asks its file system (FLUSH of FUSE, of NFS), which may answer never.
-        discard: closes those that nobody took; later, where the peer's file systems may not answer.
+        discard: closes those that nobody took, and this socket, if something is still in it; later, where that may wait
+            for what the peer sent: a socket waits for its own peer, as long as it was told to (SO_LINGER).
     """
 
     def __init__(
         self, sock: socket.socket, *, stall_s: float = STALL_S, unread_bytes_max: int = UNREAD_BYTES_MAX
     ) -> None:
         sock.setblocking(False)
+        # Urgent data is data like any other: apart, it would be dropped unseen, and with it what it brought.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
         self.socket = sock
         self.descriptors: Callable[[], bool] = lambda: True
         self.discard: Callable[[Sequence[int]], None] = close_all
@@ -176,8 +181,7 @@ class Channel:
     def _read(self) -> None:
         """Take what has come. Raises as :meth:`receive`, and what says that nothing has."""
         try:
-            room = socket.CMSG_SPACE(FDS_MAX * _INT_BYTES) if self.descriptors() else 0
-            data, ancillary, flags, _ = self.socket.recvmsg(_RECEIVE_BYTES, room, socket.MSG_CMSG_CLOEXEC)
+            data, ancillary, flags = self._receive()
         except (BlockingIOError, InterruptedError):
             raise
         except (OSError, ValueError) as error:
@@ -189,6 +193,24 @@ class Channel:
         wipe_bytes(data)  # it may hold a secret, which the heap would keep until something else comes there
         self._ready.extend(self._decoder.frames())
         self._check_descriptors(flags)
+
+    def _receive(self) -> tuple[bytes, list[tuple[int, int, bytes]], int]:
+        """What is there. Where no descriptors are taken some are only seen, and nothing is read then.
+
+        There is room for more than may come: the kernel closes what it drops at once, in this thread, however long
+        that takes.
+        """
+        length, room = _RECEIVE_BYTES, _RIGHTS_BYTES
+        if not self.descriptors():
+            seen, _, flags, _ = self.socket.recvmsg(length, 0, socket.MSG_PEEK)
+            length, room = len(seen), 0
+            wipe_bytes(seen)
+            if flags & socket.MSG_CTRUNC:
+                self._check_descriptors(flags)
+            if not length:
+                return b"", [], 0
+        data, ancillary, flags, _ = self.socket.recvmsg(length, room, socket.MSG_CMSG_CLOEXEC)
+        return data, ancillary, flags
 
     async def _arrival(self) -> None:
         """Wait until something comes, and take it.
@@ -270,13 +292,32 @@ class Channel:
         self._unwatch()
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_exception(anyio.BrokenResourceError())
-        self.socket.close()
         fds = list(self._fds)
         self._fds.clear()
+        self.shutdown()  # from here on nothing more comes
+        if self._holds_more():
+            fds.append(self.socket.detach())
+        self.socket.close()
         self.discard(fds)
+
+    def _holds_more(self) -> bool:
+        """Whether something is unread in the socket, which may have brought descriptors: they are closed with it."""
+        try:
+            return bool(self.socket.recv(1, socket.MSG_PEEK))
+        except OSError:  # it was never connected, or the peer is gone
+            return False
 
 
 def close_all(fds: Sequence[int]) -> None:
     """Close descriptors that nobody took."""
     for fd in fds:
         os.close(fd)
+
+
+def close_aside(fds: Sequence[int]) -> None:
+    """The same in a thread of its own, which nobody waits for."""
+    if fds:
+        try:
+            threading.Thread(target=close_all, args=(fds,), name="closing", daemon=True).start()
+        except RuntimeError:  # there is none to be had
+            close_all(fds)

@@ -180,9 +180,11 @@ class ControlServer:
     def _turn_away(self, sock: socket.socket, peer: Peer, error: DaemonError) -> None:
         """Say why at once, without waiting for anything this peer may or may not do."""
         self._complain("connection refused", peer.uid, code=error.code)
-        with sock, contextlib.suppress(OSError):
-            sock.setblocking(False)
+        channel = Channel(sock)
+        channel.discard = self._handed.of(peer.uid).close
+        with contextlib.suppress(OSError):
             sock.send(encode_frame(FrameType.HELLO, 0, self._greeting(None, error)))
+        channel.close()
 
     def _complain(self, event: str, uid: int, **facts: object) -> None:
         """Log what a caller did wrong, but not as often as they do it."""

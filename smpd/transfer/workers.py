@@ -19,6 +19,7 @@ import structlog
 from anyio.abc import Process, TaskGroup, TaskStatus
 
 from smp_proto.aio import Caller, Channel
+from smp_proto.channel import close_aside
 from smp_proto.errors import ResourceError, SmpError, one_error
 from smpd.host.memory import Usage, usage
 from smpd.host.program import is_replaced, replaced
@@ -80,6 +81,7 @@ async def start_worker(role: str, label: str, keeper: str = "") -> AsyncIterator
         ) from error
     channel = Channel(ours)
     channel.descriptors = lambda: False  # no answer brings any
+    channel.discard = close_aside
     try:
         async with Caller(channel, lost=lambda: died(role, label), believe=_BELIEVE[role]) as caller:
             yield Worker(role, label, caller, process)

@@ -4,10 +4,12 @@ import contextlib
 import os
 import random
 import socket
+import stat
 
 import anyio
 import anyio.lowlevel
 import pytest
+from lingering import lingering
 from whole import VIEWERS, whole
 
 from smp_proto import control as c
@@ -105,7 +107,12 @@ async def test_a_request_that_is_quoted_back_fits_its_answer(serving, field):
 async def test_descriptors_of_who_has_no_use_for_them(tmp_path, monkeypatch, groups):
     """They never come to be the daemon's: to close one could wait for ever, for a file system of the caller's own."""
     closed: list[int] = []
-    monkeypatch.setattr("smpd.host.handed.close_all", lambda fds: (closed.extend(fds), close_all(fds)))
+
+    def close(fds: list[int]) -> None:
+        closed.extend(fd for fd in fds if stat.S_ISREG(os.fstat(fd).st_mode))
+        close_all(fds)
+
+    monkeypatch.setattr("smpd.host.handed.close_all", close)
     async with whole(tmp_path) as box, box.client(0) as other:
         channel = Channel(box.socket(5001, groups))
         with open(tmp_path / "file", "wb") as file:
@@ -119,6 +126,25 @@ async def test_descriptors_of_who_has_no_use_for_them(tmp_path, monkeypatch, gro
         channel.close()
         assert not closed
         assert (await other.call(c.JobsRequest(), c.Jobs)).jobs == []
+
+
+@pytest.mark.parametrize("turned_away", [False, True])
+async def test_what_a_stranger_hands_over_is_not_waited_for(serving, turned_away):
+    """Before HELLO already, and of who is one connection too many: others are served meanwhile."""
+    config = Control(connections_user_max=1) if turned_away else Control()
+    async with serving(config=config) as daemon:
+        first = await daemon.connect()
+        if turned_away:
+            await first.send(FrameType.HELLO, 0, encode(c.Hello(PROTOCOL_MIN, PROTOCOL_MAX, "test")))
+            await first.receive()
+        with lingering() as sock:
+            channel = await daemon.connect()
+            socket.send_fds(channel.socket, [b"\0"], [sock.fileno()])
+            sock.close()
+            with anyio.fail_after(60):
+                await gone(channel)
+            channel.close()
+        first.close()
 
 
 async def test_descriptors_with_a_request_are_refused_and_closed(serving):

@@ -9,8 +9,10 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import pytest
+from lingering import lingering
 
 from smp_proto.aio import Channel, close_all
+from smp_proto.channel import close_aside
 from smp_proto.errors import DaemonError
 from smp_proto.wire import BODY_MAX_BYTES, FDS_MAX, FrameType, encode_frame
 
@@ -73,6 +75,36 @@ async def test_more_descriptors_than_fit_are_refused():
         await far.receive()
     near.close()
     far.close()
+
+
+@pytest.mark.parametrize("flags", [0, socket.MSG_OOB])
+@pytest.mark.parametrize("read", [True, False])
+async def test_descriptors_that_are_not_taken_are_not_waited_for(read, flags):
+    """To close a socket can take as long as its owner likes: what nobody takes is neither dropped nor closed here."""
+    near, far = pair()
+    far.descriptors, far.discard = lambda: False, close_aside
+    with lingering() as sock:
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [sock.fileno()]))]
+        near.socket.sendmsg([b"x"], rights, flags)
+        sock.close()
+        if read:
+            with pytest.raises(DaemonError, match="not taken"):
+                await far.receive()
+        far.close()
+    near.close()
+
+
+async def test_more_descriptors_than_fit_are_not_waited_for():
+    """Those that are too many, too, are closed by who has the time."""
+    near, far = pair()
+    far.discard = close_aside
+    with lingering() as sock:
+        raw_send(near.socket, b"x", [0] * FDS_MAX + [sock.fileno()])
+        sock.close()
+        with pytest.raises(DaemonError, match="more or fewer"):
+            await far.receive()
+        far.close()
+    near.close()
 
 
 async def test_frames_and_descriptors_in_small_pieces():

@@ -87,6 +87,9 @@ class _Given:
     def setblocking(self, _: bool) -> None:
         """Nothing waits."""
 
+    def setsockopt(self, *_: int) -> None:
+        """Nothing is urgent."""
+
     def recvmsg(self, *_: int) -> tuple[bytes, list[object], int, None]:
         return self.data, [], 0, None
 

@@ -56,6 +56,10 @@ async def handle(body: bytes, fds: list[int], exchange: Exchange) -> object:
                     slot[:4] = b"late"
         case "lie":
             raise IntegrityError("corrupt", "it is all corrupt")
+        case "hand-back":  # the first that it was handed; the second is closed when it does not have that any more
+            socket.send_fds(exchange.channel.socket, [b"\xff"], fds[:1])
+            os.close(fds[0])
+            os.close(fds[1])
         case "garbage":
             exchange.channel.socket.send(b"\xff" * 64)
             await anyio.sleep_forever()

@@ -2,13 +2,16 @@
 
 import errno
 import os
+import select
 import signal
+import socket
 import subprocess
 
 import anyio
 import anyio.lowlevel
 import pytest
 import structlog.testing
+from lingering import lingering
 
 from smp_proto.aio import Caller
 from smp_proto.errors import ResourceError, SmpError
@@ -74,6 +77,24 @@ async def test_the_log_says_how_a_worker_ended(hosting, request_, how):
             await pid_of(host)
     found = [line for line in lines if line["event"] == "worker ended"]
     assert [(line["pid"], line["how"]) for line in found] == [(worker.pid, how)]
+
+
+async def test_what_a_worker_hands_over_is_not_waited_for(hosting):
+    """Nothing is taken of a worker: what it hands over all the same may be a socket that takes an hour to close."""
+    async with hosting() as host:
+        ours, theirs = socket.socketpair()
+        with lingering() as sock, ours:
+            with pytest.raises(SmpError) as caught:
+                async with host.use() as worker:
+                    request = {"op": "hand-back"}
+                    async with worker.caller.open(request, [sock.fileno(), theirs.fileno()]) as exchange:
+                        sock.close()
+                        theirs.close()
+                        select.select([ours], [], [])  # until whoever gets it has the only one
+                        await exchange.result(type(None))
+            await worker.gone.wait()
+        assert caught.value.code in ("protocol", "worker_died")
+        assert await pid_of(host) != worker.pid
 
 
 @pytest.mark.parametrize("op", ["garbage", "stranger"])
