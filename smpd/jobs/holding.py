@@ -3,6 +3,8 @@
 For the box's own trouble a job waits as long as it takes; for a remote at most so long, since it may never come back.
 """
 
+import math
+import random
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -12,6 +14,7 @@ from smpd.jobs.job import Job
 # The box's own trouble, which passes.
 PATIENT_CODES = frozenset({"disk_full", "audit_unwritable", "audit_broken", "program_replaced"})
 LOOK_AGAIN_S = 1.0
+LOOKS_PER_S = 200.0  # of all that wait together: a look opens a job's record, and costs a fifth of a millisecond
 
 
 class Short(NamedTuple):
@@ -63,6 +66,12 @@ class Holding:
         """When to look again, in seconds."""
         asked = error.details.get("retry_after", 0.0) if is_held(error) else 0.0
         return max(LOOK_AGAIN_S, float(asked)) if isinstance(asked, int | float) else LOOK_AGAIN_S
+
+    def next_look(self, error: SmpError | ErrorBody, now: float, waiting: int, rng: random.Random) -> float:
+        """The same as a time, for one of so many that wait: however long they do, it takes a small part of one core."""
+        spread_s = rng.uniform(0.0, 2.0 * waiting / LOOKS_PER_S)
+        soon_s = self.again_s(error)
+        return now + soon_s if spread_s <= soon_s else math.ceil(now + spread_s)  # many are looked at together
 
     def held(self) -> tuple[str, ...]:
         """The jobs that wait for a remote."""

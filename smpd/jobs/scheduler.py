@@ -31,6 +31,7 @@ RANKS: dict[Priority, int] = {"critical": 0, "high": 1, "normal": 2, "low": 3}
 DISK_RETRY_S = 1.0
 _ASKED_AGAIN = ("disk_full", "audit_broken", "program_replaced")  # nobody is queued again while it is as it was
 _TOGETHER = 32  # jobs whose wait is over
+_STALE_MAX = 64  # entries of the queue beyond those that are of use
 FINAL_MAX_S = 60.0
 
 # Returns once everything is delivered: the result, or the job as it ended where that was written down with its results.
@@ -248,7 +249,7 @@ class Scheduler:
         try:
             job = await self._thread(self._due, job_id)
             if isinstance(job, SmpError):
-                self._waiting[job_id] = now + self._holding.again_s(job)
+                self._waiting[job_id] = self._holding.next_look(job, now, len(self._waiting), self._rng)
                 return
         except SmpError as error:
             self._on_fault(job_id, error)
@@ -302,6 +303,8 @@ class Scheduler:
             # One boot's processes share the monotonic clock; after a reboot ``due`` says nothing, hence the bounds.
             now = self._clock()
             self._waiting[job.id] = now + min(max(job.due - now, 0.0), job.delay)
+        if len(self._heap) > 2 * len(self._queued) + _STALE_MAX:  # behind what waits for a slot they would never go
+            self._heap = sorted({each for each in self._heap if each[2] in self._queued})
         self.poke()
 
     # ── one attempt ────────────────────────────────────────────────────────────────────────────────────

@@ -19,6 +19,7 @@ from smp_proto.errors import (
     SmpError,
     StateError,
 )
+from smpd.jobs import holding
 from smpd.jobs import scheduler as scheduling
 from smpd.jobs.failures import RETRY_AFTER_MAX_S
 from smpd.jobs.holding import LOOK_AGAIN_S
@@ -340,6 +341,55 @@ async def test_a_job_without_room_does_not_start(store) -> None:
     assert set(asked[1:]) == {5}
     assert store.journal.get(job).attempt == 1
     assert bench.started == [job]
+
+
+async def test_very_many_that_wait_for_room_are_not_looked_at_all_the_time(store, monkeypatch) -> None:
+    """A disk may be full for days; all go on once there is room."""
+    monkeypatch.setattr(holding, "LOOKS_PER_S", 2.0)
+    asked = 0
+    free = False
+
+    def room_for(job) -> SmpError | None:
+        nonlocal asked
+        asked += 1
+        return None if free else ResourceError("disk_full", "no room")
+
+    bench = Bench(store, room=room_for)
+    jobs = [bench.add(f"a:{number}") for number in range(40)]
+
+    async def second() -> None:
+        bench.advance(LOOK_AGAIN_S)
+        while any(due <= bench.now for due in bench.scheduler._waiting.values()):
+            await anyio.lowlevel.checkpoint()
+
+    async with bench.on():
+        with anyio.fail_after(60):
+            for job in jobs:
+                await bench.until(job, "waiting")
+            asked = 0
+            for _ in range(30):
+                await second()
+            assert asked < 300, "2 a second, and each once at first; every second would be 1,200"
+            free = True
+            for _ in range(41):
+                await second()
+            for job in jobs:
+                await bench.until(job, "done")
+
+
+async def test_what_left_the_queue_is_not_kept_behind_what_is_in_it(store) -> None:
+    """Nor what was paused and resumed kept twice."""
+    async with Bench(store, running_max=1).on() as bench:
+        bench.add("a:long", blocking(anyio.Event(), begun := anyio.Event()))
+        await begun.wait()
+        bench.add("a:first")
+        paused = bench.add("a:paused")
+        for number in range(50):
+            await bench.scheduler.cancel(bench.add(f"a:{number}"))
+            await bench.scheduler.pause(paused)
+            await bench.scheduler.resume(paused)
+        assert bench.scheduler.counts() == (1, 2, 0)
+        assert len(bench.scheduler._heap) < 80
 
 
 async def test_a_job_without_room_can_be_cancelled(store) -> None:
