@@ -42,6 +42,7 @@ from smpd.links.fetching import Deadlines
 from smpd.metrics.counting import Metrics
 from smpd.reloading import Reloading
 from smpd.state import State
+from smpd.sync.standing import Standing
 from smpd.sync.store import SyncStore
 from smpd.sync.syncs import Syncs
 from smpd.transfer.box import Box
@@ -137,16 +138,7 @@ def compose(config: Config, state: State, group: TaskGroup, read: Callable[[], C
         _log.info("job", job_id=job.id, state=job.state, attempt=job.attempt, code=code)
 
     def seen(sync: str) -> None:
-        if (standing := syncs.standing(sync)) is not None:
-            spec = standing.spec
-            events.publish(
-                "sync",
-                SyncChanged(sync),
-                job_id=f"sync {sync}",
-                progress=True,
-                owner=standing.owner,
-                remotes=remotes_of(spec.source, spec.target),
-            )
+        _tell_of_sync(events, sync, syncs.standing(sync))
 
     ends, retention = Ends(box, runner), Retention(database, journal, config.jobs.ended_kept)
     accounts = Accounts(config, UserDatabase())
@@ -198,6 +190,16 @@ def compose(config: Config, state: State, group: TaskGroup, read: Callable[[], C
     )
     daemon.notices = notices_of(daemon, _fetch(config))
     return daemon
+
+
+def _tell_of_sync(events: Events, name: str, standing: Standing | None) -> None:
+    """Announce that a sync changed; of one that is no more nothing is kept."""
+    topic = f"sync {name}"
+    if standing is None:
+        events.forget(topic)
+        return
+    remotes = remotes_of(standing.spec.source, standing.spec.target)
+    events.publish("sync", SyncChanged(name), job_id=topic, progress=True, owner=standing.owner, remotes=remotes)
 
 
 def _follow(

@@ -136,6 +136,10 @@ class Events:
         self._published.ring()
         return self._seq
 
+    def forget(self, job_id: str) -> None:
+        """What progress was reported of is gone, and no change of it comes any more."""
+        self._progress.pop(job_id, None)
+
     async def next(self) -> None:
         """Wait for the next event."""
         await self._published.next().wait()

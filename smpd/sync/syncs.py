@@ -33,7 +33,7 @@ class Syncs:
     Args:
         store: what they know.
         world: the daemon.
-        changed: called with a sync's name when there is something new to see of it.
+        changed: called with a sync's name when there is something new to see of it, or it is no more.
         clock: the monotonic clock.
     """
 
@@ -154,6 +154,7 @@ class Syncs:
                     watcher.paused = True  # what cannot be removed now stays where it can be seen, and removed later
                     await anyio.to_thread.run_sync(self._store.remove, number)
                     del self._watchers[name], self._scopes[name]
+                self._changed(name)
                 return view
             if action in ("pause", "resume"):
                 await anyio.to_thread.run_sync(

@@ -5,6 +5,7 @@ import anyio.lowlevel
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from whole import whole
 
 from smp_proto import control as c
 from smp_proto.aio import decode
@@ -237,6 +238,22 @@ async def test_any_history_any_position(published, behind, history):
     assert end == events.seq
     assert got == sorted(set(got))
     assert set(got) >= {seq for seq in changes if seq > position}
+
+
+async def test_nothing_is_kept_of_a_sync_that_was_removed(tmp_path):
+    """A name for each night would be kept for ever, and looked through at every event."""
+    (tmp_path / "r").mkdir()
+    async with whole(tmp_path) as box, box.client(0) as caller:
+        events, sink = box.daemon.events, Sink()
+        await anyio.to_thread.run_sync(box.daemon.remotes.add, "r", c.LocalConfig(str(tmp_path / "r")))
+        before = events.seq
+        await caller.call(c.SyncAdd(c.SyncSpec(name="night", source="r:")), c.SyncView)
+        with anyio.fail_after(SECONDS):
+            while events.seq == before:  # its first listing
+                await events.next()
+        await caller.call(c.SyncControl("night", "remove"), c.SyncView)
+        await events._send_after(before, ACTOR, frozenset(), set(), sink)
+        assert sink.events == []
 
 
 async def test_over_the_socket(serving):
