@@ -2,7 +2,8 @@
 
 systemd restarts a daemon that says nothing for ``WatchdogSec=``. So it is told only as long as jobs move, or there
 are none: a loop that is blocked says nothing anyway, and a pipeline in which everybody waits ends the same way. What
-moves beside jobs, as listings of syncs and what people ask, does not count.
+moves beside jobs, as listings of syncs and what people ask, does not count. A disk that is full is no reason: jobs go
+on once there is space, and a daemon that is restarted meanwhile could not write the record of its start.
 """
 
 import time
@@ -74,7 +75,8 @@ class Telling:
         heard = [host.worker.caller.heard for host in daemon.hosts if host.worker and host.worker.caller.heard]
         counts = daemon.scheduler.counts()
         waits = daemon.limiter.waiting  # for its turn, as it was told to
-        busy = not waits and bool(counts[0] or (counts[1] and not daemon.scheduler.draining))
+        full = daemon.scheduler.full
+        busy = not (waits or full) and bool(counts[0] or (counts[1] and not daemon.scheduler.draining))
         still_s = self._pulse.still_s((daemon.events.job_seq, heard), busy=busy)
         patience = [compute.patience_s for compute in daemon.box.compute.all]
         stuck = still_s > daemon.config.jobs.stuck_s + max(patience, default=0.0)

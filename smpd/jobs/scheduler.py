@@ -105,6 +105,7 @@ class Scheduler:
         self._queued: dict[str, Priority] = {}
         self._waiting: dict[str, float] = {}  # due, by the clock
         self._running: dict[str, _Run] = {}
+        self._unwritten: dict[str, str] = {}  # of those, and by which error the disk does not take what became of them
         self._lock = anyio.Lock(fast_acquire=True)  # held while a job without a slot moves, or gets one
         self._wake = anyio.Event()
         self.draining = False  # whether nothing is started any more
@@ -124,6 +125,11 @@ class Scheduler:
     def counts(self) -> tuple[int, int, int]:
         """How many jobs run, are queued, and wait; belongs to the event loop."""
         return len(self._running), len(self._queued), len(self._waiting)
+
+    @property
+    def full(self) -> bool:
+        """Whether the disk is too full for what became of a job that runs; belongs to the event loop."""
+        return "disk_full" in self._unwritten.values()
 
     @property
     def short(self) -> Short:
@@ -398,15 +404,20 @@ class Scheduler:
 
     async def _persist(self, change: Callable[[], T], job_id: str) -> T:
         """Change a job that has a slot, waiting for as long as the disk is full. What is under way is not torn."""
-        while True:
-            with anyio.CancelScope(shield=True):
-                try:
-                    return await self._thread(change)
-                except SmpError as error:
-                    if not error.retryable:
-                        raise
-                    self._on_fault(job_id, error)
-            await anyio.sleep(DISK_RETRY_S)
+        try:
+            while True:
+                with anyio.CancelScope(shield=True):
+                    try:
+                        return await self._thread(change)
+                    except SmpError as error:
+                        if not error.retryable:
+                            raise
+                        if job_id not in self._unwritten:  # a disk may be full for days, and so would be the log
+                            self._on_fault(job_id, error)
+                        self._unwritten[job_id] = error.code
+                await anyio.sleep(DISK_RETRY_S)
+        finally:
+            self._unwritten.pop(job_id, None)
 
     async def _keep_progress(self, job_id: str) -> None:
         """Note what a job moved that the daemon stops at; it stays ``running`` and is recovered."""

@@ -7,16 +7,24 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import anyio
+import anyio.lowlevel
 import pytest
 from box import Box
 from gated_s3 import gated_s3
 from manager import Manager
 from scene import Following, add_remote, client, done
+from whole import whole
 
-from smp_proto.control import GetSpec, SyncSpec
+from smp_proto.control import GetSpec, JobView, LocalConfig, Submit, SyncSpec
+from smp_proto.errors import ResourceError
 from smpctl import Client
-from smpd.telling import Counts, status_line
+from smpd.host.notify import Notifier
+from smpd.jobs.job import Job
+from smpd.jobs.states import Move
+from smpd.telling import Counts, Telling, status_line
 
 MIB = 1 << 20
 
@@ -71,6 +79,35 @@ def test_pings_end_when_nothing_moves(tmp_path: Path, manager: Manager) -> None:
                 manager.until(lambda line: line == "STATUS=idle", at)
         finally:
             machine.close()
+
+
+async def test_pings_go_on_while_the_disk_is_full(tmp_path: Path, manager: Manager, monkeypatch: Any) -> None:
+    """A job whose end the disk does not take is as still as one that is stuck; a restart would end with an error."""
+    (tmp_path / "r").mkdir()
+    async with whole(tmp_path, scheduler=True, jobs={"stuck_s": 0.05}) as box, box.client(0) as caller:
+        daemon = box.daemon
+        move, free = daemon.box.journal.move, False
+
+        def written(job_id: str, name: Move, **facts: Any) -> Job:
+            if not free:
+                raise ResourceError("disk_full", "no space is left")
+            return move(job_id, name, **facts)
+
+        monkeypatch.setattr(daemon.box.journal, "move", written)
+        await anyio.to_thread.run_sync(daemon.remotes.add, "r", LocalConfig(str(tmp_path / "r")))
+        job = await caller.call(Submit(GetSpec("r:nothing"), "k"), JobView)
+        notifier = Notifier({"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "20000"})
+        with anyio.fail_after(30):
+            while not daemon.scheduler.full:
+                await anyio.lowlevel.checkpoint()
+            async with anyio.create_task_group() as group:
+                group.start_soon(Telling(daemon, notifier).run)
+                while manager.told.count(["WATCHDOG=1"]) < 20:  # each a hundredth of a second after the one before
+                    await anyio.lowlevel.checkpoint()
+                group.cancel_scope.cancel()
+            free = True
+            while daemon.box.journal.get(job.id).state != "failed":
+                await anyio.lowlevel.checkpoint()
 
 
 def test_pings_end_although_a_sync_is_alive(tmp_path: Path, manager: Manager) -> None:
