@@ -164,6 +164,7 @@ class Events:
             views = await self._snapshot(actor, list(dict.fromkeys(request.jobs)))
             await _send_snapshot(views, position, exchange)
             running = {view.id for view in views if view.state not in FINAL_STATES}
+            del views  # a thousand jobs perhaps, and a watch may go on for weeks
         while True:
             position = await self._send_after(position, actor, wanted, running, exchange)
             if wanted and not running:

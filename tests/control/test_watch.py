@@ -1,5 +1,7 @@
 """Watching: snapshot, resuming, coalescing, laggards and the end."""
 
+import gc
+
 import anyio
 import anyio.lowlevel
 import pytest
@@ -77,6 +79,22 @@ async def test_snapshot_then_events_then_end():
         jobs.move(events, job("a", "running"))
         jobs.move(events, job("a", "done"))
     assert sink.seen() == [("snapshot", "queued", 0), ("job", "running", 0), ("job", "done", 0)]
+
+
+async def test_a_watch_does_not_keep_its_snapshot():
+    """Of a thousand jobs that is a megabyte for each watch, as long as it lasts."""
+
+    async def fresh(_actor: Actor, _ids: list[str]) -> list[c.JobView]:
+        return [job(f"kept-{number}") for number in range(3)]
+
+    sink = Sink()
+    async with anyio.create_task_group() as group:
+        group.start_soon(Events(fresh).watch, ACTOR, c.Watch(), sink)
+        await sink.until(3)
+        await anyio.wait_all_tasks_blocked()
+        held = [each for each in gc.get_objects() if isinstance(each, c.JobView) and each.id.startswith("kept-")]
+        assert held == []
+        group.cancel_scope.cancel()
 
 
 async def test_a_job_already_final_ends_the_watch_at_once():
