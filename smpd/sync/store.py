@@ -226,7 +226,16 @@ class SyncStore(Standings):
             if state == "away":
                 self._amend(connection, row, last=b"")
 
-    def fail(self, row: int, state: str, error: ErrorBody | None, *, due: float = 0.0, delay: float = 0.0) -> None:
+    def fail(
+        self,
+        row: int,
+        state: str,
+        error: ErrorBody | None,
+        *,
+        due: float = 0.0,
+        delay: float = 0.0,
+        counted: bool = True,
+    ) -> None:
         """An object's job did not end well; a newer version that was seen meanwhile has its turn all the same.
 
         Args:
@@ -235,11 +244,12 @@ class SyncStore(Standings):
             error: why.
             due: when it is tried again, on the monotonic clock.
             delay: how long that is from now, in seconds.
+            counted: whether it was tried at all.
         """
         with self._db.transaction() as connection:
             sql = f"SELECT token, body, job, version=job_version, {_NEXT}, due FROM sync_objects WHERE number=?"  # noqa: S608
             for token, sealed, job, same, newer, seen in connection.execute(sql, (row,)).fetchall():
-                values = (state, 1, due, delay, job) if same else (newer, 0, seen, 0.0, "")
+                values = (state, counted, 1, due, delay, job) if same else (newer, 0, 0, seen, 0.0, "")
                 try:
                     body = self._open(token, sealed)
                 except IntegrityError:
@@ -371,7 +381,7 @@ _READY = """UPDATE sync_objects SET state=?, body=?, due=-1, tries=CAST(tries AS
     job=CASE typeof(job) WHEN 'text' THEN job ELSE '' END WHERE number=?"""  # the row may have been damaged
 _RENEW = f"""UPDATE sync_objects SET version=?, state=?, live=?, found=?, body=?, tries=0, job='', due={_SEEN_IN}
     WHERE number=?"""  # noqa: S608
-_FAIL = "UPDATE sync_objects SET state=?, tries=(tries+1)*?, due=?, delay=?, job=?, body=? WHERE number=?"
+_FAIL = "UPDATE sync_objects SET state=?, tries=(tries+?)*?, due=?, delay=?, job=?, body=? WHERE number=?"
 
 
 def _damaged(hint: str = "the next listing names the object anew") -> IntegrityError:

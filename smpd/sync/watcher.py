@@ -14,6 +14,7 @@ import structlog
 
 from smp_proto.control import FINAL_STATES, SyncView
 from smp_proto.errors import ErrorBody, IntegrityError, NotFoundError, SmpError, StateError
+from smpd.jobs.holding import is_held
 from smpd.jobs.job import Job, new_job_id
 from smpd.sync.after import Afterwards
 from smpd.sync.listener import Listener
@@ -370,13 +371,14 @@ class Watcher:
             await _thread(self._store.finish, row, "gone")
 
     async def _failed(self, row: int, error: ErrorBody | None) -> None:
-        tries = await _thread(self._store.tries, row)
-        if tries + 1 >= TRIES:
+        """It is tried again later, and left to a person in the end; but not for a remote that was not even asked."""
+        tries, counted = await _thread(self._store.tries, row), error is None or not is_held(error)
+        if counted and tries + 1 >= TRIES:
             await _thread(self._store.fail, row, "quarantined", error)
             return
         delay = retry_delay(tries + 1, self._rng)
         due = self._clock() + delay
-        await _thread(partial(self._store.fail, due=due, delay=delay), row, "failed", error)
+        await _thread(partial(self._store.fail, due=due, delay=delay, counted=counted), row, "failed", error)
 
 
 async def _thread(call: Callable[..., T], *arguments: object) -> T:

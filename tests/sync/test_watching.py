@@ -104,6 +104,35 @@ async def test_a_listing_goes_on_where_it_was_left(machine):
     assert set(machine.results.values()) == {1}
 
 
+async def test_a_remote_that_is_away_for_weeks_is_no_fault_of_an_object(machine):
+    """Jobs that waited for it in vain were no tries: all go on once it is back, and nobody has to see to it."""
+    fill(machine.bucket, 2)
+    down = RemoteError("remote_unreachable", "remote far is down", details={"held": "far"})
+    ended = []
+
+    def away(path: str) -> RemoteError:
+        ended.append(path)
+        return down
+
+    machine.outcome = away
+    async with machine.running() as syncs:
+        await syncs.add(spec(), "ann(1)")
+        for rounds in range(1, 3 * TRIES):
+            view = await machine.until(lambda view: view.failed == 2 and not view.in_flight + view.waiting)
+            assert len(ended) == 2 * rounds
+            assert {each.tries for each in (await syncs.shown("s")).troubles} == {0}
+            machine.now += RETRY_MAX_S
+            syncs._watchers["s"].look()
+            await machine.until(lambda _, rounds=rounds: len(ended) == 2 * (rounds + 1))
+        machine.outcome = lambda path: None
+        await machine.until(lambda view: view.failed == 2 and not view.in_flight)
+        machine.now += RETRY_MAX_S
+        syncs._watchers["s"].look()
+        view = await machine.until(lambda view: view.done == 2)
+        assert view.quarantined == 0
+        assert len(machine.journal.list()) == 2
+
+
 async def test_one_that_fails_backs_off_alone(machine):
     """It is tried again later and later by the same job, is quarantined in the end, and the others go on."""
     fill(machine.bucket, 4)
