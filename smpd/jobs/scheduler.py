@@ -104,6 +104,7 @@ class Scheduler:
         self._heap: list[tuple[int, int, str]] = []  # rank, number, id; may hold ids no longer queued
         self._queued: dict[str, Priority] = {}
         self._waiting: dict[str, float] = {}  # due, by the clock
+        self._unmoved: set[str] = set()  # of those, whose wait is over, and the disk does not take it
         self._running: dict[str, _Run] = {}
         self._unwritten: dict[str, str] = {}  # of those, and by which error the disk does not take what became of them
         self._lock = anyio.Lock(fast_acquire=True)  # held while a job without a slot moves, or gets one
@@ -258,10 +259,13 @@ class Scheduler:
                 self._waiting[job_id] = self._holding.next_look(job, now, len(self._waiting), self._rng)
                 return
         except SmpError as error:
-            self._on_fault(job_id, error)
+            if job_id not in self._unmoved:
+                self._on_fault(job_id, error)
             if error.retryable:
-                self._waiting[job_id] = now + DISK_RETRY_S
+                self._unmoved.add(job_id)
+                self._waiting[job_id] = self._holding.next_look(error, now, len(self._waiting), self._rng)
             else:
+                self._unmoved.discard(job_id)
                 del self._waiting[job_id]
                 self._holding.forget(job_id)
         else:
@@ -301,6 +305,7 @@ class Scheduler:
             return  # read before it got its slot
         self._queued.pop(job.id, None)
         self._waiting.pop(job.id, None)
+        self._unmoved.discard(job.id)
         self._holding.note(job)
         if job.state == "queued":
             self._queued[job.id] = job.priority

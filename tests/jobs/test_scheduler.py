@@ -471,6 +471,35 @@ async def test_a_journal_that_cannot_write_is_waited_for(store, monkeypatch) -> 
     assert not bench.scheduler.full
 
 
+async def test_a_wait_that_the_disk_does_not_end_is_told_of_once(store, monkeypatch) -> None:
+    """A thousand jobs that wait while the disk is full for days would be a thousand lines a second."""
+    move, full = store.journal.move, True
+    asked = 0
+
+    def written(job_id, name, **facts):
+        nonlocal asked
+        if name == "due" and full:
+            asked += 1
+            raise ResourceError("disk_full", "journal")
+        return move(job_id, name, **facts)
+
+    monkeypatch.setattr(store.journal, "move", written)
+    async with Bench(store).on() as bench:
+        jobs = [bench.add(f"a:{number}", BUSY) for number in range(3)]
+        for job in jobs:
+            await bench.until(job, "waiting")
+        with anyio.fail_after(10):
+            while asked < 30:
+                bench.advance(60)
+                await anyio.lowlevel.checkpoint()
+        assert sorted(job for job, _ in bench.faults) == sorted(jobs)
+        full = False
+        for job in jobs:
+            while bench.state(job) != "done":
+                bench.advance(60)
+                await anyio.lowlevel.checkpoint()
+
+
 @pytest.mark.parametrize(("act", "state"), [("pause", "paused"), ("cancel", "cancelled")])
 async def test_a_running_job_is_stopped_before_it_moves(store, act, state) -> None:
     """Its runner has ended, cleaning up included, before the state says so; others are not touched."""
