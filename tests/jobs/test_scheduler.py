@@ -519,6 +519,7 @@ async def test_a_running_job_is_stopped_before_it_moves(store, act, state) -> No
         other = bench.add("a:other", blocking(gate))
         job = bench.add("a:b", step)
         await begun.wait()
+        await bench.until(other, "running")
         moved = await getattr(bench.scheduler, act)(job)
         assert (moved.state, cleaned) == (state, ["running"])
         assert bench.state(other) == "running"
