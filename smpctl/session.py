@@ -89,13 +89,33 @@ class Verb(click.Command):
         self.params.append(click.Option(["--socket"], metavar="PATH", help="The daemon's control socket."))
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run with a session instead of the two options."""
+        """Run with a session instead of the two options.
+
+        Raises:
+            UsageError: ``bad_request``; something is given and empty, as with a variable that is not set: who set
+                it meant something by it, and it must not do what it does where it is left out.
+        """
+        for level in (ctx.find_root(), ctx):
+            for each in level.command.params:
+                value = level.params.get(each.name or "")
+                if (
+                    not each.required
+                    and "" in (value if isinstance(value, tuple) else (value,))
+                    and _given(level, each)
+                ):
+                    hint = f"give it a value or leave it out; see: {ctx.command_path} --help"
+                    raise UsageError("bad_request", f"{each.get_error_hint(level)} is empty", hint=hint)
         above: dict[str, Any] = ctx.find_root().params
         as_json = ctx.params.pop("as_json") or above.get("as_json", False)
         session = Session(ctx.params.pop("socket") or above.get("socket"), as_json)
         ctx.params["session"] = session
         with session.client:
             return super().invoke(ctx)
+
+
+def _given(ctx: click.Context, parameter: click.Parameter) -> bool:
+    source = ctx.get_parameter_source(parameter.name or "")
+    return source is click.core.ParameterSource.COMMANDLINE
 
 
 def verb(name: str | None = None) -> Callable[[Callable[..., Any]], Verb]:

@@ -137,13 +137,17 @@ def _from_daemon(session: Session) -> tuple[Iterator[bytes], list[bytes], list[V
 
 
 def _keys(path: str) -> list[VerifierKey]:
-    found = [VerifierKey.parse(line) for line in _read(path).decode("utf-8", "replace").split()]
-    if not found:  # else the log's own word for its key would be taken
-        hint = "smpctl audit verify prints it on the log's box; keep it in a file"
-        raise KeyFileError("key_invalid", f"{path} holds no key", hint=hint)
-    if len({key.name for key in found}) > 1:  # else who signs one of the logs could pass off theirs as another
+    """The keys in a file, at least one: without any the log's own word would be taken."""
+    hint = "one a line, as smpctl audit verify prints it on the log's box: NAME+ID+KEY"
+    try:
+        keys = [VerifierKey.parse(line) for line in _read(path).decode("utf-8", "replace").split()]
+    except KeyFileError as error:
+        raise KeyFileError(error.code, f"{path}: {error.message}", hint=hint) from None
+    if not keys:
+        raise KeyFileError("key_invalid", f"{path} holds no public key of a log", hint=hint)
+    if len({key.name for key in keys}) > 1:  # else who signs one of the logs could pass off theirs as another
         raise KeyFileError("key_invalid", f"{path} holds keys of several logs", hint="keep a file for each log")
-    return found
+    return keys
 
 
 def _lines(path: str) -> Iterator[bytes]:

@@ -64,6 +64,9 @@ def remove(session: Session, name: str) -> None:
 
 def _moment(text: str) -> float:
     try:
-        return datetime.datetime.fromisoformat(text).astimezone().timestamp()
-    except (ValueError, OverflowError):  # the latter beyond the years that there are
-        raise UsageError("bad_request", f"{text} is no date", hint="for example: --until 2027-01-31") from None
+        found = datetime.datetime.fromisoformat(text).astimezone().timestamp()
+    except (ValueError, OverflowError):
+        found = 0.0
+    if found > 0:  # the daemon takes 0 for no end
+        return found
+    raise UsageError("bad_request", f"{text} is no date that trust can end on", hint="for example: --until 2027-01-31")

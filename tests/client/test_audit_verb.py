@@ -178,13 +178,14 @@ def test_another_key_is_not_believed(smpctl: Smpctl, daemon: StandIn, tmp_path: 
     assert smpctl("audit", "verify", "--key", tmp_path / "key").code == 11
 
 
-def test_a_file_without_a_key_is_no_key(smpctl: Smpctl, daemon: StandIn, tmp_path: Path) -> None:
-    """What was to be the key kept elsewhere, and is empty, does not have the log's own word for it taken."""
+@pytest.mark.parametrize("held", ["", "\n", "no key"])
+def test_a_file_without_a_key_is_no_key(smpctl: Smpctl, daemon: StandIn, tmp_path: Path, held: str) -> None:
+    """Whoever names one that is empty, as a failed download leaves it, does not get the log's own word."""
     keep(daemon, lines_of(3))
-    (tmp_path / "key").write_text("\n")
-    told = smpctl("audit", "verify", "--key", tmp_path / "key")
-    assert told.code == 12
-    assert "holds no key" in told.err
+    (tmp_path / "key").write_text(held)
+    ran = smpctl("audit", "verify", "--key", tmp_path / "key", "--json")
+    assert (ran.code, ran.json["error"]["code"]) == (12, "key_invalid")
+    assert str(tmp_path / "key") in ran.err
 
 
 def test_the_keys_of_one_log(smpctl: Smpctl, daemon: StandIn, tmp_path: Path) -> None:

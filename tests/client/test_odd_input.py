@@ -285,3 +285,39 @@ def test_a_fault_of_our_own_is_one(smpctl: Smpctl, daemon: StandIn) -> None:
     assert ran.code == 70, ran
     assert "Traceback" in ran.err
     assert ran.err.splitlines()[-1].startswith("hint: ")
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["trust", "add", "x", "x.pub", "--until", ""],
+        ["trust", "add", "x", ""],
+        ["audit", "verify", "--checkpoint", ""],
+        ["audit", "verify", "--key", "", "--dir", ""],
+        ["get", "lab:a", "--export", ""],
+        ["run", "digest", "lab:a", "--to", ""],
+        ["vault", "ls", "--job", ""],
+        ["remote", "add", "r", "s3://b", "--no-secret", "--endpoint", ""],
+        ["inspect", "x.pub", "--as", ""],
+        ["seal", "pass", "-o", "x.smp", "--to", "x", "--place", ""],
+        ["processors", ""],
+        ["status", "--socket", ""],
+        ["--socket", "", "status"],
+    ],
+)
+def test_what_is_empty_is_not_left_out(smpctl: Smpctl, daemon: StandIn, home: Path, args: list[str]) -> None:
+    """A variable that is not set must not give trust for good, skip a checkpoint, or keep an export in the vault."""
+    refused(smpctl(*args), 2)
+    assert smpctl(*args, "--json").json["error"]["code"] == "bad_request"
+    assert daemon.seen == []
+
+
+@pytest.mark.parametrize("until", ["1970-01-01T00:00+00:00", "0001-01-01", "9999-12-31T23:59:59"])
+def test_an_end_that_no_clock_tells(
+    smpctl: Smpctl, daemon: StandIn, home: Path, key_file: Path, monkeypatch: pytest.MonkeyPatch, until: str
+) -> None:
+    """The beginning of 1970 is no way to say "for good"; what is beyond all dates somewhere is told as that."""
+    monkeypatch.setenv("TZ", "America/New_York")
+    smpctl("keys", "new", "x", "--credential-file", "credential")
+    refused(smpctl("trust", "add", "x", "--until", until), 2)
+    assert daemon.seen == []
