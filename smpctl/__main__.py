@@ -161,11 +161,15 @@ def _fault(error: Exception, as_json: bool) -> int:
 
 
 def _misused(error: click.UsageError, as_json: bool) -> int:
-    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+    if isinstance(error, click.exceptions.NoArgsIsHelpError) and not as_json:
         click.echo(error.format_message(), err=True)
         return UsageError.exit_code
     context = f" {error.ctx.command_path.removeprefix('smpctl').strip()}".rstrip() if error.ctx else ""
     message = error.format_message().rstrip(".")
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        message = "this needs a verb"
+    elif isinstance(error, click.MissingParameter):
+        message = " ".join(message.split())  # its choices stand below each other
     hint = f"see: smpctl{context} --help"
     return _failed(UsageError("bad_request", message[:1].lower() + message[1:], hint=hint), as_json)
 

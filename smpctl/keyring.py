@@ -12,7 +12,7 @@ from typing import NamedTuple
 from smp_proto import durable
 from smp_proto.errors import IntegrityError, KeyFileError, NotFoundError, ResourceError, StateError, UsageError
 from smp_proto.sealed.filekey import wipe
-from smp_proto.sealed.keyfile import BEGIN
+from smp_proto.sealed.keyfile import BEGIN, CREDENTIAL_MIN_BYTES
 from smp_proto.sealed.keys import Identity, PublicIdentity
 from smpctl.client import Client
 from smpctl.session import secret_bytes
@@ -104,7 +104,7 @@ class Keyring:
             return mine[0]
         if mine:
             names = ", ".join(key.name for key in mine)
-            raise UsageError("bad_request", f"you have several keys: {names}", hint="say which, by name")
+            raise UsageError("bad_request", f"you have several keys: {names}", hint=f"say which: --from {mine[0].name}")
         wanted = f"you have no private key named {name}" if name else "you have no private key"
         raise NotFoundError("no_such_key", wanted, hint=f"make one with: smpctl keys new {name or 'NAME'}")
 
@@ -116,7 +116,7 @@ class Keyring:
         """
         data = read_key_file(os.path.join(self.folder, f"{key.name}.key"))
         if how.credential_file:
-            credential = secret_bytes(how.credential_file, "credential")
+            credential = credential_from(how.credential_file)
             try:
                 return Identity.from_file(data, credential=credential)
             except KeyFileError as error:
@@ -233,9 +233,31 @@ def read_key_file(path: str) -> bytes:
 
 
 def passphrase_from(path: str) -> bytearray:
-    """The first line of a file."""
+    """The first line of a file.
+
+    Raises:
+        UsageError: ``bad_request``; it is empty.
+    """
     data = secret_bytes(path, "passphrase")
-    return strip_line(data, len(data))
+    if line := strip_line(data, len(data)):
+        return line
+    hint = "write the passphrase into its first line"
+    raise UsageError("bad_request", f"the first line of the passphrase file {path} is empty", hint=hint)
+
+
+def credential_from(path: str) -> bytearray:
+    """The key material in a file.
+
+    Raises:
+        UsageError: ``bad_request``; it is too little.
+    """
+    data = secret_bytes(path, "credential")
+    if len(data) >= CREDENTIAL_MIN_BYTES:
+        return data
+    size = len(data)
+    wipe(data)
+    message = f"the credential file {path} has {size} bytes, and a key takes {CREDENTIAL_MIN_BYTES} or more"
+    raise UsageError("bad_request", message, hint=f"make one with: head -c {CREDENTIAL_MIN_BYTES} /dev/urandom > FILE")
 
 
 def ask_passphrase(name: str) -> bytearray:

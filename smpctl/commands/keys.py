@@ -10,9 +10,9 @@ from smp_proto.errors import UsageError
 from smp_proto.sealed.filekey import wipe
 from smp_proto.sealed.keyfile import BEGIN
 from smp_proto.sealed.keys import Identity, PublicIdentity
-from smpctl.keyring import Key, Keyring, Unlock, passphrase_from, public_key_in, read_key_file
+from smpctl.keyring import Key, Keyring, Unlock, credential_from, passphrase_from, public_key_in, read_key_file
 from smpctl.render import table
-from smpctl.session import Session, VerbGroup, secret_bytes
+from smpctl.session import Session, VerbGroup
 from smpctl.terminal import ask_twice
 
 
@@ -54,7 +54,7 @@ def new(session: Session, name: str, passphrase_file: str | None, credential_fil
     keyring.check_free(name)  # before a passphrase is asked for
     passphrase = credential = None
     if unlock.credential_file:
-        credential = secret_bytes(unlock.credential_file, "credential")
+        credential = credential_from(unlock.credential_file)
     elif unlock.passphrase_file:
         passphrase = passphrase_from(unlock.passphrase_file)
     else:

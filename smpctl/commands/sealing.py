@@ -50,7 +50,7 @@ def seal(
     result yourself unless you are named too.
     """
     if place is not None:
-        check_place(place)  # before a passphrase is asked for; an empty one would bind nothing
+        check_place(place)  # before a passphrase is asked for
     keyring, unlock = Keyring(), unlock_of(passphrase_file, credential_file)
     recipients = [keyring.recipient(key, session.client) for key in keys]
     files = collect(paths, skipped=lambda path: session.note(f"smpctl: left out {path}: a link or no file"))
@@ -106,7 +106,7 @@ def open_(
     keyring, unlock = Keyring(), unlock_of(passphrase_file, credential_file)
     with (
         sealed_file(file) as sealed,
-        _recipient(keyring, sealed, name, unlock) as identity,
+        _recipient(keyring, sealed, file, name, unlock) as identity,
         bar(file, quiet=session.as_json) as shown,
     ):
         entries = open_file(
@@ -138,7 +138,7 @@ def inspect(
         known = {key.public.key_id: key.name for key in keyring.all_keys()}
         entries: tuple[Entry, ...] | None = None
         if name or unlock.given:
-            with _recipient(keyring, sealed, name, unlock) as identity:
+            with _recipient(keyring, sealed, file, name, unlock) as identity:
                 # Of the bytes that are shown: the file may be another one by now.
                 opened = open_envelope(sealed.envelope_bytes, sealed.trailer, [identity], keyring.trusted)
                 opened.file_key.wipe()
@@ -217,7 +217,7 @@ def rewrap(
     """
     keyring, unlock = Keyring(), unlock_of(passphrase_file, credential_file)
     recipients = [keyring.recipient(key, session.client) for key in keys]
-    with sealed_file(file) as sealed, _recipient(keyring, sealed, name, unlock) as identity:
+    with sealed_file(file) as sealed, _recipient(keyring, sealed, file, name, unlock) as identity:
         rewrap_file(
             sealed,
             output or os.path.realpath(file),
@@ -231,7 +231,7 @@ def rewrap(
 
 
 @contextmanager
-def _recipient(keyring: Keyring, sealed: Sealed, name: str | None, unlock: Unlock) -> Iterator[Identity]:
+def _recipient(keyring: Keyring, sealed: Sealed, file: str, name: str | None, unlock: Unlock) -> Iterator[Identity]:
     """The person's key that the file is sealed for, opened; nobody types a passphrase for a stranger's file."""
     keyring.trusted(sealed.envelope.signed.sender)
     key_ids = set(sealed.envelope.recipients)
@@ -239,8 +239,11 @@ def _recipient(keyring: Keyring, sealed: Sealed, name: str | None, unlock: Unloc
         key for key in keyring.all_keys() if key.private and key.public.key_id in key_ids and name in (None, key.name)
     ]
     if not mine:
-        hint = "ask its sender to seal it for you: smpctl keys export shows your public key"
-        raise IntegrityError("wrong_recipient", f"it is not sealed for {name or 'any key of yours'}", hint=hint)
+        if name:
+            keyring.own(name)  # which is none of yours is told as that
+        hint = f"ask its sender to seal it for you; they need: smpctl keys export {name or 'NAME'}"
+        message = f"{file} is not sealed for {name or 'any key of yours'}"
+        raise IntegrityError("wrong_recipient", message, hint=hint)
     identity = keyring.unlock(_first(mine), unlock)
     try:
         yield identity

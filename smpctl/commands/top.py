@@ -1,6 +1,7 @@
 """``smpctl top``: what goes on, once a second, with the rates that two looks give."""
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -9,7 +10,7 @@ import click
 import msgspec
 
 from smp_proto.control import JobView, RemoteLoad, Status, SyncView
-from smp_proto.errors import DaemonError
+from smp_proto.errors import DaemonError, UsageError
 from smpctl.client import Client
 from smpctl.render import duration, plain, remote_health, size, sync_line
 from smpctl.session import Session, on_terminal, verb
@@ -60,6 +61,8 @@ class Away(msgspec.Struct):
 @click.option("--interval", default=1.0, show_default=True, type=click.FloatRange(0.1, 3600), help="Seconds.")
 def top(session: Session, once: bool, interval: float) -> None:
     """Jobs, workers, remotes and syncs, as they go, until Ctrl-C."""
+    if math.isnan(interval):  # which no range refuses
+        raise UsageError("bad_request", "--interval nan is no time", hint="give seconds, as in: --interval 2")
     if once:
         found = look(session.client, None)
         session.show(found, partial(_print, found))

@@ -1,6 +1,7 @@
 """Traces of jobs, for OpenTelemetry: printed, or appended to a file as jobs end."""
 
 import contextlib
+import errno
 import os
 import socket
 import stat
@@ -11,6 +12,7 @@ import msgspec
 
 from smp_proto import durable
 from smp_proto.control import JobState, JobView
+from smp_proto.errors import UsageError
 from smpctl.client import Client
 from smpctl.landing import disk_error
 from smpctl.session import Session, VerbGroup
@@ -59,6 +61,9 @@ def append(session: Session, file: str) -> None:
         finally:
             os.close(fd)
     except OSError as error:
+        if error.errno == errno.ELOOP:
+            hint = "name the file that it stands for"
+            raise UsageError("bad_request", f"{file} is a symbolic link", hint=hint) from None
         raise disk_error(file, error) from None
 
 

@@ -321,3 +321,29 @@ def test_an_end_that_no_clock_tells(
     smpctl("keys", "new", "x", "--credential-file", "credential")
     refused(smpctl("trust", "add", "x", "--until", until), 2)
     assert daemon.seen == []
+
+
+def test_what_unlocks_a_key_is_named(smpctl: Smpctl, home: Path) -> None:
+    """A file that holds too little is told by its name, and with what to do."""
+    (home / "short").write_bytes(b"x" * 31)
+    (home / "blank").write_text("\npassphrase\n")
+    for option, name in (("--credential-file", "short"), ("--passphrase-file", "blank")):
+        ran = smpctl("keys", "new", "x", option, name)
+        refused(ran, 2)
+        assert f" {name} " in ran.err
+
+
+def test_a_noun_alone_in_json(smpctl: Smpctl, home: Path) -> None:
+    """Whoever asked for JSON gets the error as that, others the verbs; choices are told on one line."""
+    ran = smpctl("--json", "keys")
+    refused(ran, 2)
+    assert ran.json["error"]["hint"] == "see: smpctl keys --help"
+    assert "Commands:" in smpctl("keys").err
+    refused(ran := smpctl("completion"), 2)
+    assert "Choose from: bash, zsh, fish" in ran.err
+
+
+def test_what_is_no_number_of_seconds(smpctl: Smpctl, daemon: StandIn) -> None:
+    """NaN is in no range, and no range says so."""
+    refused(smpctl("top", "--interval", "nan"), 2)
+    assert daemon.seen == []

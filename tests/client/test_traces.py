@@ -124,11 +124,17 @@ def test_append_after_half_a_line(home: Path, tmp_path: Path, half: str) -> None
         assert all(spans_of(line) for line in lines if line.startswith('{"resource'))
 
 
-@pytest.mark.parametrize("name", ["absent/traces.jsonl", "link"])
-def test_append_where_it_cannot(smpctl: Smpctl, daemon: StandIn, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "code", "said"),
+    [("absent/traces.jsonl", 8, "there is no such folder"), ("link", 2, "link is a symbolic link")],
+)
+def test_append_where_it_cannot(
+    smpctl: Smpctl, daemon: StandIn, tmp_path: Path, name: str, code: int, said: str
+) -> None:
     """No folder, or a link: it is said, and nothing is written."""
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
-    assert smpctl("traces", "append", tmp_path / name).code in (8, 10)
+    ran = smpctl("traces", "append", tmp_path / name)
+    assert (ran.code, said in ran.err) == (code, True), ran.err
     assert not (tmp_path / "elsewhere").exists()
 
 
