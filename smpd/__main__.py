@@ -1,6 +1,7 @@
 """``smpd``: run the daemon, or check its configuration."""
 
 import argparse
+import errno
 import importlib.util
 import os
 import signal
@@ -11,7 +12,7 @@ from functools import partial
 import anyio
 
 from smp_proto import __version__
-from smp_proto.errors import SmpError, UsageError, one_error
+from smp_proto.errors import ResourceError, SmpError, UsageError, one_error
 from smpd.config import Config
 from smpd.configuring import check_config, load_config
 from smpd.control.actor import unknown_accounts
@@ -44,12 +45,23 @@ def main() -> None:
 
 
 def _show(lines: Sequence[str]) -> None:
-    """Print what was asked for, to somebody who may have enough of it."""
+    """Print what was asked for, to somebody who may have enough of it.
+
+    Raises:
+        UsageError: ``bad_request``; standard output is closed.
+        ResourceError: ``disk_full`` or ``disk_failed``; it cannot be written.
+    """
+    if sys.stdout is None:
+        raise UsageError("bad_request", "standard output is closed", hint="if nothing is to be seen: > /dev/null")
     try:
         print(*lines, sep="\n", flush=True)  # noqa: T201 - the output
-    except BrokenPipeError:
+    except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be written at the end
-        sys.exit(141)  # as of a program that SIGPIPE ended
+        if isinstance(error, BrokenPipeError):
+            sys.exit(141)  # as of a program that SIGPIPE ended
+        code = "disk_full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "disk_failed"
+        message = f"standard output cannot be written: {(error.strerror or str(error)).lower()}"
+        raise ResourceError(code, message, hint="see where it goes") from None
 
 
 def _run(config: Config, read: Callable[[], Config], hung_up: Sequence[int]) -> None:

@@ -181,7 +181,8 @@ def _check(config: Config, environ: Mapping[str, str]) -> None:
     notify = config.notify
     paths += [("notify.header_file", notify.header_file), ("notify.ca_file", notify.ca_file)]
     for key, value in [*paths, *(("notify.command", program) for program in notify.command[:1])]:
-        if "\0" in value or (value and not os.path.isabs(value)):
+        unset = not value and not key.startswith("paths.")  # those have a place by default, and none is no place
+        if "\0" in value or not (unset or os.path.isabs(value)):
             raise _bad(f"{key} is {value!r}", "write an absolute path")
     for key, path in (("paths.socket", config.paths.socket), ("compute.socket", config.compute.socket)):
         if len(os.fsencode(path)) > 107:

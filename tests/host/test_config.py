@@ -148,6 +148,8 @@ def test_what_is_shown_can_be_loaded(tmp_path):
         ('[log]\nlevel = "loud"\n', {}, "log.level", ""),
         ('[paths]\nstate = "relative"\n', {}, "paths.state is 'relative'", "absolute"),
         ('[paths]\nstate = "/a\\u0000b"\n', {}, "paths.state", "absolute"),
+        ('[paths]\nsocket = ""\n', {}, "paths.socket is ''", "absolute"),
+        ("", {"SMPD_PATHS_STATE": ""}, "paths.state is ''", "absolute"),
         (f'[paths]\nsocket = "/{"x" * 107}"\n', {}, "paths.socket is longer", "shorter"),
         ('[keys]\npassphrase = "hunter2"\n', {}, "keys.passphrase,", "did you mean keys.passphrase_file?"),
         ('[keys]\npassphrase_file = "/no/such/file"\n', {}, "/no/such/file cannot be read", ""),
@@ -313,3 +315,12 @@ def test_who_reads_what_it_checked_may_have_enough(tmp_path: Path) -> None:
     ran = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE)
     os.close(writer)
     assert (ran.returncode, ran.stderr) == (141, b"")
+
+
+@pytest.mark.parametrize(("where", "code"), [(">/dev/full", 8), (">&-", 2)])
+def test_what_cannot_be_shown_is_told(tmp_path: Path, where: str, code: int) -> None:
+    """A full disk behind standard output, or none at all: one line and a hint, as of smpctl."""
+    command = [sys.executable, "-m", "smpd", "--config", write(tmp_path, ""), "check-config"]
+    ran = subprocess.run(["sh", "-c", f'exec "$@" {where}', "sh", *command], stderr=subprocess.PIPE, text=True)
+    message, hint = ran.stderr.splitlines()
+    assert (ran.returncode, message[:21], hint[:6]) == (code, "smpd: standard output", "hint: ")
