@@ -22,6 +22,7 @@ from smpctl.terminal import ask
 
 _S3_ONLY = ("endpoint", "region", "addressing", "profile", "ca_file")
 _SFTP_ONLY = ("known_hosts", "identity_file", "use_agent")
+_TEXT_MAX = 1 << 18  # characters
 EXAMPLES = "s3://BUCKET/PREFIX, sftp://USER@HOST/FOLDER or file:///FOLDER"
 
 
@@ -92,7 +93,7 @@ def _s3(bucket: str, prefix: str, options: RemoteOptions) -> S3Config:
     config.region = options.region or config.region
     config.addressing = cast(Literal["auto", "path", "virtual"], options.addressing or "auto")
     if options.ca_file:
-        config.ca_pem = _text(options.ca_file, "certificate")
+        config.ca_pem = _certificates(options.ca_file)
     return config
 
 
@@ -202,9 +203,27 @@ def encrypted(key: str) -> bool:
 def _text(path: str, what: str) -> str:
     try:
         with open(os.path.expanduser(path), encoding="utf-8") as file:
-            return file.read(1 << 18)
+            text = file.read(_TEXT_MAX + 1)
     except (OSError, UnicodeDecodeError):
         raise NotFoundError("no_such_file", f"the {what} {path} cannot be read", hint="check the path") from None
+    if len(text) > _TEXT_MAX:  # cut off it would be another
+        hint = "name a file with what is needed alone"
+        raise UsageError("bad_request", f"the {what} {path} is over {_TEXT_MAX >> 10} KiB", hint=hint)
+    return text
+
+
+def _certificates(path: str) -> str:
+    """Certificates in PEM form that TLS takes: the remote could not be used with others."""
+    import ssl  # noqa: PLC0415 - only who brings some pays for it
+
+    pem = _text(path, "certificate")
+    try:
+        text = pem.encode("ascii", "ignore").decode()  # comments may be in any language
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=text)
+    except (ValueError, ssl.SSLError):
+        hint = "name a file of certificates in PEM form"
+        raise UsageError("bad_request", f"{path} holds no certificate", hint=hint) from None
+    return pem
 
 
 def _asked(prompt: str, otherwise: str) -> str:

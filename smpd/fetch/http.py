@@ -188,9 +188,10 @@ def trust(ca_pem: str) -> ssl.SSLContext:
     context.set_alpn_protocols(["http/1.1"])
     if ca_pem:
         try:
-            context.load_verify_locations(cadata=ca_pem)
-        except ssl.SSLError as error:
-            raise UsageError("bad_config", "the extra certificates are not PEM text") from error
+            context.load_verify_locations(cadata=ca_pem.encode("ascii", "ignore").decode())  # comments may be any text
+        except (ValueError, ssl.SSLError) as error:
+            hint = "give --ca-file (of a webhook notify.ca_file) a file of certificates in PEM form"
+            raise UsageError("bad_config", "the extra certificates are not PEM text", hint=hint) from error
     return context
 
 

@@ -13,6 +13,7 @@ from client.conftest import Smpctl
 from client.standin import StandIn
 from hypothesis import given
 from hypothesis import strategies as st
+from servers import make_certificate
 
 from smp_proto import control as c
 from smp_proto.control import SftpConfig
@@ -40,16 +41,32 @@ def adding(daemon: StandIn) -> StandIn:
 def test_s3_with_everything(smpctl: Smpctl, adding: StandIn, home: Path) -> None:
     """Bucket and prefix come from the URL, the rest from options, the secret from a file."""
     (home / "secret").write_text(SECRET)
-    (home / "ca").write_text("-----BEGIN CERTIFICATE-----\n")
+    certificate = make_certificate(home)[0].read_text()
+    (home / "ca").write_text(f"# Krankenhaus München\n{certificate}")
     options = ["--endpoint", "https://s3.local:9000", "--region", "eu-1", "--addressing", "path", "--ca-file", "ca"]
     ran = smpctl("remote", "add", "lab", "s3://scans/2026/x", *options, "--secret-file", "secret", "--mode", "standard")
     assert ran.code == 0, ran.err
     config = c.S3Config(
-        "scans", "2026/x", "https://s3.local:9000", "eu-1", "path", ca_pem="-----BEGIN CERTIFICATE-----\n"
+        "scans", "2026/x", "https://s3.local:9000", "eu-1", "path", ca_pem=f"# Krankenhaus München\n{certificate}"
     )
     assert added(adding) == c.RemoteAdd("lab", config, "standard", c.S3Secret("AK", "hush"))
     assert "chmod 600" in ran.err
     assert "hush" not in ran.out + ran.err
+
+
+@pytest.mark.parametrize("held", ["", "no certificate", "-----BEGIN CERTIFICATE-----\nx\n-----END CERTIFICATE-----\n"])
+def test_certificates_that_are_none(smpctl: Smpctl, adding: StandIn, home: Path, held: str) -> None:
+    """They are told when they are given, and not when the remote is first used."""
+    (home / "ca").write_text(held)
+    ran = smpctl("remote", "add", "lab", "s3://b", "--no-secret", "--ca-file", "ca")
+    assert (ran.code, "ca holds no certificate" in ran.err, adding.seen) == (2, True, [])
+
+
+def test_more_certificates_than_are_taken(smpctl: Smpctl, adding: StandIn, home: Path) -> None:
+    """A file that is too long is refused, and not cut off where a certificate happens to end."""
+    (home / "ca").write_text(make_certificate(home)[0].read_text() * 600)
+    ran = smpctl("remote", "add", "lab", "s3://b", "--no-secret", "--ca-file", "ca")
+    assert (ran.code, "the certificate ca is over 256 KiB" in ran.err, adding.seen) == (2, True, [])
 
 
 def test_another_secret(smpctl: Smpctl, adding: StandIn, home: Path) -> None:

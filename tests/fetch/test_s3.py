@@ -151,7 +151,7 @@ async def test_tls_is_verified(tmp_path: Path) -> None:
                 with pytest.raises(SmpError) as caught:
                     await act
                 assert (caught.value.code, caught.value.retryable) == ("remote_untrusted", False)
-        config = msgspec.structs.replace(served.config, ca_pem=cert.read_text())
+        config = msgspec.structs.replace(served.config, ca_pem="# Krankenhaus München\n" + cert.read_text())
         async with fetch_process(config, served.secret, slots=6) as link:
             data = blob(3 * MIB)
             await link.write("x", data)
