@@ -237,8 +237,11 @@ def _notes(
         [] if keys.protected else [f"the identity is {keys.protection}; move it away and name it: keys.credential_file"]
     )
     found = vault.recover()
-    notes += [f"the file of vault object {item} is gone" for item in found.missing]
-    notes += [f"the file of vault object {item} has another size than it came with" for item in found.damaged]
+    again = "restore it from a backup, or: smpctl vault rm"
+    notes += [f"the file of vault object {item} is gone: {again} {item}" for item in found.missing]
+    notes += [
+        f"the file of vault object {item} has another size than it came with: {again} {item}" for item in found.damaged
+    ]
     notes += [f"the record of vault object {item} is damaged: smpctl vault rm {item}" for item in found.unproved]
     notes += [f"the record of remote {name} is damaged: remove it and add it again" for name in remotes.damaged()]
     if count := trust.damaged():

@@ -230,8 +230,9 @@ def choose(wanted: str) -> tuple[Device, list[str]]:
     for name in ORDER if wanted == "auto" else (kind,):
         missing[name] = _missing(name)
         if not missing[name]:
-            notes = [f"fell back to the CPU: {'; '.join(filter(None, missing.values()))}"] if len(missing) > 1 else []
-            return _open(name, int(index or 0)), notes if name == "cpu" else []
+            reasons = "; ".join(filter(None, missing.values()))
+            note = f'fell back to the CPU: {reasons}; if that is meant: compute.device = "cpu"'
+            return _open(name, int(index or 0)), [note] if name == "cpu" and reasons else []
     message = f"device {wanted} is not here: {missing[kind]}"
     raise UsageError("bad_config", message, hint='set device = "auto", or install the torch build for it')
 

@@ -103,7 +103,8 @@ class Server:
         if sandbox.on:
             self._silence()
         else:
-            worker.notes.append("the sandbox is off by configuration: processors can do what this user can")
+            note = "the sandbox is off by configuration: processors can do what this user can; to have it: "
+            worker.notes.append(f'{note}compute.sandbox = "auto"')
         sandbox.before_plugins(request.memory_bytes, gpu=worker.has_gpu)
         worker.processors = {point.name: loading.load(point) for point in points}
         worker.start()

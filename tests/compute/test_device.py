@@ -56,6 +56,7 @@ async def test_falling_back_is_said():
         assert worker.ready.device == "cpu"
         [note] = worker.ready.notes
         assert note.startswith("fell back to the CPU: ")
+        assert note.endswith('compute.device = "cpu"')
         assert "XPU" in note
 
 

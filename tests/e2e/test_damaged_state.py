@@ -98,6 +98,20 @@ def test_a_damaged_remote(machine: Box, tmp_path: Path) -> None:
     machine.ctl("remote", "add", "ward", f"file://{tmp_path}")
 
 
+def test_a_file_of_the_vault_that_is_gone(machine: Box) -> None:
+    """The command that doctor shows for it does away with it."""
+    file = next((machine.state / "vault" / "objects").iterdir())
+    file.unlink()
+    machine.start()
+    typed = f"smpctl vault rm {file.stem}"
+    assert f"the file of vault object {file.stem} is gone: restore it from a backup, or: {typed}" in " ".join(
+        machine.ctl("doctor", check=False).stdout.decode().split()
+    )
+    machine.ctl(*typed.split()[1:], "--yes")
+    with client(machine) as caller:
+        assert file.stem not in [item.id for item in caller.vault()]
+
+
 def test_a_broken_audit_log(machine: Box) -> None:
     """The daemon runs and lets look; acts are refused, jobs wait, until an admin begins a new log that names the old one."""
     machine.start()
