@@ -261,7 +261,8 @@ def _room(space: Space, audit: KeptLog, pools: Pools, job: Job) -> SmpError | No
     Nor one that waits for a restart. A put's files are sealed already; of others the size may be known.
     """
     if audit.broken:
-        return AuditError("audit_broken", f"the job waits: {audit.failure}", hint="an admin runs: smpctl audit renew")
+        hint = "an admin runs: smpctl audit renew --reason TEXT"
+        return AuditError("audit_broken", f"the job waits: {audit.failure}", hint=hint)
     needed = 0 if isinstance(job.spec, PutSpec) else _JOB_BYTES
     if needed and job.error is not None:
         needed = max(needed, int(job.error.details.get("needed_bytes", 0)))

@@ -46,7 +46,7 @@ def _status(found: Status, syncs: list[SyncView]) -> None:
             ("you are", found.role),
             ("box key", found.fingerprint + before),
             ("jobs", jobs),
-            ("remotes", ", ".join(found.remotes) or "none; add one with: smpctl remote add"),
+            ("remotes", ", ".join(found.remotes) or "none; add one with: smpctl remote add NAME URL"),
             ("vault", f"{found.vault_items} items"),
             ("quarantine", _quarantine(found)),
             ("disk", _disk(found)),

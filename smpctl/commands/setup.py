@@ -38,8 +38,9 @@ def setup(
 
     It can be run again: what is there stays, units of another version are replaced, the configuration never is.
     """
-    if not root:
-        raise UsageError("bad_request", "--root names no folder", hint="for this machine leave it out")
+    for option, given in (("--root", root), ("--programs", programs)):
+        if given == "":  # a variable that is not set must not have another machine's files made for this one
+            raise UsageError("bad_request", f"{option} names no folder", hint="for this machine leave it out")
     folder = programs or os.path.dirname(os.path.abspath(sys.executable))
     options = installing.Options(os.path.realpath(root), folder, compute, credential, start)
     if options.here and not dry_run:

@@ -50,7 +50,9 @@ async def doctor(daemon: Daemon, actor: Actor, request: DoctorRequest, exchange:
             "audit",
             "fail" if daemon.audit.failure else "ok",
             daemon.audit.failure or _audit(daemon),
-            "see docs/guides/operating.md; then, as an admin: smpctl audit renew" if daemon.audit.broken else "",
+            "see docs/guides/operating.md; then, as an admin: smpctl audit renew --reason TEXT"
+            if daemon.audit.broken
+            else "",
         ),
         *await anyio.to_thread.run_sync(machine),
     ]

@@ -131,6 +131,7 @@ def test_links_within_the_root(tmp_path: Path) -> None:
     assert smpctl("--root", str(tmp_path / "link"), "--programs", "/srv/smp/bin").returncode == 0
     assert (tmp_path / "root/srv/etc/systemd/system/smpd.service").is_file()
     assert smpctl("--root", "", "--programs", "/srv/smp/bin").returncode == 2
+    assert smpctl("--root", str(tmp_path / "link"), "--programs", "").returncode == 2
 
 
 def runs(options: Options) -> list[Run]:

@@ -151,6 +151,25 @@ def test_hints_name_verbs() -> None:
     assert not wrong
 
 
+def test_hints_can_be_typed() -> None:
+    """Each smpctl command that the code shows comes with the options that its verb cannot do without.
+
+    How to seal is told to who passes it on to the sender.
+    """
+    wrong = []
+    for source in SOURCES:
+        for line in source.read_text().splitlines():
+            for verb, rest in re.findall(r"[:,`\"] smpctl ((?:[a-z]+ ?)+)([^;]*)", line):
+                command: click.Command = cli
+                for word in verb.split():
+                    if isinstance(command, click.Group):
+                        command = command.get_command(click.Context(command), word) or command
+                needed = [each for each in command.params if isinstance(each, click.Option) and each.required]
+                if command.name != "seal" and any(not set(each.opts) & set(rest.split()) for each in needed):
+                    wrong.append(f"{_named(source)}: {line.strip()}")
+    assert not wrong
+
+
 def _trimmed(verb: str) -> list[str]:
     """The first words of a phrase that can be a verb: prose may follow it."""
     words = verb.split()
