@@ -232,5 +232,8 @@ def _asked(prompt: str, otherwise: str) -> str:
     typed = ask(prompt, otherwise=otherwise)
     try:
         return typed.decode()
+    except UnicodeDecodeError:  # whose text would quote it
+        message = f"what was typed is not UTF-8 ({prompt.lower()})"
+        raise UsageError("bad_request", message, hint=f"set the terminal to UTF-8, or: {otherwise}") from None
     finally:
         wipe(typed)

@@ -40,7 +40,7 @@ class Terminal:
 
     def type(self, text: str) -> None:
         """Keys."""
-        os.write(self._fd, text.encode())
+        os.write(self._fd, os.fsencode(text))
 
     def end(self) -> int:
         """Everything else, and the exit code."""
@@ -174,3 +174,15 @@ def test_deleting_asks(daemon: StandIn) -> None:
         terminal.type(answer + "\n")
         assert terminal.end() == code
     assert sum(isinstance(each, c.VaultRemove) for each in daemon.seen) == 1
+
+
+def test_a_secret_that_is_not_utf_8_is_not_shown(daemon: StandIn) -> None:
+    """As a terminal set to Latin-1 types it: what it held is in no message and no traceback."""
+    terminal = Terminal("remote", "add", "lab", "s3://bucket")
+    terminal.until("Access key: ")
+    terminal.type("Sch\udcfcssel\n")
+    assert terminal.end() == 2
+    assert "not UTF-8 (access key)" in terminal.shown
+    assert "Traceback" not in terminal.shown
+    assert "fc" not in terminal.shown.partition("Access key: ")[2]
+    assert daemon.seen == []
