@@ -100,7 +100,8 @@ def load_keys(folder: str, config: Keys, *, first: bool = True) -> BoxKeys:
             identity, good = _create(folder, found, secrets[0], kind)
             identities = [identity]
         else:
-            identities, secret, good = _open_all(folder, found, secrets, kind)
+            with _locked_by(folder, config):
+                identities, secret, good = _open_all(folder, found, secrets, kind)
         root, good[STATE_KEY], signed, wraps = _state_key(folder, identities, found[STATE_KEY])
         if not (config.passphrase_file or config.credential_file):
             good[CREDENTIAL] = secrets[0] if created else secret
@@ -159,6 +160,26 @@ def _open_all(
         identities.append(former.decrypt_only())
         former.forget_seed()
     return identities, secret, good
+
+
+@contextlib.contextmanager
+def _locked_by(folder: str, config: Keys) -> Iterator[None]:
+    """Say of keys that do not open what they were tried with: mostly it is another file, or none, that is named."""
+    try:
+        yield
+    except KeyFileError as error:
+        if error.code != "key_locked":
+            raise
+        named = config.passphrase_file or config.credential_file
+        beside = any(map(os.path.exists, _both(folder, CREDENTIAL)))
+        what = named or ("the credential that lies beside them" if beside else "")
+        message = f"the keys in {folder} do not open with {what}"
+        if not what:
+            message = f"the keys in {folder} are sealed, and nothing is configured that opens them"
+        hint = "set keys.credential_file or keys.passphrase_file to what sealed them"
+        if what:
+            hint += "; if it is that, they were damaged: restore the keys folder from a backup"
+        raise KeyFileError("key_locked", message, hint=hint) from None
 
 
 def open_first(files: list[bytes], secrets: list[bytearray], kind: str) -> tuple[Identity, bytearray, bytes]:

@@ -28,6 +28,26 @@ def test_a_credential_that_lost_its_bytes(tmp_path: Path, where: str) -> None:
         load_keys(str(tmp_path), Keys())
 
 
+def test_what_does_not_open_the_keys_is_named(tmp_path: Path) -> None:
+    """After a restore without it, or with another: which folder, which file, and what to set."""
+    keys = tmp_path / "keys"
+    keys.mkdir(0o700)
+    load_keys(str(keys), Keys())
+    for where in (keys, keys / COPIES):
+        (where / CREDENTIAL).unlink()
+    (tmp_path / "other").write_bytes(bytes(32))
+    (tmp_path / "other").chmod(0o600)
+    for config, said in (
+        (Keys(), f"the keys in {keys} are sealed, and nothing is configured"),
+        (Keys(credential_file=str(tmp_path / "other")), f"the keys in {keys} do not open with {tmp_path / 'other'}"),
+        (Keys(passphrase_file=str(tmp_path / "other")), f"the keys in {keys} do not open with {tmp_path / 'other'}"),
+    ):
+        with pytest.raises(KeyFileError) as caught:
+            load_keys(str(keys), config)
+        assert (caught.value.code, said in caught.value.message) == ("key_locked", True), caught.value.message
+        assert "keys.credential_file" in caught.value.hint
+
+
 @pytest.mark.parametrize("gone", [[IDENTITY], [IDENTITY, STATE_KEY], [STATE_KEY]])
 def test_no_new_keys_for_an_old_state(tmp_path: Path, gone: list[str]) -> None:
     """They would open nothing of it; what is left of the old ones stays as it is, for who brings back the rest."""
