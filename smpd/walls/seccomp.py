@@ -43,6 +43,8 @@ REFUSED: dict[str, tuple[int, int | None]] = {
     "process_mrelease": (448, 448),
     "kcmp": (312, 272),
     "tkill": (200, 130),
+    # Of another session it would be taken for what a command left behind, and reaped as that (smpd.host.orphans).
+    "setsid": (112, 157),
     # New processes.
     "execve": (59, 221),
     "execveat": (322, 281),
@@ -55,8 +57,11 @@ REFUSED: dict[str, tuple[int, int | None]] = {
     "msgget": (68, 186),
     "msgsnd": (69, 189),
     "msgrcv": (70, 188),
+    "msgctl": (71, 187),
     "semget": (64, 190),
     "semop": (65, 193),
+    "semtimedop": (220, 192),
+    "semctl": (66, 191),
     "mq_open": (240, 180),
     "mq_unlink": (241, 181),
     "keyctl": (250, 219),

@@ -142,6 +142,10 @@ ACTS: dict[str, Callable[[], Any]] = {
     "starve_by_cores": lambda: os.sched_setaffinity(PARENT, {0}),
     "starve_by_disk": lambda: call(251, 30, 1, PARENT, 3 << 13),
     "flush_all_disks": lambda: call(162, 81),
+    "semaphores_of_all": lambda: call(66, 191, 0, 0, 3, ctypes.create_string_buffer(256)),  # IPC_INFO
+    "semaphores_by_the_clock": lambda: call(220, 192, 0, ctypes.create_string_buffer(6), 1, None),
+    "messages_of_all": lambda: call(71, 187, 0, 3, ctypes.create_string_buffer(256)),
+    "pass_for_an_orphan": os.setsid,
     "take_a_descriptor": lambda: call(438, 438, 3, 0, 0),
     "in_a_thread": lambda: in_a_thread(lambda: open("/etc/passwd").read()),
     # Staying, and being looked into.
