@@ -11,8 +11,8 @@ from smpd.config import Config, Control
 # Enough for anything that the configuration allows; some systems' hard limit is a thousand million.
 _MOST = 1 << 16
 _OWN = 48  # database, audit log, event loop, standard streams, locks, and what is open for a moment
-_WORKER = 4  # its link, its ring, its process, and one in passing
-_COMPUTE = 5  # likewise, with two rings, and a connection to its keeper
+_WORKER = 5  # its link, its ring, its process, what it says, and one in passing
+_COMPUTE = 6  # likewise, with two rings, and a connection to its keeper
 _JOB = 4  # its spool file, an upload, a folder, and one in passing
 _CONNECTION = 2  # itself, and a file that is being handed over
 

@@ -4,13 +4,14 @@ A processor removes the values of keys that could hold them, and exceptions are 
 since their messages may quote a path. The journal gets each line's priority as sd-daemon(3) has it.
 """
 
+import contextlib
 import logging
 import os
 import sys
 import traceback
 from collections.abc import Mapping, MutableMapping
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 import structlog
 
@@ -37,6 +38,7 @@ def configure_logs(
         stream: where lines go; standard error when None.
     """
     out = stream or sys.stderr
+    lines = cast("TextIO", _Lines(out))
     console = form == "console" or (form == "auto" and out.isatty())
     chain: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -54,10 +56,27 @@ def configure_logs(
     structlog.configure(
         processors=chain,
         wrapper_class=structlog.make_filtering_bound_logger(least),
-        logger_factory=structlog.WriteLoggerFactory(file=out),
+        logger_factory=structlog.WriteLoggerFactory(file=lines),
         cache_logger_on_first_use=False,
     )
     logging.basicConfig(level=max(least, logging.WARNING), handlers=[_Bridge()], force=True)
+
+
+class _Lines:
+    """Where lines go. One that cannot be written is lost: a full disk, or a reader that is gone, ends no daemon."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+
+    def write(self, text: str) -> None:
+        """A line."""
+        with contextlib.suppress(OSError):
+            self._out.write(text)
+
+    def flush(self) -> None:
+        """Have it written."""
+        with contextlib.suppress(OSError):
+            self._out.flush()
 
 
 def remove_forbidden(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

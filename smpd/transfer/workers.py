@@ -26,6 +26,7 @@ from smpd.host.program import is_replaced, replaced
 from smpd.links.starting import command, environment
 from smpd.transfer.bounds import believed_of_fetch
 from smpd.transfer.keeping import Kept, start_kept
+from smpd.transfer.saying import listen
 
 START_TIMEOUT_S = 120.0
 _STOP_TIMEOUT_S = 3.0
@@ -82,17 +83,39 @@ async def start_worker(role: str, label: str, keeper: str = "") -> AsyncIterator
     channel = Channel(ours)
     channel.descriptors = lambda: False  # no answer brings any
     channel.discard = close_aside
-    try:
-        async with Caller(channel, lost=lambda: died(role, label), believe=_BELIEVE[role]) as caller:
-            yield Worker(role, label, caller, process)
-    finally:
-        with anyio.CancelScope(shield=True):
-            with anyio.move_on_after(_STOP_TIMEOUT_S):
-                await process.wait()
-            kill(process)
-            await process.aclose()
-        if process.returncode:  # one that is let go ends with 0; of one that was kept its keeper knows
-            _log.warning("worker ended", role=role, label=label, pid=process.pid, how=_how(process.returncode))
+    with one_error():
+        async with anyio.create_task_group() as group:
+            said, listening = anyio.Event(), anyio.CancelScope(shield=True)  # to its last words, also when it is let go
+            group.start_soon(_listen, process, role, label, said, listening)
+            try:
+                async with Caller(channel, lost=lambda: died(role, label), believe=_BELIEVE[role]) as caller:
+                    yield Worker(role, label, caller, process)
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await _end(process, said)
+                listening.cancel()
+                if process.returncode:  # one that is let go ends with 0; of one that was kept its keeper knows
+                    _log.warning("worker ended", role=role, label=label, pid=process.pid, how=_how(process.returncode))
+
+
+async def _listen(
+    process: Process | Kept, role: str, label: str, said: anyio.Event, listening: anyio.CancelScope
+) -> None:
+    with listening, contextlib.suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
+        if isinstance(process, Process) and process.stderr is not None:
+            await listen(process.stderr, role, label, process.pid)
+    said.set()
+
+
+async def _end(process: Process | Kept, said: anyio.Event) -> None:
+    """Wait until it is gone, and for its last words."""
+    with anyio.move_on_after(_STOP_TIMEOUT_S):
+        await process.wait()
+    kill(process)
+    with anyio.move_on_after(_STOP_TIMEOUT_S):
+        await process.wait()
+        await said.wait()
+    await process.aclose()
 
 
 def _how(returncode: int) -> str:
@@ -113,7 +136,7 @@ async def _spawn(role: str) -> tuple[socket.socket, Process]:
                 cwd="/",
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                stderr=None,
+                stderr=subprocess.PIPE,
                 env=environment(role),
                 pass_fds=(theirs.fileno(),),
             )

@@ -151,6 +151,28 @@ def test_json_lines(log):
     assert shown["timestamp"].endswith("Z")
 
 
+@pytest.mark.parametrize("reason", ["full", "gone"])
+def test_a_log_that_cannot_be_written_ends_nothing(reason):
+    """A disk that is full, or a reader that has gone: the line is lost, and the next is tried again."""
+    code = """
+import os, sys, structlog
+from smpd.host.logs import configure_logs
+if sys.argv[1] == "full":
+    os.dup2(os.open("/dev/full", os.O_WRONLY), 2)
+else:
+    reader, writer = os.pipe()
+    os.close(reader)
+    os.dup2(writer, 2)
+configure_logs("info", "json")
+for _ in range(3):
+    structlog.get_logger().error("lost")
+print("there", flush=True)
+os._exit(0)
+"""
+    done = subprocess.run([sys.executable, "-c", code, reason], capture_output=True, text=True)
+    assert (done.stdout, done.returncode) == ("there\n", 0)
+
+
 def test_console(log):
     """The console form is for people, and keeps the same things out."""
     out = log(form="console")

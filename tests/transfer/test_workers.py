@@ -79,6 +79,28 @@ async def test_the_log_says_how_a_worker_ended(hosting, request_, how):
     assert [(line["pid"], line["how"]) for line in found] == [(worker.pid, how)]
 
 
+async def test_what_a_worker_says_is_logged_as_that(hosting):
+    """Its standard error is its own: it can neither end the log nor write lines that look like the daemon's."""
+    with structlog.testing.capture_logs() as lines:
+        async with hosting() as host:
+            async with host.use() as worker:
+                assert os.stat(f"/proc/{worker.pid}/fd/2").st_ino != os.fstat(2).st_ino
+                said = b'Traceback:\n{"event": "started"}\n\x1b[2J'
+                await worker.caller.call({"op": "say", "lines": [said]}, type(None), timeout=30)
+    [found] = [line for line in lines if line["event"] == "worker said"]
+    assert (found["pid"], found["lines"]) == (worker.pid, ["Traceback:", '{"event": "started"}', "?[2J"])
+
+
+async def test_a_worker_that_talks_without_end_waits_for_nobody(hosting):
+    """It is listened to for some time, and goes on in any case; the log does not grow with it."""
+    with structlog.testing.capture_logs() as lines:
+        async with hosting() as host, host.use() as worker:
+            talk = {"op": "say", "lines": [b"x" * 1000 + b"\n"] * 500}
+            await worker.caller.call(talk, type(None), timeout=60)
+    found = [line for line in lines if line["event"] == "worker said"]
+    assert 0 < sum(len(line) for each in found for line in each["lines"]) < 500_000
+
+
 async def test_what_a_worker_hands_over_is_not_waited_for(hosting):
     """Nothing is taken of a worker: what it hands over all the same may be a socket that takes an hour to close."""
     async with hosting() as host:
