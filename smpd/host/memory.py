@@ -23,8 +23,21 @@ class Usage(NamedTuple):
 
 
 def usage(pid: int) -> Usage:
-    """What /proc/PID/status says of a process."""
-    found = _status(pid)
+    """What /proc/PID/status says of a process; no memory where its first thread has ended: see :func:`hidden_usage`."""
+    return _usage(_status(f"/proc/{pid}"))
+
+
+def hidden_usage(pid: int) -> Usage:
+    """The same by the status of another thread; blocking."""
+    found = _status(f"/proc/{pid}")
+    for thread in _threads(pid):
+        if b"VmRSS" in found:
+            break
+        found |= _status(f"/proc/{pid}/task/{thread}")
+    return _usage(found)
+
+
+def _usage(found: dict[bytes, int]) -> Usage:
     sizes = (found.get(name, 0) for name in (b"RssAnon", b"RssShmem", b"VmSwap"))
     return Usage(sum(sizes), *(found.get(name, 0) for name in (b"Threads", b"VmRSS", b"VmHWM")))
 
@@ -56,11 +69,18 @@ def _limit(path: str) -> list[int]:
         return []
 
 
-def _status(pid: int) -> dict[bytes, int]:
-    """The numbers of /proc/PID/status; sizes in bytes. Empty when it is gone, or cannot be seen."""
+def _threads(pid: int) -> list[str]:
+    try:
+        return os.listdir(f"/proc/{pid}/task")
+    except OSError:  # gone meanwhile
+        return []
+
+
+def _status(folder: str) -> dict[bytes, int]:
+    """The numbers of a status file; sizes in bytes. Empty when it is gone, or cannot be seen."""
     found = {}
     try:
-        with open(f"/proc/{pid}/status", "rb") as status:
+        with open(f"{folder}/status", "rb") as status:
             for line in status:
                 name, _, value = line.partition(b":")
                 if name in _FIELDS:

@@ -7,8 +7,10 @@ believed to be about anything but a processor, and nothing that it says of its o
 import os
 from typing import NamedTuple
 
+import anyio
+
 from smp_proto.errors import ProcessorError, RemoteError, ResourceError, SmpError
-from smpd.host.memory import usage
+from smpd.host.memory import hidden_usage, usage
 from smpd.transfer.health import Health, HealthSettings
 
 THREADS = 256  # beside those there are when it is ready, and some for each core
@@ -57,9 +59,11 @@ class Bounds(NamedTuple):
         most = now.memory_bytes + ring_bytes + memory_bytes if memory_bytes else 0
         return cls(now.memory_bytes, most, now.threads + THREADS + _THREADS_PER_CORE * (os.cpu_count() or 1))
 
-    def exceeded(self, pid: int) -> SmpError | None:
+    async def exceeded(self, pid: int) -> SmpError | None:
         """What the process is to be ended for."""
         now = usage(pid)
+        if now.threads and not now.memory_bytes:
+            now = await anyio.to_thread.run_sync(hidden_usage, pid)
         if 0 < self.memory_bytes < now.memory_bytes:
             return ResourceError(
                 "device_memory",

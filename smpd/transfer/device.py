@@ -308,7 +308,7 @@ class Compute:
         self._overrun = None
         while True:
             assert self._bounds is not None
-            if (overrun := self._bounds.exceeded(worker.pid)) is not None:
+            if (overrun := await self._bounds.exceeded(worker.pid)) is not None:
                 self._overrun = overrun
                 kill(worker.process)
                 return

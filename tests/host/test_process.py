@@ -8,15 +8,17 @@ import os
 import subprocess
 import sys
 
+import anyio
 import pytest
 import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
 from smpd.host.logs import FORBIDDEN, REMOVED, configure_logs, remove_forbidden
-from smpd.host.memory import machine_bytes, usage
+from smpd.host.memory import hidden_usage, machine_bytes, usage
 from smpd.host.process import cpu_seconds, lock_memory
 from smpd.links.starting import environment
+from smpd.transfer.bounds import Bounds
 
 HARDEN = """
 import ctypes, os, resource
@@ -108,6 +110,34 @@ def test_usage_counts_what_is_hidden():
         assert now.memory_bytes - before.memory_bytes > 2 * size * 3 // 4  # the kernel counts in batches
     assert before.threads >= 1
     assert not any(usage(0))
+
+
+def test_memory_is_seen_when_the_first_thread_has_ended():
+    """What a process takes counts, also where it hides behind the thread that /proc shows first."""
+    code = """
+import ctypes, mmap, os, threading
+def work():
+    while open(f"/proc/self/task/{os.getpid()}/stat").read().rpartition(")")[2].split()[0] != "Z":
+        os.sched_yield()
+    print("ended", flush=True)
+    input()
+taken = mmap.mmap(-1, 32 << 20)
+taken.write(bytes(32 << 20))
+threading.Thread(target=work).start()
+ctypes.CDLL(None).syscall({"x86_64": 60, "aarch64": 93}[os.uname().machine], 0)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout.readline() == b"ended\n"
+            assert not usage(process.pid).memory_bytes
+            found = hidden_usage(process.pid)
+            assert found.memory_bytes > 32 << 20
+            error = anyio.run(Bounds(0, 16 << 20, 100).exceeded, process.pid)
+            assert (error and error.code) == "device_memory"
+            assert found.peak_bytes >= found.resident_bytes > 32 << 20
+            assert found.threads == 2
+        finally:
+            process.kill()
 
 
 @pytest.mark.parametrize(("limits", "expected"), [({}, 8 << 30), ({"a": "max", "": "3072"}, 3072), ({"a/b": "7"}, 7)])
