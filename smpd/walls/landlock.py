@@ -22,6 +22,7 @@ READ = _READ_FILE | _READ_DIR
 DEVICE = READ | _WRITE_FILE | _IOCTL_DEV
 OVERWRITE = _WRITE_FILE | _TRUNCATE
 FILES = READ | _WRITE_FILE | _REMOVE_FILE | _MAKE_DIR | _MAKE_REG | _REFER
+ABI_TRUNCATE = 3  # before, a file may be emptied by who may open it
 # ABI: the highest bit of the file rights it knows.
 _FS_BITS = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}
 _NET_TCP = 0b11  # bind, connect; from ABI 4

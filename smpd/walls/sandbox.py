@@ -149,7 +149,8 @@ class Sandbox:
     def _enter_seccomp(self, sockets: seccomp.Sockets | None, shared_memory: bool, watches: bool) -> None:
         if not self._kernel.seccomp:
             raise OSError(0, f"this kernel has no seccomp filters, or {self._kernel.machine} is not known here")
-        allowed = {"shared_memory": shared_memory, "watches": watches}
+        blind = 1 <= self._kernel.landlock_abi < landlock.ABI_TRUNCATE
+        allowed = {"shared_memory": shared_memory, "watches": watches, "openat2": not blind}
         code = seccomp.program(self._kernel.machine, os.getpid(), sockets, **allowed)
         seccomp.install(self._libc, self._kernel.machine, code)
 

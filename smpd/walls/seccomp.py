@@ -16,7 +16,7 @@ LAST_KNOWN = 462  # mseal; the numbers from 424 on are the same on both architec
 
 _LOAD, _JEQ, _JGT, _JSET, _AND, _RETURN = 0x20, 0x15, 0x25, 0x45, 0x54, 0x06
 _ALLOW, _KILL, _ERRNO = 0x7FFF_0000, 0x8000_0000, 0x0005_0000
-_NUMBER, _ARCH, _ARG0, _ARG1, _ARG3 = 0, 4, 16, 24, 40
+_NUMBER, _ARCH, _ARG0, _ARG1, _ARG2, _ARG3 = 0, 4, 16, 24, 32, 40
 _CLONE_THREAD = 0x10000
 _SET_MODE_FILTER, _GET_ACTION_AVAIL, _TSYNC = 1, 2, 1
 
@@ -168,6 +168,8 @@ _FCNTL_REFUSED = (8, 15, 10, 1024, 1026)
 # FIOSETOWN and SIOCSPGRP do as F_SETOWN; TIOCSTI and TIOCLINUX type into a terminal, TIOCSETD, TIOCSPGRP and TIOCSCTTY
 # take it over.
 _IOCTL_REFUSED = (0x8901, 0x8902, 0x5412, 0x541C, 0x5423, 0x5410, 0x540E)
+# Each and the argument that has its flags; those of openat2 lie in memory, which no filter sees.
+_OPEN, _OPENAT, _OPENAT2 = (2, None), (257, 56), (437, 437)
 _MAP_SHARED, _MAP_ANONYMOUS, _MAP_GROWSDOWN = 0x01, 0x20, 0x100
 # What a network needs of REFUSED, once the families are limited.
 _CLIENT = ("socket", "connect")
@@ -179,7 +181,13 @@ Sockets = Mapping[int, Sequence[int]]
 
 
 def program(
-    machine: str, pid: int, sockets: Sockets | None = None, *, shared_memory: bool = True, watches: bool = False
+    machine: str,
+    pid: int,
+    sockets: Sockets | None = None,
+    *,
+    shared_memory: bool = True,
+    watches: bool = False,
+    openat2: bool = True,
 ) -> bytes:
     """Return the filter, an array of ``struct sock_filter``.
 
@@ -189,6 +197,7 @@ def program(
         sockets: address families of the sockets that may be made and connected, and the types of each.
         shared_memory: let memory be mapped that no limit counts (MAP_SHARED with MAP_ANONYMOUS).
         watches: let folders be watched.
+        openat2: let there be such a call: not where Landlock does not know of truncating.
     """
     let = (_CLIENT if sockets else ()) + (_WATCHES if watches else ())
     column = list(AUDIT_ARCH).index(machine)
@@ -218,6 +227,12 @@ def program(
         code += _case(
             numbers[column], [_op(_LOAD, _ARG0), _op(_JEQ, kind, 1, 0), refuse, *_own(_ARG1, pid, refuse, allow)]
         )
+    for numbers, flags in ((_OPEN, _ARG1), (_OPENAT, _ARG2)):
+        number = numbers[column]
+        if number is not None:
+            code += _case(number, _opened(flags, refuse, allow))
+    if not openat2:
+        code += [_op(_JEQ, _OPENAT2[column], 0, 1), missing]
     code += _case(_PRCTL[column], _none_of(_ARG0, _PRCTL_REFUSED, refuse, allow))
     code += _case(_FCNTL[column], _none_of(_ARG1, _FCNTL_REFUSED, refuse, allow))
     code += _case(_IOCTL[column], _none_of(_ARG1, _IOCTL_REFUSED, refuse, allow))
@@ -255,6 +270,17 @@ def _none_of(argument: int, values: Sequence[int], refuse: bytes, allow: bytes) 
     """Decide by an argument that must be none of these."""
     checks = [_op(_JEQ, value, len(values) - at, 0) for at, value in enumerate(values)]
     return [_op(_LOAD, argument), *checks, allow, refuse]
+
+
+def _opened(argument: int, refuse: bytes, allow: bytes) -> list[bytes]:
+    """Decide by the flags of a file: none is opened neither to read nor to write, nor emptied by who only reads it.
+
+    Landlock asks for no right to do the first, and before its third version neither for one to empty a file.
+    """
+    return [
+        *(_op(_LOAD, argument), _op(_AND, os.O_ACCMODE), _op(_JEQ, os.O_ACCMODE, 3, 0), _op(_JEQ, os.O_RDONLY, 0, 3)),
+        *(_op(_LOAD, argument), _op(_JSET, os.O_TRUNC, 0, 1), refuse, allow),
+    ]
 
 
 def _of_family(sockets: Sockets, refuse: bytes, allow: bytes) -> list[bytes]:

@@ -118,6 +118,7 @@ ACTS: dict[str, Callable[[], Any]] = {
     "root_by_a_link": lambda: open("/proc/self/root/etc/shadow").read(),
     "folder_by_a_link": lambda: os.listdir("/proc/self/root"),
     "passwords": lambda: open("/etc/passwd").read(),
+    "file_for_nothing": lambda: os.open("/etc/passwd", os.O_ACCMODE),
     "kernel_log": lambda: open("/dev/kmsg").read(1),
     "terminal_by_name": lambda: os.open("/dev/tty", os.O_RDWR),
     "terminals": lambda: os.listdir("/dev/pts"),

@@ -29,6 +29,29 @@ try:
 finally:
     print(walls.walls["capabilities"])
 """
+EMPTYING = """
+import ctypes, os, sys
+from smpd.walls import landlock, sandbox
+folder, machine = sys.argv[1], os.uname().machine
+walls = sandbox.Sandbox("required", sandbox.Kernel(machine, int(sys.argv[2]), True))
+walls.forgo_privileges(0)
+walls.enter_landlock([landlock.Rule(folder + "/code")])
+walls.enter_seccomp()
+libc = ctypes.CDLL(None, use_errno=True)
+def openat2(path, flags):
+    how = (ctypes.c_uint64 * 3)(flags, 0, 0)
+    return libc.syscall(437, -100, path.encode(), how, 24) < 0 and ctypes.get_errno()
+def opened(path, flags):
+    try:
+        os.close(os.open(path, flags))
+    except OSError as error:
+        return error.errno
+for path in (folder + "/code/a.py", folder + "/smpd.db"):
+    for access in (os.O_RDONLY, os.O_ACCMODE):
+        for call in (opened, openat2):
+            print(call(path, access | os.O_TRUNC))
+print(opened(folder + "/code/a.py", os.O_RDONLY), opened("/dev/null", os.O_WRONLY | os.O_TRUNC))
+"""
 
 
 @pytest.mark.parametrize("role", ["fetch", "compute", "opening"])
@@ -81,3 +104,19 @@ def test_a_worker_that_may_not_call_capset(held: str, wall: str) -> None:
     done = subprocess.run([sys.executable, "-c", WITHOUT_CAPSET, held], capture_output=True, text=True)
     assert done.stdout.strip() == wall, done.stderr
     assert (done.returncode == 0) == (held == "none")
+
+
+@pytest.mark.skipif(not (KERNEL.landlock_abi and KERNEL.seccomp), reason="this kernel lacks a wall")
+@pytest.mark.parametrize("abi", [1, 2, KERNEL.landlock_abi])
+def test_no_file_is_emptied_that_may_only_be_read_or_not_even_that(tmp_path: Path, abi: int) -> None:
+    """Whatever the call, also where Landlock (before 6.2) has no right for that: neither code nor the database."""
+    (tmp_path / "code").mkdir()
+    files = [tmp_path / "code" / "a.py", tmp_path / "smpd.db"]
+    for file in files:
+        file.write_text("content")
+    done = subprocess.run([sys.executable, "-c", EMPTYING, tmp_path, str(abi)], capture_output=True, text=True)
+    *refused, allowed = done.stdout.splitlines()
+    assert set(refused) <= {"1", "13", "38"}, (refused, done.stderr)
+    assert len(refused) == 8
+    assert allowed == "None None"
+    assert [file.read_text() for file in files] == ["content"] * 2
