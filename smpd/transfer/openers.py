@@ -225,7 +225,7 @@ class _Place:
 
     async def _ask(
         self, worker: Worker, sealed: Sealed, plain: Target | None, senders: Collection[PublicIdentity]
-    ) -> link.Opened:
+    ) -> link.Opened | None:
         async with self._lock:
             if self._keys != [each.public.key_id for each in self._identities]:
                 await self._hand_keys(worker)
@@ -234,7 +234,8 @@ class _Place:
         request = link.Open(sealed.ring.number, sealed.slot, list(sealed.objects))
         if plain is not None:
             request.plain, request.plain_slot = plain.ring.number, plain.slot
-        return await worker.caller.call(request, link.Opened)
+        opened = await worker.caller.call(request, link.Opened)
+        return opened if _answers(opened, sealed, plain) else None
 
     async def _set_up(self, worker: Worker) -> None:
         self._keys, self._senders, self._rings = [], set(), {}
@@ -271,3 +272,13 @@ class _Place:
                 request = link.Map(ring.number, ring.slots, ring.slot_bytes)
                 await worker.caller.call(request, type(None), fds=[ring.fd])
                 self._rings[ring.number] = ring
+
+
+def _answers(opened: link.Opened, sealed: Sealed, plain: Target | None) -> bool:
+    """Whether it is of as many objects as were asked about, with no more plaintext than fits: our code says no other.
+
+    The slot is zeroed, and the next object's plaintext has its place, by what is said here.
+    """
+    found = [each.signed.plain_bytes for each in opened.objects if isinstance(each, link.Found)]
+    fits = plain is None or sum(found) <= len(plain.view)
+    return opened.too_long or (len(opened.objects) == len(sealed.objects) and fits)

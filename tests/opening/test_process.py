@@ -7,6 +7,7 @@ import contextlib
 import os
 import re
 import signal
+import sys
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
@@ -209,6 +210,39 @@ async def test_a_process_that_does_not_answer_is_ended(monkeypatch):
         with pytest.raises(ResourceError, match="ended unexpectedly"):
             await opened(openers, rings)
         assert not Path(f"/proc/{worker.pid}").exists()
+
+
+LYING = """
+import msgspec, sys
+from smp_proto.aio import decode, encode
+from smpd.opening import __main__, server
+from smpd.opening.link import Opened
+true = server.Server._open
+def lie(self, request):
+    opened = decode(true(self, request), Opened)
+    if sys.argv.pop() == "fewer":
+        del opened.objects[0]
+    else:
+        opened.objects[0].signed = msgspec.structs.replace(opened.objects[0].signed, plain_bytes=1 << 40)
+    return msgspec.Raw(encode(opened))
+server.Server._open = lie
+link_fd = __main__.link_fd
+__main__.link_fd = lambda argv: link_fd(argv[:1])
+__main__.main()
+"""
+
+
+@pytest.mark.parametrize("lie", ["fewer", "longer"])
+async def test_an_answer_that_cannot_be_true_ends_the_process(monkeypatch, lie):
+    """Where code of another's runs in it: what is believed of lengths says what is zeroed and passed on."""
+    monkeypatch.setattr(workers, "command", lambda _, fd: [sys.executable, "-P", "-c", LYING, str(fd), lie])
+    async with opening([small(b"one"), small(b"two")]) as (openers, rings):
+        [host] = openers.hosts
+        worker = host.worker
+        with pytest.raises(ResourceError) as caught:
+            await openers.in_process(rings.sealed, rings.target, [ALICE.public])
+        assert (caught.value.code, caught.value.retryable) == ("worker_died", True)
+        assert worker.gone.is_set()
 
 
 async def test_a_cancelled_batch_is_waited_for():
