@@ -189,7 +189,7 @@ def test_a_bucket_tells(machine, tmp_path: Path) -> None:
         (["here:in/", "--every", "soon"], 2, "no time"),
         (["here:in/", "--every", "0s"], 2, "every second to every day"),
         (["here:in/", "--run", "digest", "--to", "here:out/", "--vault"], 2, "two things"),
-        (["here:in/", "--include", ""], 2, "pattern"),
+        (["here:in/", "--include", ""], 2, "is empty"),
         (["here:in/", "--after", "move"], 2, "move:PREFIX"),
         (["here:in/", "--events", "https://sqs.eu-central-1.amazonaws.com/1/q"], 2, "is no bucket"),
         (["here:in/", "--after", "move:in/old/"], 2, "find again"),
