@@ -41,7 +41,7 @@ def _shown(line: bytes) -> dict[str, Any]:
     """A record as it is; what is none, as it may be in a broken log, as text."""
     with suppress(msgspec.MsgspecError, ValueError, RecursionError):
         record = msgspec.json.decode(line, type=dict[str, Any])
-        if isinstance(record.get("fields", {}), dict):
+        if "seq" in record and isinstance(record.get("fields", {}), dict):
             return record
     return {"damaged": line.decode("utf-8", "replace").rstrip("\n")}
 
