@@ -273,9 +273,10 @@ class Mirror:
                 there.update(dict.fromkeys(new, _NOTHING))
 
     def _under_way(self, places: Set[str]) -> list[JobView]:
-        """The jobs that an earlier mirror, which was killed, left under way to these places."""
+        """The jobs that an earlier mirror, which was killed, left under way to these places; of others nothing."""
         found = self._client.jobs(_UNFINISHED, limit=_JOBS_MAX) if places else []
-        return [job for job in found if job.kind == "put" and job.target in places]
+        ours = f"({os.geteuid()})"
+        return [job for job in found if job.kind == "put" and job.target in places and job.owner.endswith(ours)]
 
     def _stop(self, jobs: Iterable[JobView]) -> None:
         """Cancel what would arrive after what is to be there, or after it was removed."""

@@ -213,17 +213,27 @@ def test_what_was_on_its_way_when_it_was_killed_is_removed(sender: Sender, tmp_p
         ctl.remote_remove("gone")
 
 
-def test_an_older_version_on_its_way_when_it_was_killed_does_not_arrive(sender: Sender, tmp_path: Path) -> None:
-    """Its job waits still when the file has changed and was sent again: it would replace what is there by then."""
+@pytest.mark.parametrize(("somebody_elses", "state"), [(False, "cancelled"), (True, "paused")])
+def test_an_older_version_on_its_way_when_it_was_killed_does_not_arrive(
+    sender: Sender, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, somebody_elses: bool, state: str
+) -> None:
+    """Its job waits still when the file has changed and was sent again: it would replace what is there by then.
+
+    What another user sends to that place is theirs, also where this one could cancel it.
+    """
     with counting_s3() as (store, served), client(sender.box) as ctl:
         ctl.remote_add("older", served.config, secret=served.secret)
         killed = Killed(ctl, store, tmp_path, sender.reader.public.text(), "older:in/", held=True)
         assert ctl.pause(killed.job).state == "paused"
         killed.go.set()
         killed.file.write_bytes(b"a newer version")
+        if somebody_elses:
+            monkeypatch.setattr(os, "geteuid", lambda: 12345)
         assert killed.round().sent == 1
-        assert ctl.job(killed.job).state == "cancelled"
+        assert ctl.job(killed.job).state == state
         assert list(store.effects.values()) == [1, 1]
+        if somebody_elses:
+            ctl.cancel(killed.job)
         ctl.remote_remove("older")
 
 
