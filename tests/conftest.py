@@ -34,6 +34,8 @@ FILE_CALLS = ("open", "fsync", "fdatasync", "posix_fallocate", "ftruncate", "pre
 EXCEPTIONS = [
     # Without the daemon's own set-up of the log, structlog prints tracebacks with the lines of the source.
     ("structlog/_base.py", "_process_event"),
+    # What the kernel says of a process comes from no disk.
+    ("smpd/host/memory.py", "_status"),
     # asyncio forks in the event loop: milliseconds, once for each worker process.
     ("asyncio/unix_events.py", "_start"),
     # A fetch process imports its one library when it is told which, and botocore reads its tables of services

@@ -64,6 +64,8 @@ class Channel:
     Attributes:
         descriptors: whether the peer may hand any over now. Else they stay where they are, and are never ours: to
             close one asks its file system (FLUSH of FUSE, of NFS), which may answer never.
+        takes_unwanted: what may not be handed over is taken and discarded instead. That saves a look before each read,
+            and is for a peer that is done with after the first time.
         discard: closes those that nobody took, and this socket, if something is still in it; later, where that may wait
             for what the peer sent: a socket waits for its own peer, as long as it was told to (SO_LINGER).
     """
@@ -76,6 +78,7 @@ class Channel:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
         self.socket = sock
         self.descriptors: Callable[[], bool] = lambda: True
+        self.takes_unwanted = False
         self.discard: Callable[[Sequence[int]], None] = close_all
         self._stall_s = stall_s
         self._decoder = FrameDecoder()
@@ -187,6 +190,11 @@ class Channel:
         except (OSError, ValueError) as error:
             raise anyio.BrokenResourceError from error
         self._take_descriptors(ancillary)
+        if self.takes_unwanted and self._fds and not self.descriptors():
+            unwanted = list(self._fds)
+            self._fds.clear()
+            self.discard(unwanted)
+            raise DaemonError("protocol", "descriptors came that are not taken")
         if not data:
             raise anyio.BrokenResourceError if self._decoder.partial else anyio.EndOfStream
         self._decoder.feed(data)
@@ -201,7 +209,7 @@ class Channel:
         that takes.
         """
         length, room = _RECEIVE_BYTES, _RIGHTS_BYTES
-        if not self.descriptors():
+        if not (self.takes_unwanted or self.descriptors()):
             seen, _, flags, _ = self.socket.recvmsg(length, 0, socket.MSG_PEEK)
             length, room = len(seen), 0
             wipe_bytes(seen)

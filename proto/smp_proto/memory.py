@@ -14,8 +14,8 @@ _STATE_OFFSET = 4 * ctypes.sizeof(ctypes.c_void_p)  # of a text: reference count
 _CPYTHON = sys.implementation.name == "cpython"  # other interpreters may move or share objects
 # With the interpreter lock held: to let go of it, as ctypes.memset does, takes longer than to overwrite a message, and
 # where other threads want it, far longer.
-_memset = ctypes.PyDLL(None).memset
-_memset.argtypes, _memset.restype = (ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t), None
+memset = ctypes.PyDLL(None).memset
+memset.argtypes, memset.restype = (ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t), None
 
 
 def forbid_dumps() -> None:
@@ -50,7 +50,7 @@ def take(secret: bytes) -> bytearray:
 def wipe_bytes(secret: bytes) -> None:
     """Overwrite an immutable object that nobody uses any more."""
     if len(secret) > 1 and _CPYTHON:  # one-byte objects are shared by the whole interpreter
-        _memset(ctypes.c_char_p(secret), 0, len(secret))
+        memset(ctypes.c_char_p(secret), 0, len(secret))
 
 
 def wipe_text(secret: str) -> None:
@@ -60,7 +60,7 @@ def wipe_text(secret: str) -> None:
     look like one, is left as it is: overwriting it would change the program.
     """
     if len(secret) > 1 and secret.isascii() and _CPYTHON and not _interned(secret):
-        _memset(id(secret) + sys.getsizeof("") - 1, 0, len(secret))
+        memset(id(secret) + sys.getsizeof("") - 1, 0, len(secret))
 
 
 def _interned(text: str) -> bool:

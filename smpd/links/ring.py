@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Container
 import anyio
 
 from smp_proto.errors import ResourceError
+from smp_proto.memory import memset
 from smpd.host.bounds import no_memory, require_memory
 from smpd.host.space import disk_error
 
@@ -92,13 +93,13 @@ class Ring:
             del first, target
 
     def wipe(self, index: int, length: int | None = None) -> None:
-        """Zero the first ``length`` bytes of a slot, or all of it, without the interpreter lock."""
+        """Zero the first ``length`` bytes of a slot, or all of it; where it is much, without the interpreter lock."""
         length = self.slot_bytes if length is None else length
         if not 0 <= length <= self.slot_bytes:
             raise ValueError("a slot is not so long")
         with self.slot(index) as view:
             first = ctypes.c_char.from_buffer(view)  # it stays exported, and so mapped, until all is zero
-            ctypes.memset(ctypes.addressof(first), 0, length)
+            (memset if length <= _LITTLE_BYTES else ctypes.memset)(ctypes.addressof(first), 0, length)
             del first
 
     def close(self) -> None:

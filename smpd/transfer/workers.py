@@ -81,7 +81,8 @@ async def start_worker(role: str, label: str, keeper: str = "") -> AsyncIterator
             hint="see the limits on processes and open files (ulimit -a)",
         ) from error
     channel = Channel(ours)
-    channel.descriptors = lambda: False  # no answer brings any
+    channel.descriptors = lambda: False  # no answer brings any; who sends some is ended
+    channel.takes_unwanted = True
     channel.discard = close_aside
     with one_error():
         async with anyio.create_task_group() as group:

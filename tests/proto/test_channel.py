@@ -189,3 +189,21 @@ async def test_frames_of_several_senders_do_not_mix():
     assert data == b"".join(frames)
     near.close()
     far.close()
+
+
+async def test_what_is_unwanted_may_be_taken_and_discarded():
+    """Of a peer that is done with after it: no look goes before each read, and what it sent is closed."""
+    ours, theirs = socket.socketpair()
+    channel, closed = Channel(ours), list[int]()
+    channel.descriptors, channel.takes_unwanted = lambda: False, True
+    channel.discard = closed.extend
+    read, write = os.pipe()
+    with theirs:
+        socket.send_fds(theirs, [encode_frame(FrameType.DATA, 7, b"", 1)], [read])
+        with pytest.raises(DaemonError) as caught:
+            await channel.receive()
+    channel.close()
+    assert caught.value.code == "protocol"
+    assert len(closed) == 1
+    for fd in (*closed, read, write):
+        os.close(fd)
