@@ -23,15 +23,14 @@ from smpd.jobs.failures import Pace, backoff_s, cause
 from smpd.jobs.holding import PATIENT_CODES, Holding, Short, is_held
 from smpd.jobs.job import Job, Progress
 from smpd.jobs.journal import Journal
+from smpd.jobs.queue import Queue
 from smpd.jobs.states import MOVES, Move
 
 T = TypeVar("T")
 
-RANKS: dict[Priority, int] = {"critical": 0, "high": 1, "normal": 2, "low": 3}
 DISK_RETRY_S = 1.0
 _ASKED_AGAIN = ("disk_full", "audit_broken", "program_replaced")  # nobody is queued again while it is as it was
 _TOGETHER = 32  # jobs whose wait is over
-_STALE_MAX = 64  # entries of the queue beyond those that are of use
 FINAL_MAX_S = 60.0
 
 # Returns once everything is delivered: the result, or the job as it ended where that was written down with its results.
@@ -101,8 +100,7 @@ class Scheduler:
         self._rng = rng or random.Random()
         self._room = room
         self._holding = Holding(hold_max_s, clock, on_short)
-        self._heap: list[tuple[int, int, str]] = []  # rank, number, id; may hold ids no longer queued
-        self._queued: dict[str, Priority] = {}
+        self._queue = Queue()
         self._waiting: dict[str, float] = {}  # due, by the clock
         self._unmoved: set[str] = set()  # of those, whose wait is over, and the disk does not take it
         self._running: dict[str, _Run] = {}
@@ -125,7 +123,7 @@ class Scheduler:
 
     def counts(self) -> tuple[int, int, int]:
         """How many jobs run, are queued, and wait; belongs to the event loop."""
-        return len(self._running), len(self._queued), len(self._waiting)
+        return len(self._running), len(self._queue), len(self._waiting)
 
     @property
     def full(self) -> bool:
@@ -287,35 +285,28 @@ class Scheduler:
         return self._journal.move(job_id, "due", error=kept)
 
     def _start_what_fits(self, group: anyio.abc.TaskGroup) -> None:
-        while self._heap and not self.draining:
-            job_id = self._heap[0][2]
-            priority = self._queued.get(job_id)
-            if priority is not None:
-                room = self._pace.running_max + (priority == "critical")
-                if len(self._running) >= room:
-                    return
-                del self._queued[job_id]
-                self._running[job_id] = _Run(priority)
-                group.start_soon(self._attempt, job_id)
-            heapq.heappop(self._heap)
+        while not self.draining and (first := self._queue.first) is not None:
+            job_id, priority = first
+            if len(self._running) >= self._pace.running_max + (priority == "critical"):
+                return
+            self._queue.discard(job_id)
+            self._running[job_id] = _Run(priority)
+            group.start_soon(self._attempt, job_id)
 
     def _track(self, job: Job) -> None:
         """Note where a job without a slot belongs."""
         if job.id in self._running:
             return  # read before it got its slot
-        self._queued.pop(job.id, None)
+        self._queue.discard(job.id)
         self._waiting.pop(job.id, None)
         self._unmoved.discard(job.id)
         self._holding.note(job)
         if job.state == "queued":
-            self._queued[job.id] = job.priority
-            heapq.heappush(self._heap, (RANKS[job.priority], job.number, job.id))
+            self._queue.put(job)
         elif job.state == "waiting":
             # One boot's processes share the monotonic clock; after a reboot ``due`` says nothing, hence the bounds.
             now = self._clock()
             self._waiting[job.id] = now + min(max(job.due - now, 0.0), job.delay)
-        if len(self._heap) > 2 * len(self._queued) + _STALE_MAX:  # behind what waits for a slot they would never go
-            self._heap = sorted({each for each in self._heap if each[2] in self._queued})
         self.poke()
 
     # ── one attempt ────────────────────────────────────────────────────────────────────────────────────

@@ -19,7 +19,7 @@ from smp_proto.sealed.envelope import open_envelope
 from smp_proto.sealed.keys import PublicIdentity
 from smp_proto.sealed.layout import TRAILER_BYTES, Trailer
 from smpd.jobs.job import Job, Progress
-from smpd.jobs.scheduler import RANKS
+from smpd.jobs.queue import RANKS
 from smpd.links import computing
 from smpd.opening.ranges import Opener
 from smpd.transfer.adopting import Brought, keep

@@ -377,21 +377,6 @@ async def test_very_many_that_wait_for_room_are_not_looked_at_all_the_time(store
                 await bench.until(job, "done")
 
 
-async def test_what_left_the_queue_is_not_kept_behind_what_is_in_it(store) -> None:
-    """Nor what was paused and resumed kept twice."""
-    async with Bench(store, running_max=1).on() as bench:
-        bench.add("a:long", blocking(anyio.Event(), begun := anyio.Event()))
-        await begun.wait()
-        bench.add("a:first")
-        paused = bench.add("a:paused")
-        for number in range(50):
-            await bench.scheduler.cancel(bench.add(f"a:{number}"))
-            await bench.scheduler.pause(paused)
-            await bench.scheduler.resume(paused)
-        assert bench.scheduler.counts() == (1, 2, 0)
-        assert len(bench.scheduler._heap) < 80
-
-
 async def test_a_job_without_room_can_be_cancelled(store) -> None:
     """As any that waits."""
     async with Bench(store, room=lambda job: ResourceError("disk_full", "x")).on() as bench:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from smp_proto.control import GetSpec
 from smp_proto.errors import NotFoundError
 from smpd.jobs.job import Job, Progress
-from smpd.jobs.scheduler import RANKS
+from smpd.jobs.queue import RANKS
 from smpd.transfer.lanes import Lane, Lanes, rank
 from smpd.transfer.pacing import Pacing
 from smpd.transfer.packing import Packing
