@@ -26,6 +26,7 @@ from smpd.fetch.remote import (
     Progress,
     Writing,
     changed,
+    check_folders,
     in_the_way,
     is_listed,
     missing,
@@ -111,6 +112,7 @@ class LocalRemote:
 
     async def _run(self, path: str, work: Callable[[int], T]) -> T:
         """Run ``work`` in a thread with the root's descriptor; its OSErrors become ours."""
+        check_folders(path)
 
         def call() -> T:
             with self._folder() as root:

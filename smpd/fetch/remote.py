@@ -174,6 +174,17 @@ def check_path(path: str, *, prefix: bool = False) -> None:
         )
 
 
+def check_folders(path: str) -> None:
+    """Refuse a path with an empty part: a bucket tells ``a//b`` from ``a/b``, and folders take one for the other.
+
+    Raises:
+        UsageError: ``bad_name``.
+    """
+    if "//" in path:
+        hint = "leave out all but one of the slashes that follow each other"
+        raise UsageError("bad_name", f"{path[:80]!r} is not a path of a remote that has folders", hint=hint)
+
+
 async def walk_folders(
     prefix: str, recursive: bool, entries: Callable[[str], Awaitable[list[ObjectInfo]]], after: str = ""
 ) -> AsyncGenerator[ObjectInfo, None]:

@@ -19,6 +19,7 @@ from smpd.fetch.remote import (
     Progress,
     Writing,
     changed,
+    check_folders,
     in_the_way,
     is_copy,
     is_listed,
@@ -98,6 +99,7 @@ class SftpRemote:
         return f"the folder {self._config.root or 'of the login'} at {self._where}"
 
     def _full(self, path: str) -> str:
+        check_folders(path)
         return posixpath.join(self._config.root, path) or "."
 
     @staticmethod

@@ -271,3 +271,14 @@ async def test_very_many_folders_are_swept(tmp_path: Path, monkeypatch: pytest.M
         for name in [*(f"{number}/x" for number in range(8)), "0/y"]:
             await remote.write(name, source.fileno(), 1, progress)
     assert len(remote._swept) <= 3
+
+
+async def test_an_empty_part_is_no_folder(tmp_path: Path) -> None:
+    """A bucket tells ``a//b`` from ``a/b``: what is to be the one must not become the other."""
+    async with fetch_process(LocalConfig(str(tmp_path))) as link:
+        await link.write("a/b", b"1")
+        for act in (link.write("a//b", b"2"), link.stat("a//b"), link.list("a//"), link.delete("a//b")):
+            with pytest.raises(UsageError) as caught:
+                await act
+            assert caught.value.code == "bad_name"
+        assert (tmp_path / "a" / "b").read_bytes() == b"1"
