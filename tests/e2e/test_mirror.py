@@ -259,6 +259,7 @@ def test_one_that_may_not_be_read_is_told_of(tmp_path: Path, sender: Sender, mon
 def test_one_remote_that_is_full_of_trouble(sender: Sender) -> None:
     """The other has what it is to have; the next round sends to the first alone."""
     attic = sender.places["attic"]
+    sender.write("early.bin", b"early")
     sender.mirror()
     (attic / "in").rename(attic / "elsewhere")
     (attic / "in").write_bytes(b"no folder")
