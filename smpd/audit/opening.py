@@ -73,11 +73,11 @@ def open_verified(
         log = stack.enter_context(contextlib.closing(AppendFile(log_path)))
         notes = stack.enter_context(contextlib.closing(AppendFile(notes_path)))
         durable.sync_folder(directory)
-        read, notes_size, newest = 0, 0, b""
+        read, notes_size, newest, rest = 0, 0, b"", b""
         for note in iter_notes(read_lines(notes_path, 0, notes_end)):
-            read += len(note)
+            read, rest = read + len(note), rest + note
             if note.endswith(b"\n") and b"\n\n" in note[:-1]:  # one before it that is not whole is damage, not a rest
-                notes_size, newest = read, note
+                notes_size, newest, rest = read, note, b""
         signed_bytes = reached.notes_bytes if reached is not None else 0  # those before the last one, all synced
         if reached is not None and reached.verified.size <= WHOLE_RECORDS:
             reached = None
@@ -91,6 +91,9 @@ def open_verified(
         if notes_size < signed_bytes:  # no crash does that, and who follows the log's keys needs them
             message = f"of {signed_bytes} bytes of checkpoints that were signed {notes_size} are left"
             raise broken(verifier.covered, message)
+        if notes_end is None and last and newest != last and not last.startswith(rest.rstrip(b"\0")):
+            # A crash leaves a part of it at most.
+            raise broken(verifier.covered, "the last checkpoint in its file is not the one that was signed last")
         if not verifier.may_sign(keys[0]):
             raise broken(verifier.covered, "the key that signed the log last did not hand it over to the box's")
         dropped = log.cut(log_size) + notes.cut(notes_size)

@@ -73,6 +73,23 @@ def test_checkpoints_that_were_taken_away(place: Place, left: int) -> None:
     assert not place.broken()
 
 
+def test_a_last_checkpoint_that_was_changed_is_not_torn(place: Place) -> None:
+    """At any byte it is told of. What a crash leaves of it, a part and perhaps zeros, is cut off."""
+    place.write()
+    place.write()
+    whole = place.notes.read_bytes()
+    *_, note = iter_notes(whole.splitlines(keepends=True))
+    begin = len(whole) - len(note)
+    for at in range(begin, len(whole)):
+        place.notes.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        assert place.broken(), f"byte {at - begin} of the last checkpoint"
+    rows = place.rows()
+    for left in (b"", note[:1], note[: len(note) // 2], note[:-1], note[:9] + bytes(50)):
+        place.put_back(rows)
+        place.notes.write_bytes(whole[:begin] + left)
+        assert not place.broken()
+
+
 def test_what_comes_from_one_backup(place: Place, tmp_path: Path) -> None:
     """Log and database of one time, an older database alone, and neither of them: all that opens. An older log alone does not."""
     place.write()

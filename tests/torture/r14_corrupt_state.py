@@ -151,7 +151,6 @@ async def _try(state: Path, before: dict[str, Any] | None, part: str) -> tuple[d
     Raises:
         AssertionError: something else is not as it was, or nobody was told.
     """
-    recovered = _recoveries(state)
     with anyio.fail_after(60):
         async with whole(state.parent, paths={"state": str(state)}, **CONFIG) as daemon:
             seen = await anyio.to_thread.run_sync(_seen, daemon)
@@ -163,8 +162,6 @@ async def _try(state: Path, before: dict[str, Any] | None, part: str) -> tuple[d
                 for check in checks
                 if check.state != "ok" and check.name != "disk" and "the identity is" not in check.text
             ]
-            if _recoveries(state) > recovered:  # a damaged end looks like one that a crash has torn
-                told.append("the audit log was recovered, as smpctl audit verify shows")
             for item in daemon.daemon.box.vault.list():
                 if not await _opens(daemon, item.id):
                     told.append(f"object {item.id} does not open")
@@ -180,11 +177,6 @@ async def _try(state: Path, before: dict[str, Any] | None, part: str) -> tuple[d
         if part not in ("smpd.db", "smpd.db-wal"):
             assert not changed, f"{sorted(changed)} changed with {part}"
     return seen, bool(told)
-
-
-def _recoveries(state: Path) -> int:
-    """How often the audit log says that something was cut off it."""
-    return (state / "audit" / "audit.jsonl").read_bytes().count(b'"event":"audit.recovered"')
 
 
 async def _renews(daemon: Whole) -> None:
