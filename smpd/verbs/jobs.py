@@ -38,8 +38,9 @@ from smpd.jobs.job import Job, new_job_id
 from smpd.transfer.refusing import publish
 from smpd.transfer.runner import result_of
 from smpd.transfer.sealing import HandedFile, sealed_file
-from smpd.vault.remotes import is_prefix, parse_location
+from smpd.vault.remotes import is_prefix
 from smpd.verbs.daemon import Daemon, next_file
+from smpd.verbs.places import pool_of
 from smpd.verbs.quarantine import record_of_refused
 from smpd.verbs.seen import JobsSeen
 
@@ -131,8 +132,7 @@ async def _check(daemon: Daemon, spec: GetSpec | RunSpec | PutSpec) -> None:
             message = f"the result would replace its source, {spec.target}"
             raise UsageError("bad_request", message, hint="choose another name for it: --to REMOTE:PATH")
     for location in locations:
-        name, _ = parse_location(location, prefix=True)
-        await daemon.pools.get(name)
+        await pool_of(daemon, location)
     recipients = [] if isinstance(spec, GetSpec) else spec.recipients
     for text in recipients:
         PublicIdentity.parse(text)

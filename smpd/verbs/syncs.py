@@ -33,9 +33,10 @@ from smpd.sync.syncs import unknown_sync
 from smpd.transfer.box import Audit
 from smpd.transfer.pool import RemotePool
 from smpd.transfer.pools import Pools
-from smpd.vault.remotes import check_name, parse_location
+from smpd.vault.remotes import check_name
 from smpd.verbs.batches import batches, in_parts
 from smpd.verbs.daemon import Daemon
+from smpd.verbs.places import pool_of
 
 
 class SyncWorld:
@@ -83,9 +84,9 @@ async def sync_add(daemon: Daemon, actor: Actor, request: SyncAdd, exchange: Exc
     """Begin to watch, once what can be checked now is right."""
     spec = request.sync
     check_name(spec.name, "sync")
-    source = await daemon.pools.get(parse_location(spec.source, prefix=True).remote)
+    source = await pool_of(daemon, spec.source)
     if spec.target:
-        await daemon.pools.get(parse_location(spec.target, prefix=True).remote)
+        await pool_of(daemon, spec.target)
     if spec.events and source.kind != "s3":
         hint = "leave out --events: a folder tells by itself, an SFTP server is listed"
         raise UsageError("bad_request", f"remote {source.name} is no bucket, which a queue could tell of", hint=hint)

@@ -42,6 +42,7 @@ def no_job(bench: Bench, *arguments: str | Path, code: str, about: str) -> str:
         ("S3:scan.smp", "bad_name", "S3"),
         ("s3:/etc/passwd", "bad_name", "s3"),
         ("s3:a/../b", "bad_name", "s3"),
+        ("disk:a//b", "bad_name", "two slashes"),
         ("s3:a\nb", "bad_name", "s3"),
         ("s3:" + "x" * 1025, "bad_name", "s3"),
         ("x" * 65 + ":a", "bad_name", "xxx"),

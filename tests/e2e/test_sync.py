@@ -186,6 +186,8 @@ def test_a_bucket_tells(machine, tmp_path: Path) -> None:
         (["here:in/", "--run", "nothing.such"], 5, "nothing.such"),
         (["here:in/", "--to", "here:out/"], 2, "--run"),
         (["here:", "--run", "digest", "--to", "here:out/"], 2, "own results"),
+        (["here:in//scans/"], 2, "two slashes"),
+        (["here:in/", "--run", "digest", "--to", "here:out//"], 2, "two slashes"),
         (["here:in/", "--every", "soon"], 2, "no time"),
         (["here:in/", "--every", "0s"], 2, "every second to every day"),
         (["here:in/", "--run", "digest", "--to", "here:out/", "--vault"], 2, "two things"),
