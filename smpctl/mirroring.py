@@ -19,7 +19,7 @@ from typing import NamedTuple
 import msgspec
 
 from smp_proto import durable
-from smp_proto.control import JobState, JobView, Priority
+from smp_proto.control import UNFINISHED_STATES, JobView, Priority
 from smp_proto.errors import IntegrityError, NotFoundError, SmpError, StateError, UsageError
 from smp_proto.sealed.entries import valid_entry_name
 from smpctl.client import Client
@@ -29,7 +29,6 @@ IN_FLIGHT = 16  # files whose jobs have not ended
 SAVE_S = 5.0
 TARGETS_MAX = 17
 _SUFFIX = ".smp"
-_UNFINISHED: tuple[JobState, ...] = ("queued", "waiting", "running", "paused")
 _JOBS_MAX = 10_000
 
 
@@ -274,7 +273,7 @@ class Mirror:
 
     def _under_way(self, places: Set[str]) -> list[JobView]:
         """The jobs that an earlier mirror, which was killed, left under way to these places; of others nothing."""
-        found = self._client.jobs(_UNFINISHED, limit=_JOBS_MAX) if places else []
+        found = self._client.jobs(UNFINISHED_STATES, limit=_JOBS_MAX) if places else []
         ours = f"({os.geteuid()})"
         return [job for job in found if job.kind == "put" and job.target in places and job.owner.endswith(ours)]
 

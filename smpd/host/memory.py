@@ -81,7 +81,8 @@ def _threads(pid: int) -> list[str]:
 
 def _status(folder: str) -> dict[bytes, int]:
     """The numbers of a status file; sizes in bytes. Empty when it is gone, or cannot be seen."""
-    # Once for each job: open() makes six calls, and around each of them the event loop lets go of the interpreter lock.
+    # Once for each job: a file of Python's makes eight calls for it, and the event loop lets go of the interpreter lock
+    # around them.
     data = b""
     try:
         fd = os.open(f"{folder}/status", os.O_RDONLY | os.O_CLOEXEC)

@@ -23,12 +23,12 @@ from smpd.jobs.failures import Pace, backoff_s, cause
 from smpd.jobs.holding import PATIENT_CODES, Holding, Short, is_held
 from smpd.jobs.job import Job, Progress
 from smpd.jobs.journal import Journal
+from smpd.jobs.persisting import Persisting
 from smpd.jobs.queue import Queue
 from smpd.jobs.states import MOVES, Move
 
 T = TypeVar("T")
 
-DISK_RETRY_S = 1.0
 _ASKED_AGAIN = ("disk_full", "audit_broken", "program_replaced")  # nobody is queued again while it is as it was
 _TOGETHER = 32  # jobs whose wait is over
 FINAL_MAX_S = 60.0
@@ -104,7 +104,7 @@ class Scheduler:
         self._waiting: dict[str, float] = {}  # due, by the clock
         self._unmoved: set[str] = set()  # of those, whose wait is over, and the disk does not take it
         self._running: dict[str, _Run] = {}
-        self._unwritten: dict[str, str] = {}  # of those, and by which error the disk does not take what became of them
+        self._persisting = Persisting(on_fault)
         self._lock = anyio.Lock(fast_acquire=True)  # held while a job without a slot moves, or gets one
         self._wake = anyio.Event()
         self.draining = False  # whether nothing is started any more
@@ -128,7 +128,7 @@ class Scheduler:
     @property
     def full(self) -> bool:
         """Whether the disk is too full for what became of a job that runs; belongs to the event loop."""
-        return "disk_full" in self._unwritten.values()
+        return self._persisting.full
 
     @property
     def short(self) -> Short:
@@ -336,7 +336,7 @@ class Scheduler:
         failure: Exception | None = None
         started: Job | None = None
         with run.scope:
-            found = await self._persist(partial(self._start, job_id), job_id)
+            found = await self._persisting.persist(partial(self._start, job_id), job_id)
             if isinstance(found, SmpError) and run.asked is None and self._holding.waits(job_id, found):
                 delay = self._holding.again_s(found)
                 held = await self._settle(job_id, "hold", error=found.body(), delay=delay, due=self._clock() + delay)
@@ -396,24 +396,7 @@ class Scheduler:
 
     async def _settle(self, job_id: str, move: Move, **facts: Any) -> Job:
         """Move a job that has a slot."""
-        return await self._persist(partial(self._journal.move, job_id, move, **facts), job_id)
-
-    async def _persist(self, change: Callable[[], T], job_id: str) -> T:
-        """Change a job that has a slot, waiting for as long as the disk is full. What is under way is not torn."""
-        try:
-            while True:
-                with anyio.CancelScope(shield=True):
-                    try:
-                        return await self._thread(change)
-                    except SmpError as error:
-                        if not error.retryable:
-                            raise
-                        if job_id not in self._unwritten:  # a disk may be full for days, and so would be the log
-                            self._on_fault(job_id, error)
-                        self._unwritten[job_id] = error.code
-                await anyio.sleep(DISK_RETRY_S)
-        finally:
-            self._unwritten.pop(job_id, None)
+        return await self._persisting.persist(partial(self._journal.move, job_id, move, **facts), job_id)
 
     async def _keep_progress(self, job_id: str) -> None:
         """Note what a job moved that the daemon stops at; it stays ``running`` and is recovered."""

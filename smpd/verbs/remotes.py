@@ -8,7 +8,7 @@ import msgspec
 
 from smp_proto.aio import Exchange
 from smp_proto.control import (
-    JobState,
+    UNFINISHED_STATES,
     ListObjects,
     Objects,
     RemoteAdd,
@@ -32,8 +32,6 @@ from smpd.control.permissions import Need
 from smpd.vault.remotes import Remote, parse_location
 from smpd.verbs.batches import in_parts
 from smpd.verbs.daemon import Daemon
-
-_UNFINISHED: tuple[JobState, ...] = ("queued", "waiting", "running", "paused")
 
 
 async def remote_add(daemon: Daemon, actor: Actor, request: RemoteAdd, exchange: Exchange) -> RemoteView:
@@ -86,7 +84,7 @@ async def remote_remove(daemon: Daemon, actor: Actor, request: RemoteRemove, exc
 
 def _users(daemon: Daemon, remote: str) -> list[str]:
     """The unfinished jobs that read from a remote or write to it."""
-    found = daemon.box.journal.list(_UNFINISHED)
+    found = daemon.box.journal.list(UNFINISHED_STATES)
     return [
         job.id for job in found if f"{remote}:" in (f"{_head(job.spec, 'source')}:", f"{_head(job.spec, 'target')}:")
     ]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from smp_proto.control import LocalConfig, S3Secret
 from smp_proto.errors import SmpError, UsageError
-from smpd.fetch import local
+from smpd.fetch import beneath, local
 from smpd.fetch.local import LocalRemote
 from smpd.fetch.remote import check_path
 from smpd.links.fetching import Look, Looked
@@ -68,7 +68,7 @@ async def test_what_a_killed_process_brought_is_made_durable(tmp_path: Path, mon
 @pytest.mark.parametrize("number", [437, 100_437], ids=["openat2", "none"])
 async def test_no_name_leads_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     """With openat2 and without it, as below systemd's RestrictSUIDSGID=: folders are passed, links out never."""
-    monkeypatch.setattr(local, "_SYS_OPENAT2", number)
+    monkeypatch.setattr(beneath, "_SYS_OPENAT2", number)
     root = tmp_path / "root"
     (root / "a" / "b").mkdir(parents=True)
     (tmp_path / "secret").write_bytes(b"secret")
@@ -79,18 +79,18 @@ async def test_no_name_leads_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     folder = os.open(root, os.O_PATH | os.O_DIRECTORY)
     try:
         for path in ("a/b/in", "./a//b/./in"):
-            with open(local.open_beneath(folder, path, os.O_RDONLY)) as file:
+            with open(beneath.open_beneath(folder, path, os.O_RDONLY)) as file:
                 assert file.read() == "inside"
-        os.close(local.open_beneath(folder, ".", os.O_RDONLY | os.O_DIRECTORY))
-        os.close(local.open_beneath(folder, "a/new", os.O_CREAT | os.O_WRONLY, 0o600))
+        os.close(beneath.open_beneath(folder, ".", os.O_RDONLY | os.O_DIRECTORY))
+        os.close(beneath.open_beneath(folder, "a/new", os.O_CREAT | os.O_WRONLY, 0o600))
         for path in ("out", "up/secret", "../secret", "a/../../secret"):
             with pytest.raises(OSError, match="cross-device|symbolic links|Not a directory"):
-                local.open_beneath(folder, path, os.O_RDONLY)
+                beneath.open_beneath(folder, path, os.O_RDONLY)
         if number == 437:
-            os.close(local.open_beneath(folder, "down/in", os.O_RDONLY))
+            os.close(beneath.open_beneath(folder, "down/in", os.O_RDONLY))
         else:
             with pytest.raises(OSError, match="symbolic links|Not a directory"):
-                local.open_beneath(folder, "down/in", os.O_RDONLY)
+                beneath.open_beneath(folder, "down/in", os.O_RDONLY)
     finally:
         os.close(folder)
     assert (root / "a" / "new").stat().st_mode & 0o777 == 0o600

@@ -19,8 +19,7 @@ from smp_proto.errors import (
     SmpError,
     StateError,
 )
-from smpd.jobs import holding
-from smpd.jobs import scheduler as scheduling
+from smpd.jobs import holding, persisting
 from smpd.jobs.failures import RETRY_AFTER_MAX_S
 from smpd.jobs.holding import LOOK_AGAIN_S
 from smpd.jobs.scheduler import Scheduler
@@ -420,7 +419,7 @@ async def test_who_waits_for_room_is_known_without_looking(store) -> None:
 
 async def test_a_journal_that_cannot_write_is_waited_for(store, monkeypatch) -> None:
     """A result that cannot be recorded yet is recorded once there is space, announced once."""
-    monkeypatch.setattr(scheduling, "DISK_RETRY_S", 0.001)
+    monkeypatch.setattr(persisting, "DISK_RETRY_S", 0.001)
     move, start, left = store.journal.move, store.journal.start, {"start": 2, "succeed": 3, "due": 1, "retry": 1}
 
     def fail(name):

@@ -26,6 +26,7 @@ from smp_proto.control.box import (
 )
 from smp_proto.control.jobs import (
     FINAL_STATES,
+    UNFINISHED_STATES,
     AnyJobSpec,
     Event,
     GetSpec,
@@ -158,6 +159,7 @@ __all__ = [
     "SIZE_MAX",
     "SYNC_BYTES_MAX",
     "TROUBLES_MAX",
+    "UNFINISHED_STATES",
     "VAULT_PAGE",
     "AnyJobSpec",
     "AnyRemoteConfig",

@@ -13,6 +13,7 @@ Priority = Literal["low", "normal", "high", "critical"]
 JobState = Literal["queued", "waiting", "running", "paused", "done", "failed", "quarantined", "cancelled"]
 
 
+UNFINISHED_STATES: tuple[JobState, ...] = ("queued", "waiting", "running", "paused")
 FINAL_STATES: frozenset[str] = frozenset({"done", "failed", "quarantined", "cancelled"})
 
 
