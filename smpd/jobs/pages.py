@@ -70,7 +70,9 @@ def read_wal(path: str) -> Wal:
         good = before is not None and ours and _checksum(body, before, order) == tuple(sums)
         frames.append(Frame(page, commit != 0, good, offset + FRAME_HEADER_BYTES))
         before = tuple(sums)
-        if not ours and not _follows(data, offset + size, size, (salt1, salt2)):
+        # Each round has both salts anew: where one of them is ours the other was changed.
+        left = frame_salt1 != salt1 and frame_salt2 != salt2
+        if left and not _follows(data, offset + size, size, (salt1, salt2)):
             frames.pop()  # what an earlier round through the file left
             break
     first = next((number for number, frame in enumerate(frames) if not frame.good), len(frames))

@@ -101,6 +101,15 @@ def test_a_torn_end_is_no_damage(killed: Path):
     assert found.torn
 
 
+@pytest.mark.parametrize("part", range(FRAME_HEADER_BYTES))
+def test_a_change_in_the_head_of_the_last_frame_is_seen(killed: Path, part: int):
+    """Also of one of its salts, by which it looks like what an earlier round left."""
+    wal = Path(f"{killed}-wal")
+    flip(wal, wal.stat().st_size - FRAME_HEADER_BYTES - PAGE + part)
+    found = read_wal(str(wal))
+    assert (found.damaged, found.torn) == (False, True)
+
+
 def test_an_older_round_of_the_log_is_no_damage(tmp_path: Path):
     """SQLite writes the log from its beginning again, over what it wrote back; what it did not reach is no damage."""
     path = tmp_path / "a.db"
